@@ -1,0 +1,35 @@
+"""What a loader hands over."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass
+class Batch:
+    """Pairs of one rank.
+
+    images: uint8 [B, 3, H, W]; texts: int64 [B, T], 0 is padding; ids: `shard/key` of each pair.
+    read, bad: samples read to make this batch, and the unusable ones among them by shard.
+    """
+
+    images: Tensor
+    texts: Tensor
+    ids: list[str]
+    read: int = 0
+    bad: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class EvaluationBatch:
+    """Images of one rank, with what they are judged by. Rows where `valid` is False fill the batch and count for nothing.
+
+    images: uint8 [B, 3, H, W]; valid: bool [B]; labels: int64 [B], the class index of `.cls`, or -1;
+    captions: all captions of each image (empty for a filling row); ids: `shard/key`, "" for a filling row.
+    """
+
+    images: Tensor
+    valid: Tensor
+    labels: Tensor
+    captions: list[list[str]]
+    ids: list[str]

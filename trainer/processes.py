@@ -1,0 +1,157 @@
+"""This process among its fellows: start, small collectives, end. The only place that reads a launcher's variables."""
+
+import os
+import socket
+import warnings
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trainer.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a run as seen from one of them. Every method is a collective: all ranks call it, in the same order."""
+
+    rank: int
+    world: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which prints, logs and names directories."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over ranks of a tensor of the same shape on each; the argument is left as it is."""
+        total = values.detach().clone()
+        if self.world > 1:
+            dist.all_reduce(total)
+        return total
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on at least one rank."""
+        return bool(self.sum(torch.tensor(float(flag), device=self.device)).item() > 0)
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """The rows `[n, ...]` of all ranks in rank order, `[world * n, ...]`; n is equal on all ranks; no gradient."""
+        if self.world == 1:
+            return rows
+        gathered = rows.new_empty(self.world * rows.shape[0], *rows.shape[1:])
+        dist.all_gather_into_tensor(gathered, rows.contiguous())
+        return gathered
+
+    def gather_objects(self, value: T) -> list[T]:
+        """A small picklable value of each rank, in rank order, on every rank."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def from_first(self, value: T) -> T:
+        """Rank 0's picklable value, on every rank."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.world > 1:
+            dist.barrier()
+
+
+def rank_from_environment() -> int:
+    """This process's rank as its launcher (torchrun or srun) set it; 0 without a launcher."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) if _launched() else 0)
+
+
+def _launched() -> bool:
+    return "WORLD_SIZE" in os.environ or ("SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1)
+
+
+def _adopt_launcher_variables() -> None:
+    """Set torch.distributed's variables from srun's, or for a single process; torchrun has set them already."""
+    if "WORLD_SIZE" in os.environ:
+        return
+    if _launched():
+        os.environ.update(
+            RANK=os.environ["SLURM_PROCID"],
+            WORLD_SIZE=os.environ["SLURM_NTASKS"],
+            LOCAL_RANK=os.environ["SLURM_LOCALID"],
+            LOCAL_WORLD_SIZE=os.environ.get("SLURM_NTASKS_PER_NODE", "1"),
+        )
+        if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
+            raise UserError(
+                "srun started several tasks, but MASTER_ADDR and MASTER_PORT are not set: export the first host's name and a free port"
+            )
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+
+
+def _choose_device(wanted: str, local_rank: int) -> torch.device:
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise UserError(f"run.device={wanted}: choose auto, cpu or cuda")
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("run.device=cuda, but torch sees no CUDA device here: use run.device=cpu, or install torch with CUDA")
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    # With one visible device a task (srun --gpus-per-task=1) the only index is 0, whatever the local rank is.
+    return torch.device("cuda", min(local_rank, torch.cuda.device_count() - 1))
+
+
+def start_processes(device: str = "auto", timeout_minutes: float = 10.0) -> Processes:
+    """Join the process group (NCCL on GPUs, gloo on CPUs) that torchrun or srun laid out, or be a single process.
+
+    Raises UserError when the device asked for is not there or two ranks would share one GPU.
+    """
+    _adopt_launcher_variables()
+    rank, world, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    chosen = _choose_device(device, local_rank)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    else:
+        # gloo and several processes on one CPU: each takes its share of the cores.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dist.init_process_group(
+            "nccl" if chosen.type == "cuda" else "gloo",
+            timeout=timedelta(minutes=timeout_minutes),
+            device_id=chosen if chosen.type == "cuda" else None,
+        )
+    processes = Processes(rank, world, local_rank, chosen)
+    _check_devices(processes)
+    return processes
+
+
+def _check_devices(processes: Processes) -> None:
+    if processes.device.type != "cuda":
+        return
+    # The UUID, not the index: tasks that see one device each all call it cuda:0.
+    mine = f"{socket.gethostname()} {torch.cuda.get_device_properties(processes.device).uuid}"
+    owners = processes.gather_objects(mine)
+    for rank, device in enumerate(owners):
+        if owners.index(device) != rank:
+            raise UserError(
+                f"ranks {owners.index(device)} and {rank} share one GPU ({device}): start one process a GPU (--nproc-per-node, --ntasks-per-node)"
+            )
+
+
+def stop_processes() -> None:
+    """Leave the process group; harmless when there is none."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
