@@ -9,6 +9,6 @@ class UserError(Exception):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """" (did you mean 'x'?)" for the nearest of the known names, or nothing when none is near."""
+    """ " (did you mean 'x'?)" for the nearest of the known names, or nothing when none is near."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean '{near[0]}'?)" if near else ""

@@ -46,7 +46,7 @@ class Processes:
         if self.world == 1:
             return rows
         gathered = rows.new_empty(self.world * rows.shape[0], *rows.shape[1:])
-        dist.all_gather_into_tensor(gathered, rows.contiguous())
+        dist.all_gather_single(gathered, rows.contiguous())
         return gathered
 
     def gather_objects(self, value: T) -> list[T]:

@@ -1,0 +1,91 @@
+"""The Transformer block: attention inside each sequence, then an MLP or a mixture of experts over all tokens."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import ModelConfig, RouterConfig
+from model.experts import ExpertLayer
+from model.peers import Peers
+from model.stream import TEXT, Segment, TokenStream
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention. A token sees the valid tokens of its own image or text and no other."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x_nd: Tensor, valid_n: Tensor, segments: tuple[Segment, ...]) -> Tensor:
+        """`[N, D]` -> `[N, D]`; one fused attention call a segment."""
+        sizes = [segment.tokens for segment in segments]
+        pieces = []
+        for segment, qkv, valid in zip(segments, self.qkv(x_nd).split(sizes), valid_n.split(sizes), strict=True):
+            q, k, v = qkv.view(segment.count, segment.length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            mask = None
+            if segment.modality == TEXT:
+                mask = valid.view(segment.count, 1, 1, segment.length)
+                mask = mask | ~mask.any(-1, keepdim=True)  # a softmax over nothing is NaN: a row of pads may see its pads
+            pieces.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2).flatten(0, 1))
+        return self.out(torch.cat(pieces))
+
+
+class MLP(nn.Module):
+    """Two linear maps with a GELU between."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, x_nd: Tensor) -> Tensor:
+        """`[N, D]` -> `[N, D]`."""
+        return self.down(F.gelu(self.up(x_nd)))
+
+
+class Block(nn.Module):
+    """Pre-LayerNorm block. Takes and gives plain tensors, so that activation checkpointing can wrap it as it is."""
+
+    def __init__(self, config: ModelConfig, router: RouterConfig, peers: Peers, has_experts: bool) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.width)
+        self.attention = Attention(config.width, config.heads)
+        self.norm2 = nn.LayerNorm(config.width)
+        self.mlp: ExpertLayer | MLP = (
+            ExpertLayer(config.width, config.mlp, config.experts, router, peers) if has_experts else MLP(config.width, config.mlp)
+        )
+
+    def forward(
+        self, x_nd: Tensor, modality_n: Tensor, valid_n: Tensor, segments: tuple[Segment, ...]
+    ) -> tuple[Tensor, Tensor | None]:
+        """`[N, D]` -> `[N, D]` and, of an expert layer, the packed routing sums (model.auxiliary)."""
+        x_nd = x_nd + self.attention(self.norm1(x_nd), valid_n, segments)
+        normed = self.norm2(x_nd)
+        if isinstance(self.mlp, MLP):
+            return x_nd + self.mlp(normed), None
+        y_nd, sums = self.mlp(TokenStream(normed, modality_n, valid_n, segments))
+        return x_nd + y_nd, sums
+
+
+class Encoder(nn.Module):
+    """A tower: blocks and a final LayerNorm. Nothing in it is told which modality a token is, but for the statistics."""
+
+    def __init__(self, config: ModelConfig, router: RouterConfig, peers: Peers) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            Block(config, router, peers, has_experts=index in config.expert_layers) for index in range(config.layers)
+        )
+        self.norm = nn.LayerNorm(config.width)
+
+    def forward(self, stream: TokenStream) -> tuple[TokenStream, dict[int, Tensor]]:
+        """The stream after all blocks, and the packed routing sums of each expert layer by its index."""
+        sums: dict[int, Tensor] = {}
+        x_nd = stream.x_nd
+        for index, block in enumerate(self.blocks):
+            x_nd, layer_sums = block(x_nd, stream.modality_n, stream.valid_n, stream.segments)
+            if layer_sums is not None:
+                sums[index] = layer_sums
+        return stream.with_x(self.norm(x_nd)), sums

@@ -1,0 +1,36 @@
+"""How large a model is: all parameters, and those applied to a token."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from model.config import ModelConfig, RouterConfig
+from model.experts import Experts
+from model.limoe import LIMoE
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Numbers of parameters. applied: with top_k of the E experts of each layer; the embedding tables count as applied."""
+
+    total: int
+    applied: int
+    experts: int
+
+
+def expert_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    """The stacked parameters of all expert layers."""
+    for module in model.modules():
+        if isinstance(module, Experts):
+            yield from module.parameters()
+
+
+def count_parameters(config: ModelConfig, router: RouterConfig) -> ParameterCount:
+    """Counts of the whole model, whatever the parallel layout; builds it without memory, on the meta device."""
+    with torch.device("meta"):
+        model = LIMoE(config, router)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    experts = sum(parameter.numel() for parameter in expert_parameters(model))
+    return ParameterCount(total, total - experts + experts * router.top_k // max(1, config.experts), experts)

@@ -1,0 +1,89 @@
+"""The expert layer: route -> dispatch -> exchange -> experts -> exchange -> combine."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.auxiliary import routing_sums
+from model.config import RouterConfig
+from model.dispatch import combine, dispatch
+from model.peers import Peers
+from model.routing import Gates, Slots, assign_slots, capacity, choose_experts, largest_load
+from model.stream import TokenStream
+
+
+class Experts(nn.Module):
+    """This process's experts: MLPs of one shape, their weights stacked so that one batched product serves all."""
+
+    def __init__(self, local_experts: int, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up = nn.Parameter(torch.empty(local_experts, width, hidden))
+        self.up_bias = nn.Parameter(torch.empty(local_experts, 1, hidden))
+        self.down = nn.Parameter(torch.empty(local_experts, hidden, width))
+        self.down_bias = nn.Parameter(torch.empty(local_experts, 1, width))
+
+    def forward(self, x_ecd: Tensor) -> Tensor:
+        """`[e, C, D]` -> `[e, C, D]`, row e of the buffers through expert e."""
+        hidden = F.gelu(torch.baddbmm(self.up_bias, x_ecd, self.up))
+        return torch.baddbmm(self.down_bias, hidden, self.down)
+
+
+class Router(nn.Module):
+    """Linear map to one logit an expert, no bias, computed in float32 whatever the model's precision."""
+
+    def __init__(self, width: int, experts: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(experts, width))
+
+    def forward(self, x_nd: Tensor) -> Tensor:
+        """`[N, D]` -> logits `[N, E]` in float32 (float64 stays)."""
+        dtype = torch.promote_types(x_nd.dtype, torch.float32)
+        with torch.autocast(x_nd.device.type, enabled=False):
+            return F.linear(x_nd.to(dtype), self.weight.to(dtype))
+
+
+class ExpertLayer(nn.Module):
+    """A sparse mixture of MLPs in the place of a block's MLP."""
+
+    def __init__(self, width: int, hidden: int, experts: int, config: RouterConfig, peers: Peers) -> None:
+        super().__init__()
+        self.num_experts = experts
+        self.config = config
+        self.peers = peers
+        self.router = Router(width, experts)
+        self.experts = Experts(experts // peers.expert_parallel, width, hidden)
+
+    def forward(self, stream: TokenStream) -> tuple[Tensor, Tensor]:
+        """A stream of N tokens -> outputs `[N, D]` (zeros for dropped tokens) and packed routing sums (model.auxiliary)."""
+        noise_std = self.config.noise / self.num_experts if self.training else 0.0
+        gates = choose_experts(self.router(stream.x_nd), self.config.top_k, noise_std)
+        slots = self._assign(gates, stream)
+        buffers = dispatch(stream.x_nd, slots.choice_of_slot, slots.slot_of_choice)
+        outputs = self.peers.from_experts(self.experts(self.peers.to_experts(buffers)))
+        y_nd = combine(outputs, gates.gate_nk, slots.choice_of_slot, slots.slot_of_choice)
+        return y_nd, routing_sums(gates, slots.kept_nk, stream, (self.config.noise or 1.0) / self.num_experts)
+
+    def _assign(self, gates: Gates, stream: TokenStream) -> Slots:
+        config = self.config
+        factor = config.capacity_factor if self.training else config.eval_capacity_factor
+        if factor is None:
+            return self._assign_all(gates, stream)
+        group_n, groups = _routing_groups(stream, config.group_size)
+        slots = capacity(stream.x_nd.shape[0] // groups, self.num_experts, config.top_k, factor)
+        return assign_slots(gates, stream.valid_n, group_n, groups, self.num_experts, slots, config.priority)
+
+    def _assign_all(self, gates: Gates, stream: TokenStream) -> Slots:
+        """Drop nothing: buffers as large as the largest load among the peers. Reads it on the host, so only for evaluation."""
+        load = self.peers.max_over_experts(largest_load(gates, stream.valid_n, self.num_experts))
+        return assign_slots(gates, stream.valid_n, None, 1, self.num_experts, max(1, int(load.item())), self.config.priority)
+
+
+def _routing_groups(stream: TokenStream, group_size: int | None) -> tuple[Tensor | None, int]:
+    """Each token's routing group `[N]` and their number: `group_size` sequences of every modality a group; None: one group."""
+    count = stream.segments[0].count
+    if group_size is None or group_size >= count:
+        return None, 1
+    pieces = [
+        (torch.arange(s.count, device=stream.valid_n.device) // group_size).repeat_interleave(s.length) for s in stream.segments
+    ]
+    return torch.cat(pieces), -(-count // group_size)

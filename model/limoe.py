@@ -1,0 +1,110 @@
+"""The contrastive image-text model: one tower with or without experts (LIMoE), or two dense towers (CLIP)."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.block import Encoder
+from model.config import ModelConfig, RouterConfig
+from model.embed import PatchEmbed, TextEmbed
+from model.initialise import initialise
+from model.peers import Peers, SingleProcess
+from model.stream import IMAGE, MODALITIES, TEXT, TokenStream, join
+
+MAX_SCALE = 100.0
+"""Largest logit scale (CLIP, section 2.5)."""
+
+
+class _ClampAtMaximum(torch.autograd.Function):
+    """min(value, maximum); at the maximum only gradients that lower the value pass, so that it neither grows on nor sticks."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, maximum: float) -> Tensor:
+        ctx.save_for_backward(value >= maximum)
+        return value.clamp(max=maximum)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (at_maximum,) = ctx.saved_tensors
+        return torch.where(at_maximum & (grad < 0), torch.zeros_like(grad), grad), None
+
+
+class LogitScale(nn.Module):
+    """The learned scale of the logits, 1 / temperature, at most MAX_SCALE. A module, so that ZeRO-3 fetches its parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.empty(1))
+
+    def forward(self) -> Tensor:
+        """The scale, a float32 scalar (float64 stays)."""
+        value = self.log_scale.to(torch.promote_types(self.log_scale.dtype, torch.float32))
+        return _ClampAtMaximum.apply(value, math.log(MAX_SCALE)).exp().squeeze(0)
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a forward pass gives. images, texts: L2-normalised `[B, embedding]`, None for a modality that was not given.
+
+    scale: the logit scale, a scalar; routing: packed routing sums of this process by expert layer (model.auxiliary).
+    """
+
+    images: Tensor | None
+    texts: Tensor | None
+    scale: Tensor
+    routing: dict[int, Tensor]
+
+
+class LIMoE(nn.Module):
+    """Embeds images and texts in one space. `ModelConfig.towers` and `expert_layers` decide which of the family it is."""
+
+    def __init__(self, config: ModelConfig, router: RouterConfig, peers: Peers | None = None) -> None:
+        super().__init__()
+        peers = peers or SingleProcess()
+        self.config = config
+        self.patches = PatchEmbed(config)
+        self.tokens = TextEmbed(config)
+        self.towers = nn.ModuleList(Encoder(config, router, peers) for _ in range(config.towers))
+        self.heads = nn.ModuleDict({name: nn.Linear(config.width, config.embedding, bias=False) for name in MODALITIES})
+        self.scale = LogitScale()
+        self._first_expert = peers.expert_rank * (config.experts // peers.expert_parallel)
+
+    def initialise(self, seed: int) -> "LIMoE":
+        """Fill the parameters from the seed; see model.initialise."""
+        initialise(self, seed, self._first_expert, self.config.initial_scale)
+        return self
+
+    def forward(self, images: Tensor | None = None, texts: Tensor | None = None) -> Output:
+        """Normalised images `[B, 3, H, W]` and/or token ids int64 `[B, L]` (0 pads) -> Output."""
+        sequences = []
+        if images is not None:
+            sequences.append((IMAGE, *self.patches(images)))
+        if texts is not None:
+            sequences.append((TEXT, *self.tokens(texts)))
+        embeddings: dict[int, Tensor] = {}
+        routing: dict[int, Tensor] = {}
+        for tower, stream in self._streams(sequences):
+            encoded, sums = tower(stream)
+            embeddings |= self._pool(encoded)
+            routing |= sums
+        return Output(embeddings.get(IMAGE), embeddings.get(TEXT), self.scale(), routing)
+
+    def _streams(self, sequences: list[tuple[int, Tensor, Tensor]]) -> list[tuple[nn.Module, TokenStream]]:
+        """Which tower reads what: one takes both modalities, two take one each."""
+        if len(self.towers) == 1:
+            return [(self.towers[0], join(sequences))]
+        return [(self.towers[sequence[0]], join([sequence])) for sequence in sequences]
+
+    def _pool(self, stream: TokenStream) -> dict[int, Tensor]:
+        """By modality: the average over valid tokens, projected, L2-normalised in float32 at least."""
+        pooled = {}
+        for (segment, x_bld), (_, valid_bl) in zip(stream.sequences(stream.x_nd), stream.sequences(stream.valid_n), strict=True):
+            weight = valid_bl.unsqueeze(-1).to(x_bld.dtype)
+            mean_bd = (x_bld * weight).sum(1) / weight.sum(1).clamp(min=1)
+            projected = self.heads[MODALITIES[segment.modality]](mean_bd)
+            pooled[segment.modality] = F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=-1)
+        return pooled

@@ -1,0 +1,101 @@
+"""Which expert takes which token: logits, gates, capacity and priority (LIMoE, section 2; V-MoE, section 3 and appendix C)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PRIORITIES = ("gate", "order")
+
+
+@dataclass(frozen=True)
+class Gates:
+    """What the router thinks of each token.
+
+    logits_ne: without noise, float32 [N, E]; noisy_ne: the logits that route; gate_nk, expert_nk: the K largest noisy gates and
+    their experts, largest first.
+    """
+
+    logits_ne: Tensor
+    noisy_ne: Tensor
+    gate_nk: Tensor
+    expert_nk: Tensor
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Who got a slot; see model.dispatch for the two index tensors. kept_nk: bool [N, K]."""
+
+    choice_of_slot: Tensor
+    slot_of_choice: Tensor
+
+    @property
+    def kept_nk(self) -> Tensor:
+        return self.slot_of_choice >= 0
+
+
+def capacity(tokens: int, experts: int, top_k: int, factor: float) -> int:
+    """Slots of one expert's buffer for one routing group, `ceil(factor * K * n / E)`, at least 1 and at most n."""
+    # Rounded first, so that 1.1 * 80 / 8 in floating point does not become 12.
+    return min(tokens, max(1, math.ceil(round(factor * top_k * tokens / experts, 6))))
+
+
+def choose_experts(logits_ne: Tensor, top_k: int, noise_std: float) -> Gates:
+    """Softmax over the noisy logits, then the K experts with the largest gate, ties to the lower index.
+
+    The gate value, not renormalised, is the combine weight (K=1: output = p_e * expert_e(x)).
+    """
+    noisy_ne = logits_ne + noise_std * torch.randn_like(logits_ne) if noise_std > 0 else logits_ne
+    gates_ne = noisy_ne.softmax(-1)
+    # A stable sort, unlike topk, has a defined order among equal gates.
+    expert_nk = gates_ne.detach().sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
+    return Gates(logits_ne, noisy_ne, gates_ne.gather(1, expert_nk), expert_nk)
+
+
+@torch.no_grad()
+def assign_slots(
+    gates: Gates, valid_n: Tensor, group_n: Tensor | None, groups: int, experts: int, slots: int, priority: str
+) -> Slots:
+    """Give each expert's `slots` places (of each group) to its claimants.
+
+    priority "gate": the largest gates first (Batch Priority Routing); "order": in the order of the stream. All first choices
+    go before all second choices. Pads claim nothing. group_n: int64 [N], each token's routing group; None: all in one.
+    Buffers come as `[E, groups * slots]`, a group's places side by side. Shapes depend on nothing but the arguments.
+    """
+    n, top_k = gates.expert_nk.shape
+    choices = n * top_k
+    device = gates.expert_nk.device
+    # Choice-major order (first choices of all tokens, then second ones): a stable sort keeps it among equal keys.
+    expert = gates.expert_nk.T.reshape(-1)
+    buffer = expert if group_n is None else expert * groups + group_n.repeat(top_k)
+    buffers = experts * groups
+    buffer = torch.where(valid_n.repeat(top_k), buffer, buffers)  # pads sort behind every buffer
+    if priority == "gate":
+        by_gate = torch.sort(gates.gate_nk.T, dim=1, descending=True, stable=True).indices
+        first = (by_gate + n * torch.arange(top_k, device=device).unsqueeze(1)).reshape(-1)
+    else:
+        first = torch.arange(choices, device=device)
+    order = first[torch.sort(buffer[first], stable=True).indices]
+
+    # In `order` the claimants of a buffer stand together, best first; their place is the distance from the first of them.
+    sorted_buffer = buffer[order]
+    starts = torch.searchsorted(sorted_buffer, torch.arange(buffers + 1, device=device))
+    place = torch.arange(choices, device=device) - starts[sorted_buffer]
+    kept = (place < slots) & (sorted_buffer < buffers)
+    slot = torch.where(kept, sorted_buffer * slots + place, -1)
+
+    choice = order % n * top_k + order // n  # back to `token * K + choice`
+    slot_of_choice = torch.empty(choices, dtype=torch.int64, device=device).scatter_(0, choice, slot)
+    # The claimant at each place of each buffer, read straight from the sorted list: again a gather.
+    position = starts[:-1, None] + torch.arange(slots, device=device)
+    taken = position < starts[1:, None]
+    choice_of_slot = torch.where(taken, choice[position.clamp(max=choices - 1)], -1)
+    return Slots(choice_of_slot.view(experts, groups * slots), slot_of_choice.view(n, top_k))
+
+
+def largest_load(gates: Gates, valid_n: Tensor, experts: int) -> Tensor:
+    """How many choices the most wanted expert got, int64 scalar."""
+    counts = torch.zeros(experts, dtype=torch.int64, device=valid_n.device)
+    counts.index_add_(0, gates.expert_nk.reshape(-1), valid_n.to(torch.int64).repeat_interleave(gates.expert_nk.shape[1]))
+    return counts.max()
