@@ -5,7 +5,7 @@ makes losses and statistics those of the global batch, whatever the parallel lay
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -35,6 +35,10 @@ class RoutingSums:
     """Sum of the gates (without noise) by modality."""
     load_me: Tensor
     """How many choices fell on each expert, before capacity."""
+
+    def __add__(self, other: "RoutingSums") -> "RoutingSums":
+        """The sums over both sets of tokens."""
+        return RoutingSums(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
     @staticmethod
     def unpack(packed: Tensor, experts: int) -> "RoutingSums":

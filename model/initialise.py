@@ -1,4 +1,4 @@
-"""First values of the parameters: the same for every parallel layout, drawn for each tensor (and each expert) from a seed of its own."""
+"""First values of the parameters: the same for every parallel layout, as each tensor (and expert) has a seed of its own."""
 
 import math
 import zlib

@@ -3,7 +3,6 @@
 import logging
 import os
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 # Before DeepSpeed is imported: nothing is compiled at start, and nothing but errors is printed.
@@ -15,6 +14,7 @@ import torch.distributed as dist
 from fairscale.nn.checkpoint import checkpoint_wrapper
 from torch import nn
 
+from model.block import Block
 from model.experts import ExpertLayer
 from model.limoe import LIMoE
 from trainer.config import Config
@@ -132,18 +132,12 @@ def deepspeed_settings(config: Config, world: int) -> dict[str, Any]:
 
 
 def wrap_blocks(model: LIMoE, config: Config) -> None:
-    """Apply activation checkpointing and torch.compile to the blocks, from outside."""
-    wrappers: list[Callable[[nn.Module], nn.Module]] = []
-    if config.train.compile:
-        wrappers.append(lambda block: (block.compile(), block)[1])
-    if config.train.activation_checkpointing != "none":
-        offload = config.train.activation_checkpointing == "offload"
-        wrappers.append(lambda block: checkpoint_wrapper(block, offload_to_cpu=offload))
-    for tower in model.towers:
-        for index, block in enumerate(tower.blocks):
-            for wrap in wrappers:
-                block = wrap(block)
-            tower.blocks[index] = block
+    """Apply torch.compile and activation checkpointing to the blocks, in place and from outside; names stay as they are."""
+    for block in [module for module in model.modules() if isinstance(module, Block)]:
+        if config.train.compile:
+            block.compile()
+        if config.train.activation_checkpointing != "none":
+            checkpoint_wrapper(block, offload_to_cpu=config.train.activation_checkpointing == "offload")
 
 
 def build_engine(config: Config, model: LIMoE, processes: Processes, peers: DistributedPeers) -> Any:

@@ -2,10 +2,13 @@
 
 import socket
 
+import torch
+
 from model.config import ModelConfig, RouterConfig
 from model.routing import PRIORITIES
 from trainer.config import Config
 from trainer.errors import UserError
+from trainer.logs.tables import LayoutRow
 from trainer.processes import Processes
 
 
@@ -55,7 +58,8 @@ def check_layout(config: Config, world: int) -> None:
         )
     if config.model.expert_layers and config.model.experts % ep:
         raise UserError(
-            f"model.experts={config.model.experts} is not divisible by parallel.expert_parallel={ep}: each rank must own as many experts"
+            f"model.experts={config.model.experts} is not divisible by parallel.expert_parallel={ep}: "
+            f"each rank must own as many experts as any other"
         )
     if train.precision not in ("bf16", "fp32"):
         raise UserError(f"train.precision={train.precision}: choose bf16 or fp32")
@@ -76,26 +80,22 @@ def _check_batches(config: Config, world: int) -> None:
         )
     if config.eval.batch_size < world or config.eval.batch_size % world:
         raise UserError(
-            f"eval.batch_size={config.eval.batch_size} (global) is not divisible by the {world} processes: use a multiple of {world}"
+            f"eval.batch_size={config.eval.batch_size} (global) is not divisible by the {world} processes: "
+            f"use a multiple of {world}"
         )
     local, group = train.batch_size // pieces, config.router.group_size
     if group is not None and (group < 1 or local % min(group, local)):
         raise UserError(f"router.group_size={group} does not divide the {local} pairs of one process's micro-batch")
 
 
-def layout_rows(config: Config, processes: Processes) -> list[dict[str, str]]:
-    """Who owns what, a row a rank, on every rank: rank, host, device, EP rank and experts owned."""
+def layout_rows(config: Config, processes: Processes) -> list[LayoutRow]:
+    """Who owns what, a row a rank, on every rank. A collective."""
     ep = config.parallel.expert_parallel
-    expert_rank = processes.rank % ep
     owned = config.model.experts // ep
-    first = expert_rank * owned
-    experts = f"{first}-{first + owned - 1}" if owned > 1 else str(first)
-    return processes.gather_objects(
-        {
-            "rank": str(processes.rank),
-            "host": socket.gethostname(),
-            "device": str(processes.device),
-            "EP rank": f"{expert_rank} of {ep}",
-            "experts": experts if config.model.expert_layers else "none",
-        }
-    )
+    expert_rank = processes.rank % ep
+    device = str(processes.device)
+    if processes.device.type == "cuda":
+        device += f" {torch.cuda.get_device_name(processes.device)}"
+    experts = range(expert_rank * owned, (expert_rank + 1) * owned) if config.model.expert_layers else range(0)
+    row = LayoutRow(rank=processes.rank, host=socket.gethostname(), device=device, ep_rank=expert_rank, experts=list(experts))
+    return processes.gather_objects(row)

@@ -93,7 +93,8 @@ def _adopt_launcher_variables() -> None:
         )
         if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
             raise UserError(
-                "srun started several tasks, but MASTER_ADDR and MASTER_PORT are not set: export the first host's name and a free port"
+                "srun started several tasks, but MASTER_ADDR and MASTER_PORT are not set: "
+                "export the first host's name and a free port"
             )
         return
     with socket.socket() as probe:
@@ -147,7 +148,8 @@ def _check_devices(processes: Processes) -> None:
     for rank, device in enumerate(owners):
         if owners.index(device) != rank:
             raise UserError(
-                f"ranks {owners.index(device)} and {rank} share one GPU ({device}): start one process a GPU (--nproc-per-node, --ntasks-per-node)"
+                f"ranks {owners.index(device)} and {rank} share one GPU ({device}): "
+                f"start one process a GPU (--nproc-per-node, --ntasks-per-node)"
             )
 
 

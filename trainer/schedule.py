@@ -27,8 +27,10 @@ def check_schedule(config: ScheduleConfig, steps: int) -> None:
     """Raise UserError for a schedule that cannot be."""
     if config.kind not in ("cosine", "rsqrt"):
         raise UserError(f"schedule.kind={config.kind}: choose cosine or rsqrt")
-    if config.warmup_steps < 0 or config.cooldown_steps < 0 or config.warmup_steps + config.cooldown_steps > steps:
+    if config.warmup_steps < 0 or config.cooldown_steps < 0:
+        raise UserError("schedule.warmup_steps and schedule.cooldown_steps must not be negative")
+    if config.kind == "rsqrt" and config.warmup_steps + config.cooldown_steps > steps:
         raise UserError(
             f"schedule.warmup_steps={config.warmup_steps} and schedule.cooldown_steps={config.cooldown_steps} do not fit "
-            f"train.steps={steps}"
+            f"train.steps={steps}: shorten them"
         )

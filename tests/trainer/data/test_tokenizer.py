@@ -1,0 +1,59 @@
+"""The tokenizer."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from trainer.data.tokenizer import END, PADDING, Tokenizer, train_tokenizer
+from trainer.errors import UserError
+
+CAPTIONS = [f"a {size} {colour} {shape}" for size in ("small", "large") for colour in ("red", "green") for shape in ("ring", "star")]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return train_tokenizer(CAPTIONS, tmp_path_factory.mktemp("tokenizer") / "folder" / "t.model", 100)
+
+
+def test_round_trip_in_lower_case(tokenizer: Tokenizer) -> None:
+    ids = tokenizer(["A Small  RED ring", "a large green star"], 24)
+    assert [tokenizer.decode(row.tolist()) for row in ids] == ["a small red ring", "a large green star"]
+    assert int(ids.max()) < tokenizer.vocabulary <= 100
+
+
+def test_texts_end_with_the_end_token_and_are_padded_with_zero(tokenizer: Tokenizer) -> None:
+    ids = tokenizer(["a red ring", "", "a small green star"], 16)
+    assert ids.shape == (3, 16)
+    for row in ids.tolist():
+        end = row.index(END)
+        assert PADDING not in row[:end]
+        assert set(row[end + 1 :]) <= {PADDING}
+    assert ids[1, 0] == END
+
+
+def test_truncation_keeps_the_end_token(tokenizer: Tokenizer) -> None:
+    whole, cut = tokenizer(["a small green star"], 30)[0].tolist(), tokenizer(["a small green star"], 4)[0].tolist()
+    assert cut == [*whole[:3], END]
+    assert tokenizer([], 4).shape == (0, 4)
+
+
+def test_it_survives_pickling_and_the_file(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    expected = tokenizer(CAPTIONS, 12).tolist()
+    assert pickle.loads(pickle.dumps(tokenizer))(CAPTIONS, 12).tolist() == expected
+    path = tmp_path / "t.model"
+    train_tokenizer(CAPTIONS, path, 100)
+    assert Tokenizer.load(path)(CAPTIONS, 12).tolist() == expected  # the same captions give the same tokenizer
+    assert [file.name for file in tmp_path.iterdir()] == ["t.model"]
+
+
+def test_errors(tmp_path: Path) -> None:
+    (tmp_path / "wrong.model").write_bytes(b"no model at all")
+    (tmp_path / "empty.model").write_bytes(b"")
+    for name in ("missing.model", "wrong.model", "empty.model"):
+        with pytest.raises(UserError, match=name):
+            Tokenizer.load(tmp_path / name)
+    with pytest.raises(UserError, match="no captions"):
+        train_tokenizer(["", "  "], tmp_path / "t.model", 100)
+    with pytest.raises(UserError, match="model.vocabulary=5"):
+        train_tokenizer(CAPTIONS, tmp_path / "t.model", 5)

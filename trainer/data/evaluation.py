@@ -1,0 +1,164 @@
+"""Evaluation batches: finite and complete, every image once, for any number of ranks and workers."""
+
+import functools
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from trainer.config import DataConfig
+from trainer.data.batch import EvaluationBatch
+from trainer.data.captions import captions_of, label_of
+from trainer.data.images import decode_image, image_bytes
+from trainer.data.samples import Sample, Unusable, read_samples
+from trainer.data.transforms import REDUCING_GAP, centre_crop
+from trainer.data.workers import WorkerIterator
+from trainer.errors import UserError
+
+PARCEL_ROWS = 64  # rows a worker sends at once
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """All that a reader needs, in plain values: it is sent to the workers."""
+
+    shards: list[str]
+    image_size: int
+    caption_key: str | None
+    first_reader: int  # of this rank
+    readers: int  # of all ranks
+    parcel_rows: int
+
+
+@dataclass
+class _Rows:
+    """Some images of one reader, and the unusable samples met on the way, by shard."""
+
+    images: list[Tensor] = field(default_factory=list)  # uint8 [3, H, W] each; one [n, 3, H, W] on its way between processes
+    labels: list[int] = field(default_factory=list)
+    captions: list[list[str]] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+    bad: Counter[str] = field(default_factory=Counter)
+
+
+def evaluation_batches(
+    data: DataConfig,
+    *,
+    shards: list[str],
+    image_size: int,
+    batch_size: int,
+    rank: int,
+    world: int,
+    any_rank: Callable[[bool], bool] = bool,
+    workers: int | None = None,
+) -> Iterator[EvaluationBatch]:
+    """This rank's share of all images of the shards, in batches of `batch_size` rows; the last one is filled with invalid rows.
+
+    `any_rank(flag)` says whether the flag is set on any rank; it is called once before each batch and once at the end, on
+    all ranks equally often, so that all ranks see the same number of batches. `workers`: null for data.workers. A sample
+    needs an image and a caption or a class; those that lack them are left out, and their number is logged at the end.
+    Raises UserError when `workers` is negative.
+    """
+    workers = data.workers if workers is None else workers
+    if workers < 0:
+        raise UserError(f"data.workers={workers} should be 0 (read in the training process) or more")
+    per_rank = max(1, workers)
+    plan = _Plan(list(shards), image_size, data.caption_key, rank * per_rank, world * per_rank, min(batch_size, PARCEL_ROWS))
+    read = functools.partial(_read_rows, plan)
+    rows: Iterator[_Rows] = WorkerIterator(read, workers) if workers else read(0)
+    batches = _batches(rows, batch_size, image_size)
+    try:
+        while True:
+            batch = next(batches, None)
+            if not any_rank(batch is not None):
+                return
+            yield batch or _filled(_Rows(), batch_size, image_size)
+    finally:
+        if isinstance(rows, WorkerIterator):
+            rows.close()
+
+
+def _batches(parcels: Iterator[_Rows], batch_size: int, image_size: int) -> Iterator[EvaluationBatch]:
+    waiting = _Rows()
+    for parcel in parcels:
+        _append(waiting, parcel)
+        while len(waiting.ids) >= batch_size:
+            yield _filled(_cut(waiting, batch_size), batch_size, image_size)
+    if waiting.ids:
+        yield _filled(waiting, batch_size, image_size)
+    if waiting.bad:
+        named = ", ".join(f"{shard} ({number})" for shard, number in waiting.bad.most_common(3))
+        logger.warning("evaluation left out %d unusable samples; most of them in %s", waiting.bad.total(), named)
+
+
+def _read_rows(plan: _Plan, worker: int) -> Iterator[_Rows]:
+    rows = _Rows()
+    for sample in _share(plan, plan.first_reader + worker):
+        try:
+            _add_sample(rows, sample, plan)
+        except Unusable:
+            rows.bad[sample.shard] += 1
+        if len(rows.ids) == plan.parcel_rows:
+            yield _packed(rows)
+            rows = _Rows()
+    yield _packed(rows)
+
+
+def _share(plan: _Plan, reader: int) -> Iterator[Sample]:
+    """Whole shards while there is one for every reader; otherwise every reader reads all and keeps every readers-th sample."""
+    if len(plan.shards) >= plan.readers:
+        for shard in plan.shards[reader :: plan.readers]:
+            yield from read_samples(shard)
+        return
+    samples = (sample for shard in plan.shards for sample in read_samples(shard))
+    yield from (sample for index, sample in enumerate(samples) if index % plan.readers == reader)
+
+
+def _add_sample(rows: _Rows, sample: Sample, plan: _Plan) -> None:
+    if sample.broken:
+        raise Unusable(sample.broken)
+    label, captions = label_of(sample), captions_of(sample, plan.caption_key)
+    if label < 0 and not captions:
+        raise Unusable("neither a caption nor a class")
+    image = decode_image(image_bytes(sample), round(REDUCING_GAP * plan.image_size))
+    rows.images.append(centre_crop(image, plan.image_size))
+    rows.labels.append(label)
+    rows.captions.append(captions)
+    rows.ids.append(sample.id)
+
+
+def _packed(rows: _Rows) -> _Rows:
+    # Each tensor that crosses processes takes a file descriptor of its own.
+    return replace(rows, images=[torch.stack(rows.images)] if rows.images else [])
+
+
+def _append(rows: _Rows, more: _Rows) -> None:
+    rows.images += [image for block in more.images for image in block]
+    rows.labels += more.labels
+    rows.captions += more.captions
+    rows.ids += more.ids
+    rows.bad += more.bad
+
+
+def _cut(rows: _Rows, count: int) -> _Rows:
+    """Take the first `count` rows out."""
+    first = _Rows(rows.images[:count], rows.labels[:count], rows.captions[:count], rows.ids[:count])
+    del rows.images[:count], rows.labels[:count], rows.captions[:count], rows.ids[:count]
+    return first
+
+
+def _filled(rows: _Rows, batch_size: int, image_size: int) -> EvaluationBatch:
+    missing = batch_size - len(rows.ids)
+    blank = torch.zeros(3, image_size, image_size, dtype=torch.uint8)
+    return EvaluationBatch(
+        images=torch.stack(rows.images + [blank] * missing),
+        valid=torch.tensor([True] * len(rows.ids) + [False] * missing),
+        labels=torch.tensor(rows.labels + [-1] * missing),
+        captions=rows.captions + [[] for _ in range(missing)],
+        ids=rows.ids + [""] * missing,
+    )

@@ -1,0 +1,224 @@
+"""Training batches: endless, in an order that no number of ranks and workers changes, from any position on."""
+
+import functools
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trainer.config import DataConfig
+from trainer.data.batch import Batch
+from trainer.data.captions import check_captions
+from trainer.data.evaluation import evaluation_batches as evaluation_batches  # the other loader
+from trainer.data.images import decode_image
+from trainer.data.order import Pair, Stream, choose_streams
+from trainer.data.samples import Unusable
+from trainer.data.tokenizer import Tokenizer
+from trainer.data.transforms import least_side, random_crop
+from trainer.data.workers import WorkerIterator
+from trainer.errors import UserError
+
+JUDGED_AFTER = 100  # samples read before the share of bad ones means something
+WORST_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """All that a reader needs, in plain values: it is sent to the workers."""
+
+    shards: list[str]
+    tokenizer: Tokenizer
+    image_size: int
+    text_length: int
+    seed: int
+    streams: int
+    pairs_per_stream: int  # of one batch
+    streams_per_reader: int
+    first_reader: int  # of this rank
+    start_batch: int
+    shuffle_buffer: int
+    caption_key: str | None
+    crop_scale: tuple[float, ...]
+    crop_ratio: tuple[float, ...]
+    flip: bool
+
+
+class TrainingLoader:
+    """This rank's part of endless global batches.
+
+    The rows of all ranks in rank order are the same for every number of ranks and workers that has the same `streams`.
+    `read` and `bad` (by shard) count the samples read so far by this rank and the unusable ones among them.
+    """
+
+    def __init__(self, plan: _Plan, workers: int) -> None:
+        self.streams = plan.streams
+        self.read = 0
+        self.bad: dict[str, int] = {}
+        self._parts_per_batch = max(1, workers)
+        read = functools.partial(_read_parts, plan)
+        self._parts: Iterator[Batch] = WorkerIterator(read, workers) if workers else read(0)
+
+    def __iter__(self) -> "TrainingLoader":
+        return self
+
+    def __next__(self) -> Batch:
+        batch = _join([next(self._parts) for _ in range(self._parts_per_batch)])
+        self.read += batch.read
+        _add(self.bad, batch.bad)
+        return batch
+
+    def close(self) -> None:
+        """Stop the workers; there are no batches after this."""
+        if isinstance(self._parts, WorkerIterator):
+            self._parts.close()
+        self._parts = iter(())
+
+
+def training_loader(
+    data: DataConfig,
+    *,
+    shards: list[str],
+    tokenizer: Tokenizer,
+    image_size: int,
+    text_length: int,
+    batch_size: int,
+    rank: int,
+    world: int,
+    seed: int,
+    start_batch: int = 0,
+) -> TrainingLoader:
+    """Rank `rank`'s loader of global batches of `batch_size` pairs, of which each rank has `batch_size / world`.
+
+    `start_batch=n` goes on as if n batches had been drawn; nothing before is decoded. Raises UserError when shards, batch,
+    ranks and workers do not fit together, or the shards hold no captions. Samples that cannot be used are replaced: one
+    without image or caption by the one after it, an image that cannot be decoded by a copy of a later pair of its stream.
+    """
+    if data.workers < 0:
+        raise UserError(f"data.workers={data.workers} should be 0 (read in the training process) or more")
+    if data.shuffle_buffer < 0:
+        raise UserError(f"data.shuffle_buffer={data.shuffle_buffer} should be 0 (no shuffling within shards) or more")
+    _check_range(data.crop_scale, "data.crop_scale", 1.0)
+    _check_range(data.crop_ratio, "data.crop_ratio", float("inf"))
+    workers = max(1, data.workers)
+    readers = world * workers
+    streams = choose_streams(len(shards), batch_size, readers, data.streams, f" ({world} ranks x {workers} workers)")
+    check_captions(shards, data.caption_key)
+    plan = _Plan(
+        shards=list(shards),
+        tokenizer=tokenizer,
+        image_size=image_size,
+        text_length=text_length,
+        seed=seed,
+        streams=streams,
+        pairs_per_stream=batch_size // streams,
+        streams_per_reader=streams // readers,
+        first_reader=rank * workers,
+        start_batch=start_batch,
+        shuffle_buffer=data.shuffle_buffer,
+        caption_key=data.caption_key,
+        crop_scale=tuple(data.crop_scale),
+        crop_ratio=tuple(data.crop_ratio),
+        flip=data.flip,
+    )
+    return TrainingLoader(plan, data.workers)
+
+
+def check_bad_share(read: int, bad: Mapping[str, int], limit: float) -> None:
+    """Raise UserError when of at least 100 samples read more than the share `limit` was unusable (`bad`: counts by shard)."""
+    total = sum(bad.values())
+    if read < JUDGED_AFTER or total <= limit * read:
+        return
+    worst = sorted(bad, key=lambda shard: (-bad[shard], shard))[:WORST_SHOWN]
+    named = ", ".join(f"{shard} ({bad[shard]})" for shard in worst)
+    raise UserError(
+        f"{total} of {read} samples are unusable, more than data.max_bad_share={limit:g}: "
+        f"mend the shards or raise the limit; the worst are {named}"
+    )
+
+
+def _check_range(values: list[float], key: str, most: float) -> None:
+    if len(values) != 2 or not 0 < values[0] <= values[1] <= most:
+        raise UserError(
+            f"{key}={list(values)} should be two numbers, the smaller first, above 0{' and at most 1' if most == 1 else ''}"
+        )
+
+
+def _read_parts(plan: _Plan, worker: int) -> Iterator[Batch]:
+    """The endless parts of the batches that one reader makes: its streams' pairs, stream after stream."""
+    first = (plan.first_reader + worker) * plan.streams_per_reader
+    streams = [
+        Stream(plan.shards, plan.seed, number, plan.streams, plan.shuffle_buffer, plan.caption_key)
+        for number in range(first, first + plan.streams_per_reader)
+    ]
+    for stream in streams:
+        stream.skip(plan.start_batch * plan.pairs_per_stream)
+    while True:
+        yield _part(plan, streams)
+
+
+def _part(plan: _Plan, streams: list[Stream]) -> Batch:
+    images, captions, ids = [], [], []
+    for stream in streams:
+        for _ in range(plan.pairs_per_stream):
+            image, caption, pair_id = _prepared(plan, stream)
+            images.append(image)
+            captions.append(caption)
+            ids.append(pair_id)
+    batch = Batch(torch.stack(images), plan.tokenizer(captions, plan.text_length), ids)
+    for stream in streams:
+        tally = stream.tally.take()
+        batch.read += tally.read
+        _add(batch.bad, tally.bad)
+    return batch
+
+
+def _prepared(plan: _Plan, stream: Stream) -> tuple[Tensor, str, str]:
+    """The stream's next pair, decoded and augmented.
+
+    An undecodable one leaves its place to a copy of the nearest good pair after it. So positions never depend on what can
+    be decoded, and a resumed run need not decode what it skips.
+    """
+    pair, rng = stream.next()
+    distance = -1
+    while True:
+        try:
+            image = _decoded_crop(plan, pair, rng)
+        except Unusable as problem:
+            if distance < 0:
+                stream.tally.note_bad(pair.shard, pair.id, problem)
+            distance += 1
+            pair = stream.look_ahead(distance)
+        else:
+            stream.note_good()
+            return image, rng.choice(pair.captions), pair.id
+
+
+def _decoded_crop(plan: _Plan, pair: Pair, rng: random.Random) -> Tensor:
+    try:
+        image = decode_image(pair.image, least_side(plan.image_size, plan.crop_scale, plan.crop_ratio))
+    except Unusable:
+        # It may be looked at again and again while it waits for its turn: keep the verdict, not the bytes.
+        pair.image = b""
+        raise
+    return random_crop(image, plan.image_size, plan.crop_scale, plan.crop_ratio, plan.flip, rng)
+
+
+def _join(parts: list[Batch]) -> Batch:
+    if len(parts) == 1:
+        return parts[0]
+    batch = Batch(
+        torch.cat([part.images for part in parts]),
+        torch.cat([part.texts for part in parts]),
+        [pair_id for part in parts for pair_id in part.ids],
+        sum(part.read for part in parts),
+    )
+    for part in parts:
+        _add(batch.bad, part.bad)
+    return batch
+
+
+def _add(total: dict[str, int], more: Mapping[str, int]) -> None:
+    for shard, number in more.items():
+        total[shard] = total.get(shard, 0) + number

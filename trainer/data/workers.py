@@ -1,0 +1,150 @@
+"""Loader processes: how they start, what they ignore, what they tell the training process, how they end."""
+
+import logging
+import multiprocessing
+import signal
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from trainer.errors import UserError
+
+T = TypeVar("T")
+
+# The training process decides what an interrupt or a cluster's signal means; its workers go on until it stops them.
+MAIN_DECIDES = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Parcel(Generic[T]):
+    """What a worker sends: a content with the warnings that came up on the way, or the error that ended it."""
+
+    content: T | None
+    warnings: list[str]
+    error: str | None = None
+
+
+class WorkerIterator(Generic[T]):
+    """The outputs of `workers` processes, taken in turn: 0, 1, …, 0, 1, …; a finite one that has ended is left out.
+
+    `make(worker)` builds the iterator that worker number `worker` runs; it is pickled, and so are the outputs. A UserError
+    in a worker is raised here, and its warnings are logged here. A worker that dies ends in a UserError.
+    """
+
+    def __init__(self, make: Callable[[int], Iterator[T]], workers: int) -> None:
+        loader: DataLoader[Parcel[T]] = DataLoader(
+            _InWorkers(make),
+            batch_size=None,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            worker_init_fn=_start_worker,
+            # Not fork: the training process has threads and CUDA by now. A fork server imports everything once.
+            multiprocessing_context=_fork_server(),
+            # Or it draws from the global generator, and the number of workers changes the training.
+            generator=torch.Generator(),
+        )
+        with _without_main_module():
+            self._parcels = iter(loader)
+        # Workers ignore SIGTERM, with which Python would end them at its exit: stop them before that.
+        self.close = weakref.finalize(self, _stop, self._parcels)
+
+    def __iter__(self) -> "WorkerIterator[T]":
+        return self
+
+    def __next__(self) -> T:
+        if not self.close.alive:
+            raise StopIteration
+        try:
+            parcel = next(self._parcels)
+        except StopIteration:
+            self.close()
+            raise
+        except RuntimeError as problem:
+            self.close()
+            if "exited unexpectedly" not in str(problem):
+                raise
+            raise UserError(
+                "a data worker was killed, most often for want of memory: use a smaller data.shuffle_buffer or fewer data.workers"
+            ) from problem
+        for warning in parcel.warnings:
+            logger.warning("%s", warning)
+        if parcel.error is not None:
+            self.close()
+            raise UserError(parcel.error)
+        return parcel.content  # there is one whenever there is no error
+
+
+class _InWorkers(IterableDataset):
+    def __init__(self, make: Callable[[int], Iterator[Any]]) -> None:
+        self.make = make
+
+    def __iter__(self) -> Iterator[Parcel[Any]]:
+        info = get_worker_info()
+        warnings = _collect_warnings()
+        try:
+            for content in self.make(info.id if info else 0):
+                yield Parcel(content, _taken(warnings))
+        # Raised here it would reach the user as a traceback of two processes.
+        except UserError as problem:
+            yield Parcel(None, _taken(warnings), str(problem))
+
+
+class _Collector(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+def _collect_warnings() -> list[str]:
+    collector = _Collector()
+    logging.getLogger().handlers = [collector]
+    return collector.messages
+
+
+def _taken(messages: list[str]) -> list[str]:
+    taken = list(messages)
+    messages.clear()
+    return taken
+
+
+def _start_worker(worker: int) -> None:
+    torch.set_num_threads(1)
+    for number in MAIN_DECIDES:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _as_it_is(parcel: T) -> T:
+    return parcel
+
+
+def _stop(parcels: Any) -> None:
+    parcels._shutdown_workers()
+
+
+def _fork_server() -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["trainer.data.worker_start"])
+    return context
+
+
+@contextmanager
+def _without_main_module() -> Iterator[None]:
+    """Start processes without the program that was started: importing it again would cost each of them seconds and memory."""
+    names = vars(sys.modules["__main__"])
+    hidden = {name: names.get(name) for name in ("__spec__", "__file__")}
+    names.update(dict.fromkeys(hidden))
+    try:
+        yield
+    finally:
+        names.update(hidden)

@@ -1,0 +1,89 @@
+"""A folder of classification data in CLIP_benchmark's layout, read and checked."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.data.shards import list_shards
+from trainer.errors import UserError
+
+CLASSES = "classnames.txt"
+TEMPLATES = "zeroshot_classification_templates.txt"
+ATTRIBUTES = "class_attributes.json"
+RESERVED = ("top1", "top5", "mean_per_class", "chance", "images")
+
+
+@dataclass(frozen=True)
+class ClassificationSet:
+    """classes: names in label order; templates: prompts with `{c}` for the name; attributes: by attribute, a value a class."""
+
+    classes: list[str]
+    templates: list[str]
+    attributes: dict[str, list[str]]
+    shards: list[str]
+
+
+def read_classification_set(folder: str | Path) -> ClassificationSet:
+    """Read FOLDER: the class names, the prompts, the attributes where there are any, and the list of test shards.
+
+    The shards are those of `FOLDER/test/`, else `FOLDER/test-*.tar`, else `FOLDER/*.tar`.
+    Raises UserError when anything is missing or malformed.
+    """
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise UserError(f"eval.zeroshot: {root} is no folder; give one that holds {CLASSES}, {TEMPLATES} and test shards")
+    classes = _read_lines(root / CLASSES, "a class name a line, in label order")
+    if "" in classes:
+        raise UserError(f"{root / CLASSES}: line {classes.index('') + 1} is empty; every label needs a name")
+    templates = [line for line in _read_lines(root / TEMPLATES, "a prompt a line, {c} for the class name") if line]
+    for template in templates:
+        if "{c}" not in template:
+            raise UserError(f"{root / TEMPLATES}: '{template}' does not say where the class name goes; write {{c}} there")
+    return ClassificationSet(classes, templates, _read_attributes(root / ATTRIBUTES, len(classes)), _test_shards(root))
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as UTF-8 text: {error}") from error
+
+
+def _read_lines(path: Path, content: str) -> list[str]:
+    """The lines without surrounding blanks, empty ones at the end left out; at least one."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing; write {content}")
+    text = _read_text(path).strip()
+    if not text:
+        raise UserError(f"{path} is empty; write {content}")
+    return [line.strip() for line in text.splitlines()]
+
+
+def _read_attributes(path: Path, classes: int) -> dict[str, list[str]]:
+    """The attributes, `{}` without the file."""
+    if not path.is_file():
+        return {}
+    wanted = '{"colour": ["red", ...one value a class]}'
+    try:
+        attributes = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not JSON ({error}); write {wanted}") from error
+    if not isinstance(attributes, dict) or not all(isinstance(values, list) for values in attributes.values()):
+        raise UserError(f"{path} must map each attribute to a list: {wanted}")
+    for name, values in attributes.items():
+        if len(values) != classes:
+            raise UserError(f"{path}: '{name}' has {len(values)} values for {classes} classes; give one a class, in label order")
+        if name in RESERVED:
+            raise UserError(f"{path}: '{name}' is the name of a metric; call the attribute something else")
+    return {name: [str(value) for value in values] for name, values in attributes.items()}
+
+
+def _test_shards(root: Path) -> list[str]:
+    if (root / "test").is_dir():
+        return list_shards(str(root / "test"), "eval.zeroshot")
+    shards = sorted(root.glob("test-*.tar")) or sorted(root.glob("*.tar"))
+    if not shards:
+        raise UserError(
+            f"eval.zeroshot: {root} holds no test shards; put them into {root / 'test'} or beside {CLASSES} as test-000.tar ..."
+        )
+    return list_shards([str(shard) for shard in shards], "eval.zeroshot")

@@ -1,0 +1,46 @@
+"""The model as the evaluators see it: pixels or tokens in, unit vectors out, all ranks in step."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from trainer.processes import Processes
+
+# A batch of texts and a length T to int64 tokens [n, T]; 0 is padding. `trainer.data.tokenizer.Tokenizer` is one.
+Tokenize = Callable[[list[str], int], Tensor]
+
+
+class Encoder(Protocol):
+    """Embeds a batch. Experts on other ranks take part: all ranks call it equally often, in the same order, with equal shapes."""
+
+    def images(self, images: Tensor) -> Tensor:
+        """uint8 `[b, 3, H, W]` on the run's device to float32 `[b, D]` there; L2-normalised, without gradient."""
+        ...
+
+    def texts(self, tokens: Tensor) -> Tensor:
+        """int64 `[b, T]` (0 is padding) on the run's device to float32 `[b, D]` there; L2-normalised, without gradient."""
+        ...
+
+
+def encode_texts(
+    encoder: Encoder, tokenizer: Tokenize, texts: Sequence[str], length: int, batch_size: int, processes: Processes
+) -> Tensor:
+    """Embed the texts, which are the same on all ranks, each rank an equal share; every rank gets all rows, in the texts' order.
+
+    length: tokens a text; batch_size: texts a call on this rank, at most. Returns float32 `[len(texts), D]` on the run's device.
+    A collective. Raises ValueError when there are no texts.
+    """
+    if not texts:
+        raise ValueError("no texts to encode")
+    share = -(-len(texts) // processes.world)
+    calls = -(-share // batch_size)
+    size = -(-share // calls)
+    start = processes.rank * share
+    rows = []
+    for offset in range(start, start + calls * size, size):
+        # Past the end the texts begin anew: real texts are the filling that is sure to be encodable.
+        batch = [texts[index % len(texts)] for index in range(offset, offset + size)]
+        rows.append(encoder.texts(tokenizer(batch, length).to(processes.device)).float())
+    return processes.gather_rows(torch.cat(rows)[:share])[: len(texts)]

@@ -1,0 +1,83 @@
+"""Retrieval: from an image to its captions and from a caption to its image, among those of the whole set."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.data.shards import list_shards
+from trainer.agree import first_reads, raise_together
+from trainer.evaluation.ranking import chance, hits, similarity
+from trainer.evaluation.setting import Setting
+
+KS = (1, 5, 10)
+SCORES_AT_ONCE = 2**22  # scores of one chunk: 32 MiB in double
+
+
+def retrieval(shards: Any, setting: Setting) -> dict[str, float]:
+    """Recall at 1, 5 and 10 over all pairs of the shards (a pattern, a list, or a folder), for any number of captions an image.
+
+    `i2t_r<k>`: share of the images with any of their captions among the k nearest captions; `t2i_r<k>`: share of the captions
+    with their image among the k nearest images; each with `<name>_chance`. `images` and `captions` are counts. Images without
+    a caption are left out. Ties are judged as in `trainer.evaluation.ranking`. A collective: every rank takes a slice of the
+    images, then of the queries, and gets the whole result. Raises UserError on every rank when the shards hold no pair.
+    """
+    listed = first_reads(lambda: list_shards(shards, "eval.retrieval"), setting.processes)
+    images_nd, captions = _embed_captioned_images(listed, setting)
+    raise_together(None if captions else f"eval.retrieval: {shards} holds no image with a caption", setting.processes)
+    owner_t = torch.tensor([image for image, of_image in enumerate(captions) for _ in of_image], device=images_nd.device)
+    captions_td = setting.embed_texts([caption for of_image in captions for caption in of_image])
+    image_n = torch.arange(len(images_nd), device=images_nd.device)
+    return {
+        **_recall("i2t", images_nd, image_n, captions_td, owner_t, setting),
+        **_recall("t2i", captions_td, owner_t, images_nd, image_n, setting),
+        "images": float(len(images_nd)),
+        "captions": float(len(captions_td)),
+    }
+
+
+def _embed_captioned_images(shards: list[str], setting: Setting) -> tuple[Tensor, list[list[str]]]:
+    """All ranks' images that have captions, float32 `[n, D]`, and the captions of each; the same on every rank."""
+    rows, kept, captions = [], [], []
+    for batch in setting.batches(shards):
+        rows.append(setting.embed_images(batch.images))
+        # Filling rows have no captions either.
+        kept.append(torch.tensor([bool(of_image) for of_image in batch.captions]))
+        captions += [of_image for of_image in batch.captions if of_image]
+    if not rows:  # then there is none on any rank: all have equally many batches
+        return torch.empty(0, 0, device=setting.processes.device), []
+    device = rows[0].device
+    kept_n = setting.processes.gather_rows(torch.cat(kept).to(device, torch.uint8)).bool()
+    images_nd = setting.processes.gather_rows(torch.cat(rows))[kept_n]
+    return images_nd, [of_image for of_rank in setting.processes.gather_objects(captions) for of_image in of_rank]
+
+
+def _recall(
+    direction: str, queries_qd: Tensor, image_q: Tensor, gallery_md: Tensor, image_m: Tensor, setting: Setting
+) -> dict[str, float]:
+    """Recall and chance in one direction: a candidate is right when it belongs to the query's image. A collective."""
+    mine = slice(setting.processes.rank, None, setting.processes.world)
+    found_k = setting.processes.sum(count_hits(queries_qd[mine], image_q[mine], gallery_md, image_m))
+    right_q = torch.bincount(image_m)[image_q]
+    metrics = {}
+    for k, found in zip(KS, found_k.tolist(), strict=True):
+        metrics[f"{direction}_r{k}"] = found / len(queries_qd)
+        metrics[f"{direction}_r{k}_chance"] = chance(right_q, len(gallery_md), k)
+    return metrics
+
+
+def count_hits(
+    queries_qd: Tensor, image_q: Tensor, gallery_md: Tensor, image_m: Tensor, scores_at_once: int = SCORES_AT_ONCE
+) -> Tensor:
+    """How many queries find a candidate of their own image among the k best, float64 `[len(KS)]`, k in KS.
+
+    queries `[q, D]` and gallery `[m, D]` are unit vectors, image_q and image_m int64 the image each belongs to; every query
+    has at least one candidate. Chunks of queries keep the scores in memory at about `scores_at_once` (one query's at least).
+    """
+    found_k = torch.zeros(len(KS), dtype=torch.float64, device=queries_qd.device)
+    gallery_md = gallery_md.double()  # once, not in every chunk
+    chunk = max(1, scores_at_once // len(gallery_md))
+    for rows_qd, owner_q in zip(queries_qd.split(chunk), image_q.split(chunk), strict=True):
+        right_qm = owner_q[:, None] == image_m[None, :]
+        found_k += hits(similarity(rows_qd, gallery_md), right_qm, KS).sum(dim=1)
+    return found_k

@@ -1,0 +1,45 @@
+"""What every evaluator is given."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from trainer.config import DataConfig
+from trainer.data.batch import EvaluationBatch
+from trainer.data.loader import evaluation_batches
+from trainer.evaluation.encoder import Encoder, Tokenize, encode_texts
+from trainer.processes import Processes
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The model to be judged and what reaches it. image_size: pixels a side; text_length: tokens; batch_size: this rank's."""
+
+    encoder: Encoder
+    tokenizer: Tokenize
+    data: DataConfig
+    image_size: int
+    text_length: int
+    batch_size: int
+    processes: Processes
+
+    def batches(self, shards: Sequence[str]) -> Iterator[EvaluationBatch]:
+        """This rank's slice of the shards: as many batches on each rank, all of `batch_size` rows. A collective."""
+        return evaluation_batches(
+            self.data,
+            shards=list(shards),
+            image_size=self.image_size,
+            batch_size=self.batch_size,
+            rank=self.processes.rank,
+            world=self.processes.world,
+            any_rank=self.processes.any,
+        )
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """uint8 `[b, 3, H, W]` from anywhere to float32 `[b, D]` on the run's device. A collective."""
+        return self.encoder.images(images.to(self.processes.device)).float()
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """All ranks' common texts to float32 `[len(texts), D]` on every rank's device. A collective."""
+        return encode_texts(self.encoder, self.tokenizer, texts, self.text_length, self.batch_size, self.processes)

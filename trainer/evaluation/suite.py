@@ -1,0 +1,89 @@
+"""The evaluations that the configuration asks for, and their table."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from trainer.config import Config
+from trainer.errors import UserError
+from trainer.evaluation.encoder import Encoder, Tokenize
+from trainer.evaluation.retrieval import retrieval
+from trainer.evaluation.setting import Setting
+from trainer.evaluation.zeroshot import zeroshot
+from trainer.processes import Processes
+
+RETRIEVAL_ROWS = {
+    "i2t_r1": "image to text R@1",
+    "i2t_r5": "image to text R@5",
+    "t2i_r1": "text to image R@1",
+    "t2i_r5": "text to image R@5",
+}
+
+
+def evaluate(config: Config, encoder: Encoder, tokenizer: Tokenize, processes: Processes) -> dict[str, float]:
+    """Run what `config.eval` asks for on all ranks together: metric names to values, the same on every rank. A collective.
+
+    `eval/zeroshot/top1` for the classification set `default`, `eval/zeroshot_<name>/top1` for another; `eval/retrieval/i2t_r1`.
+    The level of guessing stands beside a metric as `<metric>_chance`. Raises UserError for a setting or data that cannot be used.
+    """
+    if config.eval.batch_size < 1 or config.eval.batch_size % processes.world:
+        raise UserError(
+            f"eval.batch_size={config.eval.batch_size} cannot be shared evenly by {processes.world} processes: "
+            f"choose a multiple of {processes.world}"
+        )
+    setting = Setting(
+        encoder=encoder,
+        tokenizer=tokenizer,
+        data=config.data,
+        image_size=config.model.image_size,
+        text_length=config.model.text_length,
+        batch_size=config.eval.batch_size // processes.world,
+        processes=processes,
+    )
+    metrics: dict[str, float] = {}
+    for name, folder in classification_sets(config.eval.zeroshot).items():
+        group = "eval/zeroshot" if name == "default" else f"eval/zeroshot_{name}"
+        for metric, value in zeroshot(folder, setting).items():
+            metrics[f"{group}/{'top1_chance' if metric == 'chance' else metric}"] = value
+    shards = retrieval_shards(config)
+    if shards is not None:
+        metrics |= {f"eval/retrieval/{metric}": value for metric, value in retrieval(shards, setting).items()}
+    return metrics
+
+
+def classification_sets(zeroshot: Any) -> dict[str, str]:
+    """`eval.zeroshot` (null, a path, or names to paths) as name to path; a name whose path is null is switched off."""
+    named = zeroshot if isinstance(zeroshot, Mapping) else {"default": zeroshot}
+    for name, path in named.items():
+        if path is not None and not isinstance(path, str):
+            raise UserError(f"eval.zeroshot: '{name}' is {path!r}; give a folder, {{name: folder}}, or null")
+    return {str(name): path for name, path in named.items() if path is not None}
+
+
+def retrieval_shards(config: Config) -> Any:
+    """The shards that `eval.retrieval` means, or None: true is `data.val`, false and null are none, anything else is itself."""
+    wanted = config.eval.retrieval
+    if isinstance(wanted, bool) or wanted is None:
+        return config.data.val if wanted else None
+    return wanted
+
+
+def summary_rows(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
+    """The rows (what, value, chance) of the final table, such as ("zero-shot top-1", "83.2%", "2.1%"); in the metrics' order."""
+    rows = []
+    for metric, value in metrics.items():
+        what = _row_name(metric)
+        guessing = metrics.get(f"{metric}_chance")
+        if what is not None and guessing is not None:
+            rows.append((what, f"{value:.1%}", f"{guessing:.1%}"))
+    return rows
+
+
+def _row_name(metric: str) -> str | None:
+    """`eval/zeroshot_unseen/top1` is "zero-shot top-1, unseen"; None for what the table leaves out."""
+    group, _, name = metric.removeprefix("eval/").partition("/")
+    if group == "retrieval":
+        return RETRIEVAL_ROWS.get(name)
+    if group == "zeroshot" or group.startswith("zeroshot_"):
+        where = group.removeprefix("zeroshot").removeprefix("_")
+        return f"zero-shot {({'top1': 'top-1', 'top5': 'top-5'}).get(name, name)}" + (f", {where}" if where else "")
+    return None

@@ -1,0 +1,102 @@
+"""Zero-shot classification: an image gets the class whose prompts lie nearest."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from trainer.data.batch import EvaluationBatch
+from trainer.agree import first_reads, raise_together
+from trainer.evaluation.classification_set import ClassificationSet, read_classification_set
+from trainer.evaluation.ranking import chance, hits, similarity
+from trainer.evaluation.setting import Setting
+
+PROMPTS_AT_ONCE = 8192  # 1000 classes by 80 prompts would be 300 MiB of embeddings on every rank
+
+
+def zeroshot(folder: str | Path, setting: Setting) -> dict[str, float]:
+    """Classify the test images of a CLIP_benchmark folder; every rank takes a slice and gets the whole result. A collective.
+
+    Shares from 0 to 1: `top1`, `top5` (with more than five classes), `mean_per_class` (top-1, over the classes that have images),
+    and each attribute of `class_attributes.json`: how often the predicted class has the true one's value. `chance` is that of
+    top1 (1 / classes), `<name>_chance` that of the others; `images` is a count. Ties are judged as in
+    `trainer.evaluation.ranking`.
+    Raises UserError on every rank for a bad folder, for shards without `.cls` labels, and for labels out of range.
+    """
+    dataset = first_reads(lambda: read_classification_set(folder), setting.processes)
+    classes_cd = class_embeddings(dataset, setting)
+    judge = _Judge(dataset, classes_cd.device)
+    for batch in setting.batches(dataset.shards):
+        raise_together(_label_problem(batch, dataset, folder), setting.processes)
+        images_bd = setting.embed_images(batch.images)
+        valid_b = batch.valid.to(images_bd.device)
+        judge.count(similarity(images_bd[valid_b], classes_cd), batch.labels.to(images_bd.device)[valid_b])
+    images = int(setting.processes.sum(judge.images_c).sum())
+    unlabelled = f"eval.zeroshot: the test shards of {folder} hold no usable image with its class index in .cls"
+    raise_together(None if images else unlabelled, setting.processes)
+    return judge.result(setting.processes.sum(judge.images_c), setting.processes.sum(judge.hits_mc))
+
+
+def class_embeddings(dataset: ClassificationSet, setting: Setting) -> Tensor:
+    """Each class's normalised mean over the templates' embeddings, float32 `[classes, D]`, on every rank. A collective."""
+    templates = dataset.templates
+    classes_at_once = max(1, PROMPTS_AT_ONCE // len(templates))
+    means = []
+    for start in range(0, len(dataset.classes), classes_at_once):
+        names = dataset.classes[start : start + classes_at_once]
+        # Not str.format: a template may hold other braces.
+        prompts = setting.embed_texts([template.replace("{c}", name) for name in names for template in templates])
+        means.append(prompts.view(len(names), len(templates), -1).mean(dim=1))
+    return normalize(torch.cat(means), dim=-1)
+
+
+def _label_problem(batch: EvaluationBatch, dataset: ClassificationSet, folder: str | Path) -> str | None:
+    """The line that tells the user about the first bad label of the batch, or None."""
+    classes = len(dataset.classes)
+    for valid, label, name in zip(batch.valid.tolist(), batch.labels.tolist(), batch.ids, strict=True):
+        if valid and label == -1:
+            return f"eval.zeroshot={folder}: sample {name} has no .cls with its class index; add one to every sample"
+        if valid and not 0 <= label < classes:
+            return (
+                f"eval.zeroshot={folder}: sample {name} has label {label}; the {classes} classes are numbered 0 to {classes - 1}"
+            )
+    return None
+
+
+class _Judge:
+    """Counts this rank's images and hits by true class. Legend: m measures (top1, top5, attributes), c classes."""
+
+    def __init__(self, dataset: ClassificationSet, device: torch.device) -> None:
+        classes = len(dataset.classes)
+        identity_c = torch.arange(classes, device=device)
+        # A measure is a grouping of the classes and a number of places: right is any class of the true one's group.
+        self.measures: dict[str, tuple[Tensor, int]] = {"top1": (identity_c, 1)}
+        if classes > 5:
+            self.measures["top5"] = (identity_c, 5)
+        for name, values in dataset.attributes.items():
+            group_of = {value: group for group, value in enumerate(dict.fromkeys(values))}
+            self.measures[name] = (torch.tensor([group_of[value] for value in values], device=device), 1)
+        self.images_c = torch.zeros(classes, dtype=torch.float64, device=device)
+        self.hits_mc = torch.zeros(len(self.measures), classes, dtype=torch.float64, device=device)
+
+    def count(self, scores_bc: Tensor, labels_b: Tensor) -> None:
+        """Add images of the given scores and true classes."""
+        self.images_c += torch.bincount(labels_b, minlength=len(self.images_c))
+        for hits_c, (group_c, k) in zip(self.hits_mc, self.measures.values(), strict=True):
+            right_bc = group_c[labels_b][:, None] == group_c[None, :]
+            hits_c.index_add_(0, labels_b, hits(scores_bc, right_bc, [k])[0])
+
+    def result(self, images_c: Tensor, hits_mc: Tensor) -> dict[str, float]:
+        """The metrics from all ranks' counts."""
+        images = images_c.sum().item()
+        seen_c = images_c > 0
+        true_n = torch.arange(len(images_c), device=images_c.device).repeat_interleave(images_c.long())
+        metrics = {}
+        for hits_c, (name, (group_c, k)) in zip(hits_mc, self.measures.items(), strict=True):
+            metrics[name] = hits_c.sum().item() / images
+            right_c = torch.bincount(group_c)[group_c]
+            metrics["chance" if name == "top1" else f"{name}_chance"] = chance(right_c[true_n], len(images_c), k)
+        metrics["mean_per_class"] = (hits_mc[0, seen_c] / images_c[seen_c]).mean().item()
+        metrics["images"] = images
+        return metrics

@@ -1,0 +1,88 @@
+"""`metrics.jsonl`: everything a run measured, one JSON object a line, readable without any account or library."""
+
+import contextlib
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from trainer.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+
+class Journal:
+    """The run's metrics file, open for appending."""
+
+    def __init__(self, path: Path, resume_step: int | None) -> None:
+        """Open `path`, whose directory exists, for appending.
+
+        resume_step: the step of the checkpoint a run goes on from; what the file tells of later steps, and a line that was
+        cut off in the middle, is dropped, as those steps are about to be done again. None: a fresh start.
+        Raises UserError when the file cannot be written.
+        """
+        self._path = path
+        self._may_warn = True
+        try:
+            if resume_step is not None and path.exists():
+                _rewrite(path, resume_step)
+            # Unbuffered: each line is one write, and a failed one leaves nothing behind that would come out later.
+            self._file = path.open("ab", buffering=0)
+        except OSError as problem:
+            raise UserError(
+                f"cannot write the metrics to {path} ({problem.strerror}): make room or choose another run.dir"
+            ) from problem
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append the metrics of a step; values that are not finite become null. A full disk is warned of once, then borne."""
+        line = {"step": int(step)} | {name: _finite(value) for name, value in metrics.items() if name != "step"}
+        data = json.dumps(line).encode() + b"\n"
+        try:
+            self._append(data)
+        except OSError as problem:
+            if self._may_warn:
+                _log.warning("cannot write the metrics to %s (%s): training goes on without them", self._path, problem.strerror)
+            self._may_warn = False
+
+    def close(self) -> None:
+        """Close the file; no `write` may follow."""
+        self._file.close()
+
+    def _append(self, data: bytes) -> None:
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            written = 0
+            while written < len(data):  # A disk that is nearly full takes a part and refuses the rest at the next call.
+                written += self._file.write(data[written:])
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._file.truncate(size)  # No half line in front of the next whole one.
+            raise
+
+
+def _finite(value: float) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _rewrite(path: Path, last_step: int) -> None:
+    """Replace the file by its lines up to `last_step`, all at once, so that a crash meanwhile loses nothing."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as kept:
+        kept.writelines(_lines_until(path, last_step))
+        kept.flush()
+        os.fsync(kept.fileno())
+    temporary.replace(path)
+
+
+def _lines_until(path: Path, last_step: int) -> Iterator[bytes]:
+    with path.open("rb") as lines:
+        for line in lines:
+            try:
+                step = json.loads(line)["step"]
+            except (ValueError, KeyError, TypeError):  # A crash cut the line off or left zeros in it.
+                continue
+            if line.endswith(b"\n") and isinstance(step, int) and step <= last_step:
+                yield line

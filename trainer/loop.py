@@ -1,0 +1,189 @@
+"""A whole run: everything a training needs is opened in order, then steps, evaluations, checkpoints, and the table at the end."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from model.limoe import LIMoE
+from trainer.checkpoint import TrainingProgress, load_state, read_progress, save_checkpoint
+from trainer.config import Config
+from trainer.engine import build_engine, start_deepspeed
+from trainer.evaluation.suite import evaluate, summary_rows
+from trainer.layout import check_layout, layout_rows
+from trainer.logs.journal import Journal
+from trainer.logs.progress import Progress, duration
+from trainer.logs.setup import log_to_file
+from trainer.logs.tables import layout_table, summary_table
+from trainer.logs.wandb_run import WandbRun, leet_command
+from trainer.model_encoder import ModelEncoder, dtype_of
+from trainer.pairs import TrainingPairs, find_pairs, locate_data
+from trainer.processes import Processes
+from trainer.run_directory import METRICS, open_run_directory
+from trainer.schedule import check_schedule
+from trainer.state import ExpertSharding, set_optimizer_state, set_weights
+from trainer.stopping import StopRequest, exit_code
+from trainer.training import StepReport, Trainer
+
+_log = logging.getLogger(__name__)
+
+
+class Recorder:
+    """Where rank 0 writes metrics: metrics.jsonl and W&B. On other ranks it does nothing."""
+
+    def __init__(self, config: Config, run_dir: Path, resume_step: int | None, processes: Processes) -> None:
+        self._journal: Journal | None = None
+        self._wandb: WandbRun | None = None
+        if processes.is_first:
+            self._journal = Journal(run_dir / METRICS, resume_step)
+            self._wandb = WandbRun.start(config.log, run_dir, config.run.name, asdict(config))
+
+    @property
+    def has_curves(self) -> bool:
+        """Whether W&B files lie in the run directory."""
+        return self._wandb is not None and self._wandb.mode != "disabled"
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Record the metrics of a step."""
+        if self._journal and self._wandb:
+            self._journal.write(step, metrics)
+            self._wandb.log(step, metrics)
+
+    def close(self, code: int) -> None:
+        """Finish; `code` is the exit code that W&B shows."""
+        if self._journal and self._wandb:
+            self._journal.close()
+            self._wandb.finish(code)
+
+
+class Run:
+    """One training run in one process of many. Build it, `train` it; all ranks do the same things in the same order."""
+
+    def __init__(self, config: Config, processes: Processes) -> None:
+        """Open everything. Raises UserError for whatever is wrong with the configuration, the data or the run directory."""
+        self.stop = StopRequest()
+        check_layout(config, processes.world)
+        check_schedule(config.schedule, config.train.steps)
+        self.processes = processes
+        self.run_dir, checkpoint = open_run_directory(config, processes)
+        log_to_file(self.run_dir, processes.rank)
+        self.config = locate_data(config, processes)
+        self.pairs: TrainingPairs = find_pairs(self.config, self.run_dir, processes)
+        self.peers = start_deepspeed(processes, config.parallel.expert_parallel)
+        self.sharding = ExpertSharding(processes, config.parallel.expert_parallel)
+        self.progress = TrainingProgress(seed=config.seed)
+        self.engine = self._build_engine(checkpoint)
+        self.loader = self.pairs.loader(processes, self.progress.batches)
+        self.trainer = Trainer(self.config, self.engine, self.loader, self.progress, processes, self.peers)
+        self.recorder = Recorder(config, self.run_dir, self.progress.step if checkpoint else None, processes)
+        self.first_step = self.progress.step
+
+    def _build_engine(self, checkpoint: Path | None) -> Any:
+        model = LIMoE(self.config.model, self.config.router, self.peers).initialise(self.config.seed)
+        if checkpoint is None:
+            return build_engine(self.config, model, self.processes, self.peers)
+        self.progress = read_progress(checkpoint)
+        state = load_state(checkpoint, model, self.sharding, with_moments=True)
+        set_weights(model, state)
+        engine = build_engine(self.config, model, self.processes, self.peers)
+        set_optimizer_state(engine, state, self.progress.optimizer_steps)
+        return engine
+
+    def train(self) -> int:
+        """Train to the last step, or until asked to stop; returns the process's exit code."""
+        steps = self.config.train.steps
+        started = time.monotonic()
+        metrics: dict[str, float] = {}
+        last: StepReport | None = None
+        with self._progress_bar() as bar:
+            if self.progress.step == 0:
+                self._evaluate(bar)
+            saved_at = time.monotonic()
+            while self.progress.step < steps:
+                last = self.trainer.step(self.stop.signal)
+                step, done = last.step, last.step == steps
+                report = done or step % self.config.log.every == 0 or step == self.first_step + 1
+                bar.update(
+                    step,
+                    loss=last.loss,
+                    success=last.success,
+                    pairs_per_second=last.metrics["perf/pairs_per_second"],
+                    report=report,
+                )
+                if report:
+                    self.recorder.write(step, last.metrics)
+                if done or step % self.config.eval.every == 0:
+                    metrics = self._evaluate(bar)
+                if done or last.stop_signal or self._checkpoint_due(step, saved_at):
+                    self._save()
+                    saved_at = time.monotonic()
+                if last.stop_signal and not done:
+                    return self._stopped(bar, last.stop_signal)
+        if not metrics:  # nothing was left to train
+            metrics = self._evaluate(bar)
+        self._summarise(metrics, last, time.monotonic() - started)
+        return 0
+
+    def close(self, code: int) -> None:
+        """Stop the loader and finish the records."""
+        self.loader.close()
+        self.recorder.close(code)
+
+    @contextmanager
+    def _progress_bar(self) -> Iterator[Progress]:
+        mode = self.config.log.progress if self.processes.is_first else "none"
+        if self.processes.is_first:
+            layout = layout_rows(self.config, self.processes)
+            layout_table(layout)
+        else:
+            layout_rows(self.config, self.processes)
+        with Progress.start(self.config.train.steps, self.first_step, mode) as bar:
+            if self.first_step:
+                bar.message(f"going on from step {self.first_step} of {self.config.train.steps}")
+            yield bar
+
+    def _evaluate(self, bar: Progress) -> dict[str, float]:
+        model = self.engine.module
+        model.eval()
+        encoder = ModelEncoder(model, self.config.data, dtype_of(self.config.train.precision))
+        metrics = evaluate(self.config, encoder, self.pairs.tokenizer, self.processes)
+        model.train()
+        self.recorder.write(self.progress.step, metrics)
+        shown = ", ".join(f"{what} {value}" for what, value, _ in summary_rows(metrics)[:3])
+        if shown:
+            bar.message(f"step {self.progress.step}: {shown}")
+        return metrics
+
+    def _checkpoint_due(self, step: int, saved_at: float) -> bool:
+        config = self.config.checkpoint
+        if config.every_steps and step % config.every_steps == 0:
+            return True
+        if config.every_minutes is None:
+            return False
+        # Clocks differ between ranks: rank 0's counts.
+        return bool(self.processes.from_first(time.monotonic() - saved_at >= 60 * config.every_minutes))
+
+    def _save(self) -> None:
+        save_checkpoint(self.run_dir, self.engine, self.progress, self.processes, self.sharding, self.config.checkpoint.keep)
+
+    def _stopped(self, bar: Progress, number: int) -> int:
+        bar.message(
+            f"stopped by signal {number} after step {self.progress.step}, which is saved: the same command goes on from there"
+        )
+        return exit_code(number)
+
+    def _summarise(self, metrics: dict[str, float], last: StepReport | None, seconds: float) -> None:
+        if not self.processes.is_first:
+            return
+        rows = summary_rows(metrics)
+        if last is not None:
+            rows += [(f"routing success, {name}", f"{value:.1%}", "") for name, value in last.success.items()]
+            rows.append(("loss", f"{last.loss:.3f}", ""))
+        rows.append(("wall time", duration(seconds), ""))
+        notes = [("run directory", str(self.run_dir))]
+        if self.recorder.has_curves:
+            notes.append(("the curves in this terminal, without an account (q quits)", leet_command(self.run_dir)))
+        summary_table(f"{self.config.run.name}: {self.progress.step} steps", rows, notes)

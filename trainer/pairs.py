@@ -1,0 +1,108 @@
+"""From the configuration to data that can be read: shards, tokenizer, loader, evaluation sets."""
+
+from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.agree import first_reads
+from trainer.checkpoint import TOKENIZER
+from trainer.config import Config
+from trainer.data.captions import check_captions, training_captions
+from trainer.data.loader import TrainingLoader, training_loader
+from trainer.data.shapes import write_shapes
+from trainer.data.shards import list_shards
+from trainer.data.tokenizer import Tokenizer, train_tokenizer
+from trainer.errors import UserError, did_you_mean
+from trainer.evaluation.classification_set import read_classification_set
+from trainer.evaluation.suite import classification_sets, retrieval_shards
+from trainer.processes import Processes
+
+KINDS = ("shapes", "webdataset")
+
+
+def locate_data(config: Config, processes: Processes) -> Config:
+    """A copy of the configuration in which `data.train`, `data.val` and `eval.zeroshot` name what lies on disk. A collective.
+
+    The embedded data set is written on the first use, once a host.
+    """
+    kind = config.data.kind
+    if kind not in KINDS:
+        raise UserError(f"data.kind={kind}: choose {' or '.join(KINDS)}{did_you_mean(kind, KINDS)}")
+    if kind == "webdataset":
+        return config
+    if processes.local_rank == 0:
+        write_shapes(config.data, config.model.image_size)
+    processes.barrier()
+    folder = write_shapes(config.data, config.model.image_size)  # there already; gives its place
+    located = deepcopy(config)
+    located.data.train = located.data.train or f"{folder}/train-*.tar"
+    located.data.val = located.data.val or f"{folder}/val-*.tar"
+    if located.eval.zeroshot is None:
+        located.eval.zeroshot = {"default": f"{folder}/zeroshot", "unseen": f"{folder}/zeroshot_unseen"}
+    return located
+
+
+@dataclass(frozen=True)
+class TrainingPairs:
+    """The training data of a run, found and checked, not yet read."""
+
+    config: Config
+    shards: list[str]
+    tokenizer: Tokenizer
+
+    def loader(self, processes: Processes, start_batch: int) -> TrainingLoader:
+        """Endless batches of this rank, as if `start_batch` of them had been drawn already."""
+        config = self.config
+        return training_loader(
+            config.data,
+            shards=self.shards,
+            tokenizer=self.tokenizer,
+            image_size=config.model.image_size,
+            text_length=config.model.text_length,
+            batch_size=config.train.batch_size // config.train.accumulate,
+            rank=processes.rank,
+            world=processes.world,
+            seed=config.seed,
+            start_batch=start_batch,
+        )
+
+
+def find_pairs(config: Config, run_dir: Path, processes: Processes) -> TrainingPairs:
+    """Find and check all data of the run, and make its tokenizer unless the run directory has one. A collective."""
+    shards = first_reads(lambda: _check_all(config), processes)
+    first_reads(lambda: _make_tokenizer(config, shards, run_dir / TOKENIZER), processes)
+    return TrainingPairs(config, shards, load_tokenizer(config, run_dir / TOKENIZER))
+
+
+def load_tokenizer(config: Config, path: Path) -> Tokenizer:
+    """The run's tokenizer. Raises UserError when the model's table is too small for it."""
+    tokenizer = Tokenizer.load(path)
+    if tokenizer.vocabulary > config.model.vocabulary:
+        raise UserError(
+            f"the tokenizer {config.data.tokenizer or path} has {tokenizer.vocabulary} pieces, but model.vocabulary="
+            f"{config.model.vocabulary}: set model.vocabulary={tokenizer.vocabulary}"
+        )
+    return tokenizer
+
+
+def _check_all(config: Config) -> list[str]:
+    """The training shards; evaluation data is looked at too, so that a mistake shows now and not after hours."""
+    shards = list_shards(config.data.train, "data.train")
+    check_captions(shards, config.data.caption_key)
+    for folder in classification_sets(config.eval.zeroshot).values():
+        read_classification_set(folder)
+    if retrieval_shards(config) is not None:
+        list_shards(retrieval_shards(config), "data.val" if config.eval.retrieval is True else "eval.retrieval")
+    return shards
+
+
+def _make_tokenizer(config: Config, shards: list[str], path: Path) -> None:
+    if path.exists():  # of the checkpoint that the run goes on from
+        return
+    if config.data.tokenizer:
+        Tokenizer.load(config.data.tokenizer)
+        path.write_bytes(Path(config.data.tokenizer).expanduser().read_bytes())
+        return
+    captions: Iterable[str] = training_captions(shards, config.data.caption_key, config.data.tokenizer_captions)
+    train_tokenizer(captions, path, config.model.vocabulary, config.seed)

@@ -1,0 +1,120 @@
+"""The logical state of a training run: tensors by parameter name, whatever the layout.
+
+Dense tensors are whole; experts are `[E, ...]`, of which a rank holds its own as a DTensor shard. Keys: `model/<name>`,
+`exp_avg/<name>`, `exp_avg_sq/<name>`, all float32.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
+
+from model.experts import Experts
+from trainer.processes import Processes
+
+WEIGHTS = "model"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class ExpertSharding:
+    """How expert tensors lie over the ranks: copies in every EP group, dimension 0 cut over the ranks of one."""
+
+    def __init__(self, processes: Processes, expert_parallel: int) -> None:
+        ranks = torch.arange(processes.world).view(-1, expert_parallel)
+        # Only describes who holds what; nothing is ever sent over it, so no process groups are made.
+        self._mesh = DeviceMesh("cpu", ranks, _init_backend=False, _rank=processes.rank)
+
+    def wrap(self, local: Tensor) -> DTensor:
+        """This rank's experts `[e, ...]` as a piece of `[E, ...]`."""
+        return DTensor.from_local(local, self._mesh, [Replicate(), Shard(0)], run_check=False)
+
+
+def expert_names(model: nn.Module) -> set[str]:
+    """Names of the parameters that are stacked over experts."""
+    return {
+        f"{module_name}.{name}"
+        for module_name, module in model.named_modules()
+        if isinstance(module, Experts)
+        for name, _ in module.named_parameters()
+    }
+
+
+def link_optimizer_state(engine: Any) -> None:
+    """Let DeepSpeed's accessors find the moments of ALL groups.
+
+    Stages 1 and 2 link them after the first group's first step, and never again: other groups stay unlinked (DeepSpeed 0.19.8).
+    """
+    optimizer = engine.optimizer
+    if hasattr(optimizer, "_lazy_init_hp_params_optimizer_state"):
+        optimizer._hp_optimizer_states_linked = False
+        optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def read_state(engine: Any, processes: Processes, sharding: ExpertSharding) -> dict[str, Tensor]:
+    """This rank's share of the state, on the CPU: its experts, and the dense tensors it is to write. A collective.
+
+    Dense tensors are dealt out so that every rank writes about as many bytes; no rank keeps them all.
+    """
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    link_optimizer_state(engine)
+    experts = expert_names(engine.module)
+    share: dict[str, Tensor] = {}
+    written = [0] * processes.world
+    for name, parameter in engine.module.named_parameters():
+        values = {WEIGHTS: safe_get_full_fp32_param(parameter)}
+        values |= {moment: safe_get_full_optimizer_state(parameter, moment) for moment in MOMENTS}
+        writer = written.index(min(written))
+        if name not in experts:
+            written[writer] += values[WEIGHTS].numel()
+        if name in experts or writer == processes.rank:
+            for kind, value in values.items():
+                local = value.detach().to("cpu", torch.float32, copy=True)
+                share[f"{kind}/{name}"] = sharding.wrap(local) if name in experts else local
+    return share
+
+
+def empty_state(model: nn.Module, kinds: tuple[str, ...], sharding: ExpertSharding) -> dict[str, Tensor]:
+    """Room for the whole dense state and this rank's experts, to be filled from a checkpoint."""
+    experts = expert_names(model)
+    state: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        for kind in kinds:
+            local = torch.empty(parameter.shape, dtype=torch.float32)
+            state[f"{kind}/{name}"] = sharding.wrap(local) if name in experts else local
+    return state
+
+
+def local_tensor(value: Tensor) -> Tensor:
+    """The plain tensor this rank holds."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+@torch.no_grad()
+def set_weights(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Copy `model/*` into a module that DeepSpeed has not wrapped yet."""
+    for name, parameter in model.named_parameters():
+        parameter.copy_(local_tensor(state[f"{WEIGHTS}/{name}"]))
+
+
+def set_optimizer_state(engine: Any, state: dict[str, Tensor], optimizer_steps: int) -> None:
+    """Give the engine the float32 masters and Adam's moments. A collective.
+
+    The engine must have been built over the same weights: setting the masters alone would leave the forward weights stale.
+    """
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+    optimizer = engine.optimizer
+    flat = getattr(optimizer, "fp32_partitioned_groups_flat", None) or optimizer.single_partition_of_fp32_groups
+    for partition in flat:
+        adam = optimizer.optimizer.state[partition]
+        adam["step"] = torch.tensor(float(optimizer_steps))
+        for moment in MOMENTS:
+            adam[moment] = torch.zeros_like(partition)
+    link_optimizer_state(engine)
+    for name, parameter in engine.module.named_parameters():
+        safe_set_full_fp32_param(parameter, local_tensor(state[f"{WEIGHTS}/{name}"]).to(engine.device))
+        for moment in MOMENTS:
+            safe_set_full_optimizer_state(parameter, local_tensor(state[f"{moment}/{name}"]).to(engine.device), moment)

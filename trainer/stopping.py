@@ -1,0 +1,30 @@
+"""Asking a run to stop: a signal sets a flag that is read, by all ranks together, at the next step boundary."""
+
+import signal
+from types import FrameType
+
+EXIT_STOPPED = 85
+"""Exit code of a run that saved and stopped because a signal asked it to; the same command continues it."""
+EXIT_INTERRUPTED = 130
+"""The same after Ctrl-C."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class StopRequest:
+    """Set by the first SIGINT, SIGTERM, SIGUSR1 or SIGUSR2 to this process; a second Ctrl-C ends the process at once."""
+
+    def __init__(self) -> None:
+        self.signal: int = 0
+        for number in SIGNALS:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        # torchrun follows a Ctrl-C with SIGTERM: the first reason stays.
+        self.signal = self.signal or number
+
+
+def exit_code(number: int) -> int:
+    """The exit code of a run that signal `number` stopped."""
+    return EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_STOPPED

@@ -1,0 +1,53 @@
+"""Train a model: `python -m trainer.train [overrides]`, alone, under torchrun, or under srun."""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from trainer.compose import CONF, compose_config, register_schema, to_config
+from trainer.config import Config
+from trainer.errors import UserError
+from trainer.processes import Processes
+from trainer.program import exit_with, run_program
+
+
+def train(config: Config, processes: Processes) -> int:
+    """A whole training run in this process; returns its exit code."""
+    from trainer.loop import Run  # DeepSpeed takes seconds to import: not before the configuration is known to be good
+
+    run = Run(config, processes)
+    code = 1
+    try:
+        code = run.train()
+    finally:
+        run.close(code)
+    return code
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def hydra_main(values: DictConfig) -> None:
+    """The way through Hydra's own front end, for its flags (--help, --cfg job, --multirun)."""
+    try:
+        config = to_config(values)
+    except UserError as problem:
+        exit_with(problem)
+    run_program(config, lambda processes: train(config, processes))
+
+
+def main() -> None:
+    """Compose the configuration and train."""
+    overrides = sys.argv[1:]
+    if any(argument.startswith("-") for argument in overrides):
+        register_schema()
+        hydra_main()
+        return
+    try:
+        config = compose_config(overrides)
+    except UserError as problem:
+        exit_with(problem)
+    run_program(config, lambda processes: train(config, processes))
+
+
+if __name__ == "__main__":
+    main()
