@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -81,7 +81,7 @@ def randomise(module: nn.Module, seed: int) -> None:
             parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype) / math.sqrt(2))
 
 
-def gradients(loss: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+def gradients(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
     """Gradients of the loss, zeros where it does not depend on an input."""
     return [
         torch.zeros_like(value) if grad is None else grad
@@ -89,7 +89,7 @@ def gradients(loss: Tensor, inputs: list[Tensor]) -> list[Tensor]:
     ]
 
 
-def assert_close(actual: list[Tensor], expected: list[Tensor], tolerance: float = 1e-9) -> None:
+def assert_close(actual: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float = 1e-9) -> None:
     """Every tensor of the first list near its fellow in the second."""
     for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)

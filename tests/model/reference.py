@@ -151,9 +151,7 @@ def load(logits_ne: Tensor, noisy_ne: Tensor, valid_n: list[bool], top_k: int, s
 
 def z(logits_ne: Tensor, valid_n: list[bool]) -> Tensor:
     """Mean of log(sum exp l)^2 over valid tokens."""
-    return mean(
-        [torch.log(torch.exp(logits_e).sum()) ** 2 for logits_e, valid in zip(logits_ne, valid_n, strict=True) if valid]
-    )
+    return mean([torch.log(torch.exp(logits_e).sum()) ** 2 for logits_e, valid in zip(logits_ne, valid_n, strict=True) if valid])
 
 
 def _members(logits_ne: Tensor, modality_n: list[int], valid_n: list[bool], modality: int) -> list[list[Tensor]]:

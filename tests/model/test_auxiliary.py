@@ -74,8 +74,14 @@ def test_a_weight_switches_on_its_loss_and_no_other(name: str) -> None:
 
 
 @few
-@given(seed=st.integers(0, 10_000), layers=st.integers(1, 3), weights=st.lists(st.sampled_from([0.0, 0.5, 1.0, 3.0]), min_size=7, max_size=7))
-def test_the_loss_is_scale_times_the_mean_over_layers_of_the_mean_over_losses(seed: int, layers: int, weights: list[float]) -> None:
+@given(
+    seed=st.integers(0, 10_000),
+    layers=st.integers(1, 3),
+    weights=st.lists(st.sampled_from([0.0, 0.5, 1.0, 3.0]), min_size=7, max_size=7),
+)
+def test_the_loss_is_scale_times_the_mean_over_layers_of_the_mean_over_losses(
+    seed: int, layers: int, weights: list[float]
+) -> None:
     weight = dict(zip(OFF, weights, strict=True))
     config = AuxiliaryConfig(**weight, scale=0.07)
     stack = [Layer(seed + index, token_stream(seed, 2, 3, 4, 2)) for index in range(layers)]
@@ -95,7 +101,14 @@ def test_the_loss_is_scale_times_the_mean_over_layers_of_the_mean_over_losses(se
 
 def test_the_default_is_the_papers_recipe() -> None:
     layer = Layer(2, token_stream(2, 3, 3, 4, 2))
-    assert layer_losses(layer.sums, AuxiliaryConfig()).keys() == {"importance", "load", "z", "local_text", "global_image", "global_text"}
+    assert layer_losses(layer.sums, AuxiliaryConfig()).keys() == {
+        "importance",
+        "load",
+        "z",
+        "local_text",
+        "global_image",
+        "global_text",
+    }
     assert auxiliary_loss([], AuxiliaryConfig()) == (None, {})
     expected = 0.04 * reference.mean([loss for name, loss in layer.expected(AuxiliaryConfig()).items() if name != "local_image"])
     total, _ = auxiliary_loss([layer.sums], AuxiliaryConfig())

@@ -115,7 +115,9 @@ def test_first_choices_go_before_second_ones_and_large_gates_before_small_ones(c
     claims = [(n, k) for n in range(tokens) for k in range(top_k) if case.valid_n[n]]
     for winner in claims:
         for loser in claims:
-            rivals = case.gates.expert_nk[winner] == case.gates.expert_nk[loser] and case.group_n[winner[0]] == case.group_n[loser[0]]
+            rivals = (
+                case.gates.expert_nk[winner] == case.gates.expert_nk[loser] and case.group_n[winner[0]] == case.group_n[loser[0]]
+            )
             if rivals and kept_nk[winner] and not kept_nk[loser]:
                 assert (winner[1], -case.gates.gate_nk[winner], winner[0]) <= (loser[1], -case.gates.gate_nk[loser], loser[0])
 
@@ -123,7 +125,9 @@ def test_first_choices_go_before_second_ones_and_large_gates_before_small_ones(c
 def test_batch_priority_saves_the_largest_gate_wherever_it_stands() -> None:
     gates = choose_experts(torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0], [0.0, 9.0]]), 1, 0.0)
     valid_n = torch.ones(4, dtype=torch.bool)
-    kept = {priority: assign_slots(gates, valid_n, None, 1, 2, 1, priority).kept_nk[:, 0].tolist() for priority in ("gate", "order")}
+    kept = {
+        priority: assign_slots(gates, valid_n, None, 1, 2, 1, priority).kept_nk[:, 0].tolist() for priority in ("gate", "order")
+    }
     assert kept == {"gate": [False, False, True, True], "order": [True, False, False, True]}
 
 

@@ -4,6 +4,7 @@ import functools
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -161,8 +162,7 @@ def _read_parts(plan: _Plan, worker: int) -> Iterator[Batch]:
 def _part(plan: _Plan, streams: list[Stream]) -> Batch:
     images, captions, ids = [], [], []
     for stream in streams:
-        for _ in range(plan.pairs_per_stream):
-            image, caption, pair_id = _prepared(plan, stream)
+        for image, caption, pair_id in _prepared(plan, stream):
             images.append(image)
             captions.append(caption)
             ids.append(pair_id)
@@ -174,25 +174,30 @@ def _part(plan: _Plan, streams: list[Stream]) -> Batch:
     return batch
 
 
-def _prepared(plan: _Plan, stream: Stream) -> tuple[Tensor, str, str]:
-    """The stream's next pair, decoded and augmented.
+def _prepared(plan: _Plan, stream: Stream) -> Iterator[tuple[Tensor, str, str]]:
+    """The stream's next pairs for one batch, decoded and augmented.
 
-    An undecodable one leaves its place to a copy of the nearest good pair after it. So positions never depend on what can
-    be decoded, and a resumed run need not decode what it skips.
+    An undecodable one leaves its place to a copy of a good pair from behind the batch. So positions never depend on what
+    can be decoded, and a resumed run need not decode what it skips.
     """
-    pair, rng = stream.next()
-    distance = -1
-    while True:
+    taken = [stream.next() for _ in range(plan.pairs_per_stream)]
+    behind = count()
+    for pair, rng in taken:
         try:
             image = _decoded_crop(plan, pair, rng)
         except Unusable as problem:
-            if distance < 0:
-                stream.tally.note_bad(pair.shard, pair.id, problem)
-            distance += 1
-            pair = stream.look_ahead(distance)
-        else:
-            stream.note_good()
-            return image, rng.choice(pair.captions), pair.id
+            stream.tally.note_bad(pair.shard, pair.id, problem)
+            pair, image = _substitute(plan, stream, behind, rng)
+        yield image, rng.choice(pair.captions), pair.id
+
+
+def _substitute(plan: _Plan, stream: Stream, behind: Iterator[int], rng: random.Random) -> tuple[Pair, Tensor]:
+    while True:
+        pair = stream.look_ahead(next(behind))
+        try:
+            return pair, _decoded_crop(plan, pair, rng)
+        except Unusable:
+            continue  # it is counted when its own turn comes
 
 
 def _decoded_crop(plan: _Plan, pair: Pair, rng: random.Random) -> Tensor:

@@ -7,7 +7,7 @@ moved to any position without decoding what lies before it.
 """
 
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count, islice
@@ -17,7 +17,7 @@ from trainer.data.samples import Unusable, read_samples, warn_once
 from trainer.errors import UserError
 
 MOST_STREAMS = 64  # unless there are more readers: every stream holds its own shuffle buffer
-PATIENCE = 8  # shards in a row, beyond a stream's share of an epoch, that may be without a single usable pair
+PATIENCE = 8  # shards in a row, beyond two epochs of a stream's own, that may be without a single usable pair
 
 
 @dataclass
@@ -28,6 +28,7 @@ class Pair:
     id: str
     image: bytes
     captions: list[str]
+    opened: int  # shards that its stream had opened by then
 
 
 @dataclass
@@ -40,7 +41,7 @@ class Tally:
     def note_bad(self, shard: str, sample_id: str, problem: Unusable) -> None:
         """Count an unusable sample, and log the first of its shard."""
         self.bad[shard] += 1
-        warn_once(shard, f"unusable samples, the first is {sample_id.removeprefix(shard + '/')}: {problem}")
+        warn_once(shard, "unusable samples, such as", f"{sample_id.removeprefix(shard + '/')}, {problem}")
 
     def take(self) -> "Tally":
         """What was counted so far; counting starts again at zero."""
@@ -112,36 +113,42 @@ class Stream:
         self._name = f"{seed}/{stream}"
         self._buffer = max(1, shuffle_buffer)
         self._shards = stream_shards(shards, seed, stream, streams)
-        self._ahead: list[Pair] = []
+        self._ahead: deque[Pair] = deque()
         self._pairs = self._shuffled_epochs()
-        self._fruitless = 0
-        self._most_fruitless = -(-len(shards) // streams) + min(len(shards), PATIENCE)
+        self._opened = 0
+        self._last_taken = 0  # this and the next in shards opened
+        self._last_usable = 0
+        self._patience = 2 * -(-len(shards) // streams) + min(len(shards), PATIENCE)
 
     def next(self) -> tuple[Pair, random.Random]:
         """The next pair, and the generator that augments what stands at its position."""
-        pair = self.look_ahead(0)
-        del self._ahead[0]
+        pair = self._ahead.popleft() if self._ahead else next(self._pairs)
         rng = random.Random(f"{self._name}/{self.position}")
         self.position += 1
         self.tally.read += 1
+        self._last_taken = pair.opened
         return pair, rng
 
     def look_ahead(self, distance: int) -> Pair:
-        """The pair that `next` returns after `distance` others; the position stays."""
+        """The pair that `next` will return after `distance` others, to stand in for an undecodable one; the position stays.
+
+        Raises UserError when this leads so far ahead that the stream must be taken for useless.
+        """
         while len(self._ahead) <= distance:
             self._ahead.append(next(self._pairs))
-        return self._ahead[distance]
+        pair = self._ahead[distance]
+        self._check_patience(pair.opened - self._last_taken, pair.shard)
+        return pair
 
     def skip(self, pairs: int) -> None:
         """Move on as if `pairs` pairs had been taken, uncounted."""
         for _ in range(pairs):
             self.next()
-            self.note_good()
         self.tally.take()
 
-    def note_good(self) -> None:
-        """Say that a pair of this stream could be used: it is not fruitless."""
-        self._fruitless = 0
+    def _check_patience(self, shards: int, last: str) -> None:
+        if shards > self._patience:
+            raise UserError(f"{shards} shards in a row without one usable pair, the last is {last}: see the warnings above")
 
     def _shuffled_epochs(self) -> Iterator[Pair]:
         # The buffer is emptied at the end of an epoch, so that the stream has each of its samples once an epoch.
@@ -156,11 +163,8 @@ class Stream:
 
     def _read(self, shards: list[str]) -> Iterator[Pair]:
         for shard in shards:
-            self._fruitless += 1
-            if self._fruitless > self._most_fruitless:
-                raise UserError(
-                    f"{self._most_fruitless} shards in a row without one usable pair, the last is {shard}: see the warnings above"
-                )
+            self._opened += 1
+            self._check_patience(self._opened - self._last_usable, shard)
             for sample in read_samples(shard):
                 try:
                     image, captions = require_pair(sample, self._caption_key)
@@ -168,7 +172,8 @@ class Stream:
                     self.tally.read += 1
                     self.tally.note_bad(shard, sample.id, problem)
                 else:
-                    yield Pair(shard, sample.id, image, captions)
+                    self._last_usable = self._opened
+                    yield Pair(shard, sample.id, image, captions, self._opened)
 
 
 def shuffled(pairs: Iterator[Pair], buffer: int, rng: random.Random) -> Iterator[Pair]:

@@ -1,6 +1,5 @@
 """The samples of a shard as they lie in it: a stream of names and bytes that survives broken archives."""
 
-import functools
 import logging
 import tarfile
 from collections.abc import Generator, Iterator
@@ -32,10 +31,14 @@ class Unusable(Exception):
     """A sample that cannot be used; the message says why."""
 
 
-@functools.lru_cache(maxsize=4096)
-def warn_once(shard: str, problem: str) -> None:
-    """Log a problem of a shard the first time it is met in this process; a shard is read again every epoch."""
-    logger.warning("%s: %s", shard, problem)
+_warned: set[tuple[str, str]] = set()
+
+
+def warn_once(shard: str, kind: str, detail: object) -> None:
+    """Log the first problem of a kind that a shard has in this process; a shard is read again every epoch."""
+    if (shard, kind) not in _warned:
+        _warned.add((shard, kind))
+        logger.warning("%s: %s: %s", shard, kind, detail)
 
 
 def read_samples(shard: str) -> Generator[Sample, None, None]:
@@ -57,12 +60,12 @@ def read_samples(shard: str) -> Generator[Sample, None, None]:
     finally:
         files.close()
     if files.problem:
-        warn_once(shard, f"the shard breaks off: {files.problem}")
+        warn_once(shard, "the shard breaks off", files.problem)
         yield Sample(shard, "(break)", broken=files.problem)
 
 
 def _skip_file(shard: str, problem: Exception) -> bool:
-    warn_once(shard, f"a file is ignored: {problem.args[0] if problem.args else problem}")
+    warn_once(shard, "a file is ignored", problem.args[0] if problem.args else problem)
     return True
 
 

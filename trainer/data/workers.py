@@ -67,9 +67,9 @@ class WorkerIterator(Generic[T]):
         except StopIteration:
             self.close()
             raise
-        except RuntimeError as problem:
+        except (RuntimeError, ConnectionError, EOFError) as problem:
             self.close()
-            if "exited unexpectedly" not in str(problem):
+            if isinstance(problem, RuntimeError) and "exited unexpectedly" not in str(problem):
                 raise
             raise UserError(
                 "a data worker was killed, most often for want of memory: use a smaller data.shuffle_buffer or fewer data.workers"

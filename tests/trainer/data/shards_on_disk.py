@@ -36,7 +36,8 @@ def pair(number: int) -> dict[str, Any]:
 def write_shards(folder: Path, shards: int, each: int) -> list[str]:
     """`shards` shards of `each` pairs, all different."""
     return [
-        write_shard(folder / f"train-{shard:03}.tar", [pair(shard * each + index) for index in range(each)]) for shard in range(shards)
+        write_shard(folder / f"train-{shard:03}.tar", [pair(shard * each + index) for index in range(each)])
+        for shard in range(shards)
     ]
 
 

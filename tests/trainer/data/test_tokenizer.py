@@ -8,7 +8,9 @@ import pytest
 from trainer.data.tokenizer import END, PADDING, Tokenizer, train_tokenizer
 from trainer.errors import UserError
 
-CAPTIONS = [f"a {size} {colour} {shape}" for size in ("small", "large") for colour in ("red", "green") for shape in ("ring", "star")]
+CAPTIONS = [
+    f"a {size} {colour} {shape}" for size in ("small", "large") for colour in ("red", "green") for shape in ("ring", "star")
+]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,33 @@
+# The commands a newcomer types; README.md tells more.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SHELL := /bin/bash
+
+.PHONY: setup train test test-all lint clean
+
+setup: $(READY)  ## make the environment in .venv; safe to repeat
+
+$(READY): requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip setuptools wheel
+	$(BIN)/pip install --quiet -r requirements.txt
+	touch $@
+
+train: setup  ## the demo: a LIMoE with its experts on two processes
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 -m trainer.train experiment=demo $(ARGS)
+
+test: setup  ## quick tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" $(ARGS)
+
+test-all: setup  ## the quick ones, and those that start several processes
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(ARGS)
+
+lint: setup  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## remove what the tools cached; runs/ and .venv stay
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,271 @@
+"""The training loader: the same global batches for every number of processes, from any position on, whatever the data."""
+
+import logging
+import os
+import signal
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.trainer.data.shards_on_disk import jpeg, pair, small_tokenizer, write_shard, write_shards
+from trainer.config import DataConfig
+from trainer.data.batch import Batch
+from trainer.data.loader import check_bad_share, training_loader
+from trainer.data.tokenizer import Tokenizer
+from trainer.errors import UserError
+
+BATCH = 16
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return small_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return write_shards(tmp_path_factory.mktemp("shards"), 8, 12)
+
+
+def batches(
+    shards: list[str], tokenizer: Tokenizer, count: int, *, rank: int = 0, world: int = 1, start: int = 0, **data: Any
+) -> list[Batch]:
+    config = DataConfig(**{"workers": 0, "shuffle_buffer": 6, "flip": True, **data})
+    loader = training_loader(
+        config,
+        shards=shards,
+        tokenizer=tokenizer,
+        image_size=16,
+        text_length=12,
+        batch_size=BATCH,
+        rank=rank,
+        world=world,
+        seed=3,
+        start_batch=start,
+    )
+    try:
+        made = [next(loader) for _ in range(count)]
+        assert loader.read == sum(batch.read for batch in made)
+        assert loader.bad == sum((Counter(batch.bad) for batch in made), Counter())
+        return made
+    finally:
+        loader.close()
+
+
+def global_batches(shards: list[str], tokenizer: Tokenizer, count: int, world: int, **data: Any) -> list[Batch]:
+    ranks = [batches(shards, tokenizer, count, rank=rank, world=world, **data) for rank in range(world)]
+    return [
+        Batch(
+            torch.cat([batch.images for batch in parts]),
+            torch.cat([batch.texts for batch in parts]),
+            [pair_id for batch in parts for pair_id in batch.ids],
+        )
+        for parts in zip(*ranks, strict=True)
+    ]
+
+
+def same(first: list[Batch], second: list[Batch]) -> bool:
+    return len(first) == len(second) and all(
+        a.ids == b.ids and torch.equal(a.images, b.images) and torch.equal(a.texts, b.texts)
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def test_a_batch_has_the_promised_shapes(shards: list[str], tokenizer: Tokenizer) -> None:
+    (batch,) = batches(shards, tokenizer, 1, rank=1, world=2)
+    assert (batch.images.shape, batch.images.dtype) == ((8, 3, 16, 16), torch.uint8)
+    assert (batch.texts.shape, batch.texts.dtype) == ((8, 12), torch.int64)
+    assert len(set(batch.ids)) == 8
+    assert all(pair_id.rsplit("/", 1)[0] in shards for pair_id in batch.ids)
+    assert (batch.read, batch.bad) == (8, {})
+
+
+@pytest.mark.parametrize(("world", "workers"), [(1, 1), (1, 2), (2, 0), (2, 1), (4, 0), (4, 2)])
+def test_global_batches_do_not_depend_on_ranks_and_workers(
+    shards: list[str], tokenizer: Tokenizer, world: int, workers: int
+) -> None:
+    expected = batches(shards, tokenizer, 8)  # beyond one epoch of 6 batches
+    assert same(global_batches(shards, tokenizer, 8, world, workers=workers), expected)
+
+
+def test_each_sample_comes_once_an_epoch_and_looks_different_in_the_next(shards: list[str], tokenizer: Tokenizer) -> None:
+    made = batches(shards, tokenizer, 12)
+    epochs = [[pair_id for batch in part for pair_id in batch.ids] for part in (made[:6], made[6:])]
+    assert len(set(epochs[0])) == len(epochs[0]) == 96
+    assert set(epochs[0]) == set(epochs[1])
+    assert epochs[0] != epochs[1]
+    images = [
+        {i: image for batch in part for i, image in zip(batch.ids, batch.images, strict=True)} for part in (made[:6], made[6:])
+    ]
+    assert sum(torch.equal(images[0][i], images[1][i]) for i in epochs[0]) < 5
+
+
+@pytest.mark.parametrize(("start", "workers"), [(1, 0), (7, 0), (4, 2)])
+def test_it_goes_on_where_it_stopped(shards: list[str], tokenizer: Tokenizer, start: int, workers: int) -> None:
+    whole = batches(shards, tokenizer, start + 5)
+    assert same(batches(shards, tokenizer, 5, start=start, workers=workers), whole[start:])
+
+
+def damaged(folder: Path) -> list[str]:
+    """8 shards of 12, of which some samples are unusable: 2 without decoding, 3 when decoded, and one shard cut off."""
+    shards = []
+    for shard in range(8):
+        samples = [pair(shard * 12 + index) for index in range(12)]
+        if shard == 2:
+            samples[3] = {"jpg": jpeg(0)}
+            samples[7] = {"txt": "words only"}
+            samples[1]["jpg"] = samples[1]["jpg"][: len(samples[1]["jpg"]) // 2]
+            samples[2]["jpg"] = b"no image"
+            samples[3 + 2]["jpg"] = b""
+        if shard == 5:
+            samples[11]["jpg"] = samples[11]["jpg"][:300]
+        shards.append(write_shard(folder / f"{shard}.tar", samples))
+    content = Path(shards[6]).read_bytes()
+    Path(shards[6]).write_bytes(content[: content.index(b"000010.jpg") + 700])
+    return shards
+
+
+def test_bad_samples_are_replaced_counted_and_logged_once(
+    tmp_path: Path, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    shards = damaged(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        made = batches(shards, tokenizer, 12, shuffle_buffer=3)
+    undecodable = {f"{shards[2]}/000001", f"{shards[2]}/000002", f"{shards[5]}/000011"}
+    without = {f"{shards[2]}/{key}" for key in ("000003", "000005", "000007")}
+    seen = {pair_id for batch in made for pair_id in batch.ids}
+    assert not seen & (undecodable | without)
+    assert len(seen) == 96 - 6 - 2  # the cut-off shard has 10 of 12
+    bad = sum((Counter(batch.bad) for batch in made), Counter())
+    assert set(bad) == {shards[2], shards[5], shards[6]}
+    assert caplog.text.count("the shard breaks off") == 1
+    assert all(caplog.text.count(f"{shards[shard]}: unusable samples") == 1 for shard in (2, 5))
+
+
+def test_the_counts_add_up(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    samples = [pair(number) for number in range(20)]
+    samples[4] = {"jpg": jpeg(4)}
+    samples[9] = {"txt": "words only"}
+    samples[2]["jpg"] = samples[11]["jpg"] = b"no image"
+    made = batches([write_shard(tmp_path / "a.tar", samples)], tokenizer, 9)
+    # 9 batches of 16 are 8 epochs of 18 pairs, of which 16 can be decoded; the last one may have looked into the next epoch.
+    read, bad = sum(batch.read for batch in made), sum(sum(batch.bad.values()) for batch in made)
+    assert read - bad == 8 * 16
+    assert 8 * 4 <= bad <= 8 * 4 + 2
+
+
+@pytest.mark.parametrize("start", [3, 9])
+def test_it_goes_on_where_it_stopped_also_with_bad_samples(tmp_path: Path, tokenizer: Tokenizer, start: int) -> None:
+    shards = damaged(tmp_path)
+    whole = batches(shards, tokenizer, start + 5)
+    assert same(batches(shards, tokenizer, 5, start=start), whole[start:])
+    assert same(global_batches(shards, tokenizer, start + 5, 2, workers=2), whole)
+
+
+def test_no_pair_twice_in_a_batch_for_a_bad_one(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    for batch in batches(damaged(tmp_path), tokenizer, 5):
+        assert len(set(batch.ids)) == BATCH
+
+
+def test_a_line_of_many_captions_is_drawn(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    shards = [write_shard(tmp_path / "a.tar", [{"jpg": jpeg(1), "txt": "picture\nnumber\nset"}] * BATCH)]
+    (batch,) = batches(shards, tokenizer, 1)
+    assert {tokenizer.decode(row) for row in batch.texts.tolist()} == {"picture", "number", "set"}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_errors_reach_the_user_in_one_line(tmp_path: Path, tokenizer: Tokenizer, workers: int) -> None:
+    shards = [write_shard(tmp_path / f"{index}.tar", [{"jpg": b"no image", "txt": "a"}] * 20) for index in range(2)]
+    with pytest.raises(UserError, match="without one usable pair") as raised:
+        batches(shards, tokenizer, 1, workers=workers)
+    assert "\n" not in str(raised.value)
+
+
+def test_warnings_of_workers_are_logged_by_the_training_process(
+    tmp_path: Path, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    shards = damaged(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        made = batches(shards, tokenizer, 8, workers=2)
+    assert f"{shards[6]}: the shard breaks off" in caplog.text
+    assert sum(sum(batch.bad.values()) for batch in made) >= 6
+
+
+def test_misfits_are_told_before_anything_is_read(shards: list[str], tokenizer: Tokenizer, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"3 shards for 4 readers \(2 ranks x 2 workers\)"):
+        batches(shards[:3], tokenizer, 1, world=2, workers=2)
+    with pytest.raises(UserError, match="data.workers=-1"):
+        batches(shards, tokenizer, 1, workers=-1)
+    with pytest.raises(UserError, match="data.crop_scale"):
+        batches(shards, tokenizer, 1, crop_scale=[0.9, 0.5])
+    bare = write_shard(tmp_path / "bare.tar", [{"jpg": jpeg(1)}])
+    with pytest.raises(UserError, match="no captions in shard"):
+        batches([bare], tokenizer, 1)
+
+
+def worker_processes(loader: Any) -> list[Any]:
+    return list(loader._parts._parcels._workers)
+
+
+def test_workers_outlive_signals_and_end_with_the_loader(shards: list[str], tokenizer: Tokenizer) -> None:
+    loader = training_loader(
+        DataConfig(workers=2),
+        shards=shards,
+        tokenizer=tokenizer,
+        image_size=16,
+        text_length=8,
+        batch_size=8,
+        rank=0,
+        world=1,
+        seed=0,
+    )
+    next(loader)
+    workers = worker_processes(loader)
+    for worker in workers:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            os.kill(worker.pid, number)
+    for _ in range(6):  # more than they had prepared
+        next(loader)
+    assert all(worker.is_alive() for worker in workers)
+    loader.close()
+    assert not any(worker.is_alive() for worker in workers)
+    with pytest.raises(StopIteration):
+        next(loader)
+
+
+def test_a_killed_worker_is_a_clear_error(shards: list[str], tokenizer: Tokenizer) -> None:
+    loader = training_loader(
+        DataConfig(workers=1),
+        shards=shards,
+        tokenizer=tokenizer,
+        image_size=16,
+        text_length=8,
+        batch_size=8,
+        rank=0,
+        world=1,
+        seed=0,
+    )
+    next(loader)
+    os.kill(worker_processes(loader)[0].pid, signal.SIGKILL)
+    with pytest.raises(UserError, match="a data worker was killed"):
+        for _ in range(20):
+            next(loader)
+
+
+def test_workers_leave_the_random_numbers_of_training_alone(shards: list[str], tokenizer: Tokenizer) -> None:
+    drawn = []
+    for workers in (0, 1):
+        torch.manual_seed(0)
+        batches(shards, tokenizer, 1, workers=workers)
+        drawn.append(torch.rand(3))
+    assert torch.equal(drawn[0], drawn[1])
+
+
+def test_too_many_bad_samples_end_the_run() -> None:
+    check_bad_share(99, {"a.tar": 99}, 0.01)
+    check_bad_share(1000, {"a.tar": 10}, 0.01)
+    with pytest.raises(UserError, match=r"11 of 1000 .*data.max_bad_share=0.01.* b.tar \(8\), a.tar \(2\), c.tar \(1\)$"):
+        check_bad_share(1000, {"a.tar": 2, "b.tar": 8, "c.tar": 1}, 0.01)

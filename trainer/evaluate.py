@@ -1,0 +1,83 @@
+"""Evaluate a trained run: `python -m trainer.evaluate run=DIR [overrides]`, alone, under torchrun, or under srun.
+
+`run` is a run directory or one of its checkpoints. Overrides such as `eval.zeroshot=PATH` or `parallel.expert_parallel=2`
+apply to the run's own configuration.
+"""
+
+import sys
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from trainer.checkpoint import CONFIG, TOKENIZER, find_checkpoint, load_state, read_progress
+from trainer.compose import KEYS, first_line, load_config, to_config
+from trainer.config import Config
+from trainer.errors import UserError, did_you_mean
+from trainer.processes import Processes
+from trainer.program import exit_with, run_program
+
+USAGE = "python -m trainer.evaluate run=DIR [eval.zeroshot=PATH …]: DIR is a run directory, or one of its checkpoints"
+
+
+def read_arguments(arguments: list[str]) -> tuple[Path, Config]:
+    """The checkpoint and the configuration that a command line means. Raises UserError for what is missing or mistyped."""
+    overrides = [argument for argument in arguments if not argument.startswith("run=")]
+    runs = [Path(argument.removeprefix("run=")) for argument in arguments if argument.startswith("run=")]
+    if len(runs) != 1:
+        raise UserError(f"say which run to evaluate: {USAGE}")
+    checkpoint = find_checkpoint(runs[0])
+    if checkpoint is None:
+        raise UserError(f"run={runs[0]}: no complete checkpoint there; give a run directory, or one of its checkpoints")
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or key not in KEYS:
+            raise UserError(f"'{override}': the configuration has no '{key}'{did_you_mean(key, KEYS)}")
+    try:
+        values = OmegaConf.merge(load_config(checkpoint / CONFIG), OmegaConf.from_dotlist(overrides))
+    except OmegaConfBaseException as problem:
+        raise UserError(first_line(problem)) from problem
+    return checkpoint, to_config(values)
+
+
+def evaluate_run(checkpoint: Path, config: Config, processes: Processes) -> int:
+    """Evaluate one checkpoint on all ranks together; rank 0 prints the table."""
+    from model.limoe import LIMoE
+    from trainer.engine import start_deepspeed
+    from trainer.evaluation.suite import evaluate, summary_rows
+    from trainer.layout import check_layout
+    from trainer.logs.tables import summary_table
+    from trainer.model_encoder import ModelEncoder, dtype_of
+    from trainer.pairs import load_tokenizer, locate_data
+    from trainer.state import ExpertSharding, set_weights
+
+    check_layout(config, processes.world)
+    located = locate_data(config, processes)
+    tokenizer = load_tokenizer(config, checkpoint / TOKENIZER)
+    peers = start_deepspeed(processes, config.parallel.expert_parallel)
+    model = LIMoE(config.model, config.router, peers)
+    sharding = ExpertSharding(processes, config.parallel.expert_parallel)
+    set_weights(model, load_state(checkpoint, model, sharding, with_moments=False))
+    dtype = dtype_of(config.train.precision)
+    model.to(processes.device, dtype).eval()
+    metrics = evaluate(located, ModelEncoder(model, config.data, dtype), tokenizer, processes)
+    if processes.is_first:
+        step = read_progress(checkpoint).step
+        summary_table(f"{config.run.name}, step {step}", summary_rows(metrics), [("checkpoint", str(checkpoint))])
+    return 0
+
+
+def main() -> None:
+    """Read the command line and evaluate."""
+    try:
+        checkpoint, config = read_arguments(sys.argv[1:])
+        # A run trained on many processes is evaluated on however many there are now.
+        if not any(argument.startswith("parallel.expert_parallel=") for argument in sys.argv[1:]):
+            config.parallel.expert_parallel = 1
+    except UserError as problem:
+        exit_with(problem)
+    run_program(config, lambda processes: evaluate_run(checkpoint, config, processes))
+
+
+if __name__ == "__main__":
+    main()
