@@ -13,7 +13,10 @@ from model.limoe import LIMoE
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Numbers of parameters. applied: with top_k of the E experts of each layer; the embedding tables count as applied."""
+    """Numbers of parameters.
+
+    applied: with top_k of the E experts of each layer and one of the towers; the embedding tables count as applied.
+    """
 
     total: int
     applied: int
@@ -33,4 +36,5 @@ def count_parameters(config: ModelConfig, router: RouterConfig) -> ParameterCoun
         model = LIMoE(config, router)
     total = sum(parameter.numel() for parameter in model.parameters())
     experts = sum(parameter.numel() for parameter in expert_parameters(model))
-    return ParameterCount(total, total - experts + experts * router.top_k // max(1, config.experts), experts)
+    other_towers = sum(parameter.numel() for tower in model.towers[1:] for parameter in tower.parameters())
+    return ParameterCount(total, total - other_towers - experts + experts * router.top_k // max(1, config.experts), experts)

@@ -68,8 +68,8 @@ class ExpertLayer(nn.Module):
         factor = config.capacity_factor if self.training else config.eval_capacity_factor
         if factor is None:
             return self._assign_all(gates, stream)
-        group_n, groups = _routing_groups(stream, config.group_size)
-        slots = capacity(stream.x_nd.shape[0] // groups, self.num_experts, config.top_k, factor)
+        group_n, groups, tokens = _routing_groups(stream, config.group_size)
+        slots = capacity(tokens, self.num_experts, config.top_k, factor)
         return assign_slots(gates, stream.valid_n, group_n, groups, self.num_experts, slots, config.priority)
 
     def _assign_all(self, gates: Gates, stream: TokenStream) -> Slots:
@@ -78,12 +78,15 @@ class ExpertLayer(nn.Module):
         return assign_slots(gates, stream.valid_n, None, 1, self.num_experts, max(1, int(load.item())), self.config.priority)
 
 
-def _routing_groups(stream: TokenStream, group_size: int | None) -> tuple[Tensor | None, int]:
-    """Each token's routing group `[N]` and their number: `group_size` sequences of every modality a group; None: one group."""
-    count = stream.segments[0].count
+def _routing_groups(stream: TokenStream, group_size: int | None) -> tuple[Tensor | None, int, int]:
+    """Each token's routing group `[N]`, the number of groups, and the tokens of a full one.
+
+    A group is `group_size` sequences of every modality, the last one what is left. None: all tokens are one group.
+    """
+    count = max(segment.count for segment in stream.segments)
     if group_size is None or group_size >= count:
-        return None, 1
+        return None, 1, stream.x_nd.shape[0]
     pieces = [
         (torch.arange(s.count, device=stream.valid_n.device) // group_size).repeat_interleave(s.length) for s in stream.segments
     ]
-    return torch.cat(pieces), -(-count // group_size)
+    return torch.cat(pieces), -(-count // group_size), group_size * sum(segment.length for segment in stream.segments)

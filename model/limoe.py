@@ -65,6 +65,8 @@ class LIMoE(nn.Module):
     def __init__(self, config: ModelConfig, router: RouterConfig, peers: Peers | None = None) -> None:
         super().__init__()
         peers = peers or SingleProcess()
+        if config.towers == 2 and config.expert_layers:
+            raise ValueError("two towers are the dense baseline: expert layers need towers=1")
         self.config = config
         self.patches = PatchEmbed(config)
         self.tokens = TextEmbed(config)

@@ -37,19 +37,19 @@ class Slots:
 
 def capacity(tokens: int, experts: int, top_k: int, factor: float) -> int:
     """Slots of one expert's buffer for one routing group, `ceil(factor * K * n / E)`, at least 1 and at most n."""
-    # Rounded first, so that 1.1 * 80 / 8 in floating point does not become 12.
+    # Rounded first: 1.1 * 100 / 10 is a little more than 11 in floating point, and must not become 12.
     return min(tokens, max(1, math.ceil(round(factor * top_k * tokens / experts, 6))))
 
 
 def choose_experts(logits_ne: Tensor, top_k: int, noise_std: float) -> Gates:
-    """Softmax over the noisy logits, then the K experts with the largest gate, ties to the lower index.
+    """Softmax over the noisy logits, then the K experts with the largest, ties to the lower index.
 
     The gate value, not renormalised, is the combine weight (K=1: output = p_e * expert_e(x)).
     """
     noisy_ne = logits_ne + noise_std * torch.randn_like(logits_ne) if noise_std > 0 else logits_ne
     gates_ne = noisy_ne.softmax(-1)
-    # A stable sort, unlike topk, has a defined order among equal gates.
-    expert_nk = gates_ne.detach().sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
+    # By logits, as gates may underflow to ties; a stable sort, unlike topk, has a defined order among equal ones.
+    expert_nk = noisy_ne.detach().sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
     return Gates(logits_ne, noisy_ne, gates_ne.gather(1, expert_nk), expert_nk)
 
 
@@ -60,8 +60,9 @@ def assign_slots(
     """Give each expert's `slots` places (of each group) to its claimants.
 
     priority "gate": the largest gates first (Batch Priority Routing); "order": in the order of the stream. All first choices
-    go before all second choices. Pads claim nothing. group_n: int64 [N], each token's routing group; None: all in one.
-    Buffers come as `[E, groups * slots]`, a group's places side by side. Shapes depend on nothing but the arguments.
+    go before all second choices, and each choice is ranked by its own gate (V-MoE ranks a token's choices by its largest gate;
+    for K=1 that is the same). Pads claim nothing. group_n: int64 [N], each token's routing group; None: all in one. Buffers
+    come as `[E, groups * slots]`, a group's places side by side. Shapes depend on nothing but the arguments.
     """
     n, top_k = gates.expert_nk.shape
     choices = n * top_k

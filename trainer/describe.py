@@ -1,4 +1,4 @@
-"""What a configuration makes: `python -m trainer.describe model=limoe_h14 parallel.expert_parallel=8 …`. Needs no data and no GPU."""
+"""What a configuration makes, without data or GPU: `python -m trainer.describe model=limoe_h14 parallel.expert_parallel=8`."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ from model.routing import capacity
 from trainer.compose import compose_config
 from trainer.config import Config
 from trainer.errors import UserError
-from trainer.layout import check_model
+from trainer.layout import check_model, check_parallel
 from trainer.performance import step_flops
 from trainer.program import exit_with
 
@@ -31,8 +31,7 @@ def describe(config: Config, world: int) -> list[tuple[str, str]]:
     """What a person asks of a model before training it, as (what, value) rows; sizes are for `world` processes."""
     model, router, ep = config.model, config.router, config.parallel.expert_parallel
     check_model(model, router)
-    if world % ep:
-        raise UserError(f"WORLD_SIZE={world} is not a multiple of parallel.expert_parallel={ep}: change one of them")
+    check_parallel(config, world)
     counts = count_parameters(model, router)
     dense = counts.total - counts.experts
     weight = 2 if config.train.precision == "bf16" else 4
@@ -77,11 +76,18 @@ def _exchange_rows(config: Config, world: int, weight: int) -> list[tuple[str, s
     ]
 
 
+def _world(config: Config) -> int:
+    wanted = os.environ.get("WORLD_SIZE")
+    if wanted is not None and not (wanted.isdigit() and int(wanted) > 0):
+        raise UserError(f"WORLD_SIZE={wanted} in the environment should be the number of processes")
+    return int(wanted) if wanted else max(1, config.parallel.expert_parallel)
+
+
 def main() -> None:
     """Compose the configuration and print its description; WORLD_SIZE in the environment sets the number of processes."""
     try:
         config = compose_config(sys.argv[1:])
-        rows = describe(config, int(os.environ.get("WORLD_SIZE", config.parallel.expert_parallel)))
+        rows = describe(config, _world(config))
     except UserError as problem:
         exit_with(problem)
     table = Table(box=box.SIMPLE_HEAD, show_header=False, pad_edge=False)

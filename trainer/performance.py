@@ -18,7 +18,7 @@ def step_flops(model: ModelConfig, router: RouterConfig, pairs: int) -> float:
     """
     counts = count_parameters(model, router)
     tables = (model.vocabulary + model.image_tokens + model.text_length) * model.width
-    trunk = (counts.applied - tables) / model.towers
+    trunk = counts.applied - tables
     tokens = model.image_tokens + model.text_length
     attention = 12 * model.layers * model.width * (model.image_tokens**2 + model.text_length**2)
     return pairs * (6.0 * trunk * tokens + attention)

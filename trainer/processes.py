@@ -73,18 +73,27 @@ class Processes:
 
 def rank_from_environment() -> int:
     """This process's rank as its launcher (torchrun or srun) set it; 0 without a launcher."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) if _launched() else 0)
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) if launched() else 0)
 
 
-def _launched() -> bool:
+def local_rank_from_environment() -> int:
+    """This process's rank on its host as its launcher set it; 0 without a launcher."""
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) if launched() else 0)
+
+
+def launched() -> bool:
+    """Whether torchrun or srun started this process as one of several."""
     return "WORLD_SIZE" in os.environ or ("SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1)
 
 
 def _adopt_launcher_variables() -> None:
     """Set torch.distributed's variables from srun's, or for a single process; torchrun has set them already."""
     if "WORLD_SIZE" in os.environ:
+        missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        if missing:
+            raise UserError(f"WORLD_SIZE is set, but not {', '.join(missing)}: start with torchrun or srun, or unset WORLD_SIZE")
         return
-    if _launched():
+    if launched():
         os.environ.update(
             RANK=os.environ["SLURM_PROCID"],
             WORLD_SIZE=os.environ["SLURM_NTASKS"],
@@ -117,7 +126,7 @@ def _choose_device(wanted: str, local_rank: int) -> torch.device:
 def start_processes(device: str = "auto", timeout_minutes: float = 10.0) -> Processes:
     """Join the process group (NCCL on GPUs, gloo on CPUs) that torchrun or srun laid out, or be a single process.
 
-    Raises UserError when the device asked for is not there or two ranks would share one GPU.
+    Raises UserError when the device asked for is not there, the ranks cannot reach each other, or two would share one GPU.
     """
     _adopt_launcher_variables()
     rank, world, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
@@ -125,15 +134,26 @@ def start_processes(device: str = "auto", timeout_minutes: float = 10.0) -> Proc
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     else:
-        # gloo and several processes on one CPU: each takes its share of the cores.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        dist.init_process_group(
-            "nccl" if chosen.type == "cuda" else "gloo",
-            timeout=timedelta(minutes=timeout_minutes),
-            device_id=chosen if chosen.type == "cuda" else None,
-        )
+        # Measured with torch 2.13: the fused attention's bf16 backward on CPUs takes several times as long as the plain one.
+        torch.backends.cuda.enable_flash_sdp(False)
+        fellows = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if fellows > 1:
+            # Each takes its share of the cores, whatever OMP_NUM_THREADS torchrun has set. A single process keeps the user's.
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // fellows))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dist.init_process_group(
+                "nccl" if chosen.type == "cuda" else "gloo",
+                timeout=timedelta(minutes=timeout_minutes),
+                device_id=chosen if chosen.type == "cuda" else None,
+            )
+    except (RuntimeError, ValueError) as problem:
+        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+        raise UserError(
+            f"rank {rank} of {world} could not join the others at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} "
+            f"({reason[:200]}): MASTER_ADDR must be the first host, MASTER_PORT a free port there"
+        ) from problem
     processes = Processes(rank, world, local_rank, chosen)
     _check_devices(processes)
     return processes

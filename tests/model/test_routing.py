@@ -144,7 +144,7 @@ def test_capacity_rounds_up_exactly(tokens: int, experts: int, top_k: int, facto
 
 def test_capacity_of_a_single_token_and_of_rounding_errors() -> None:
     assert capacity(1, 32, 1, 1.0) == 1
-    assert capacity(80, 8, 1, 1.1) == 11  # 1.1 * 80 / 8 is 11.000000000000002 in floating point
+    assert capacity(100, 10, 1, 1.1) == 11  # 1.1 * 100 / 10 is 11.000000000000002 in floating point
     assert capacity(9, 8, 1, 1.0) == 2
     assert capacity(3, 2, 2, 9.0) == 3  # an expert can get no token twice
 

@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from webdataset.gopen import gopen
+from webdataset.gopen import Pipe, gopen
 from webdataset.tariterators import group_by_keys
 
 logger = logging.getLogger(__name__)
@@ -80,14 +80,16 @@ class _FilesUntilBreak:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         try:
             self._stream = gopen(self._shard)
-            with tarfile.open(fileobj=self._stream, mode="r|*", tarinfo=_StrictTarInfo) as archive:
+            # A command's own pipe: webdataset's wrapper fails as soon as the command has, before its output is read.
+            content_stream = self._stream.stream if isinstance(self._stream, Pipe) else self._stream
+            with tarfile.open(fileobj=content_stream, mode="r|*", tarinfo=_StrictTarInfo) as archive:
                 for member in archive:
                     content = archive.extractfile(member) if member.isreg() else None
                     if content is not None:
                         yield {"fname": member.name, "data": content.read(), "__url__": self._shard}
                     archive.members = []  # type: ignore[attr-defined]  # or it keeps every header of the shard
             # A command that is cut off while it writes the padding behind the archive would report a failure.
-            while self._stream.read(1 << 20):
+            while content_stream.read(1 << 20):
                 pass
             self._stream.close()
         # From a truncated or foreign archive, a lost mount, a failing command; a ValueError for an unknown scheme.

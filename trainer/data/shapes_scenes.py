@@ -15,8 +15,9 @@ COLOURS = {
     "white": (252, 252, 252),
 }
 BACKGROUNDS = {"dark": 28, "grey": 105, "light": 180}  # brightness out of 255
-SIZES = {"small": (5.0, 6.2), "medium": (7.6, 9.0), "large": (10.6, 12.0)}  # radius in 1/32 of the image's side
-PAIR_SIZES = (5.2, 6.8)
+SIZES = {"small": (6.4, 7.4), "medium": (8.8, 9.8), "large": (11.4, 12.4)}  # radius in 1/32 of the image's side
+PAIR_SIZES = (5.8, 6.8)
+JITTER = 0.07  # how far a shape lies from its place at most, of the image's side: about two pixels at 32
 RELATIONS = ("left of", "right of", "above", "below")
 
 # Never shown or named in training, alone or in pairs; every shape and every colour is met in other combinations.
@@ -69,11 +70,10 @@ def training_scene(rng: random.Random) -> Scene:
 
 
 def single_scene(shape: str, colour: str, rng: random.Random, full: bool = False) -> Scene:
-    """One shape at a random place; a `full` caption names size and background, others may leave them out."""
+    """One shape near the middle, as a photographer would have it; a `full` caption names size and background, others may leave them out."""
     size, background = rng.choice(list(SIZES)), rng.choice(list(BACKGROUNDS))
     radius = rng.uniform(*SIZES[size]) / 32
-    # The margin lets a large shape touch the border, but not leave the image.
-    x, y = (rng.uniform(radius + 0.02, 0.98 - radius) for _ in range(2))
+    x, y = (0.5 + rng.uniform(-JITTER, JITTER) for _ in range(2))
     item = Item(shape, colour, x, y, radius, _turn(rng))
     words = [f"{colour} {shape}"]
     if full or rng.random() < 0.5:
@@ -112,11 +112,10 @@ def _pair_scene(rng: random.Random, full: bool) -> Scene:
     relation, background = rng.choice(RELATIONS), rng.choice(list(BACKGROUNDS))
     # Along the relation's axis each shape has its half of the image; across it they are nearly level.
     radii = [rng.uniform(*PAIR_SIZES) / 32 for _ in range(2)]
-    near, far = rng.uniform(radii[0] + 0.02, 0.49 - radii[0]), rng.uniform(0.51 + radii[1], 0.98 - radii[1])
+    near, far = (place + rng.uniform(-JITTER, JITTER) / 2 for place in (0.26, 0.74))
     if relation in ("right of", "below"):
-        near, far = rng.uniform(0.51 + radii[0], 0.98 - radii[0]), rng.uniform(radii[1] + 0.02, 0.49 - radii[1])
-    level = rng.uniform(0.34, 0.66)
-    across = [level + rng.uniform(-0.1, 0.1) for _ in range(2)]
+        near, far = far, near
+    across = [0.5 + rng.uniform(-JITTER, JITTER) for _ in range(2)]
     places = [(near, across[0]), (far, across[1])]
     if relation in ("above", "below"):
         places = [(y, x) for x, y in places]

@@ -2,8 +2,10 @@
 
 import logging
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -122,6 +124,15 @@ def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
     for number in MAIN_DECIDES:
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_training, daemon=True).start()
+
+
+def _end_with_training() -> None:
+    """End when the training process is gone, killed perhaps; torch's own watch looks at the fork server, which waits for us."""
+    training = multiprocessing.parent_process()
+    if training is not None:
+        training.join()
+        os._exit(1)
 
 
 def _as_it_is(parcel: T) -> T:
@@ -138,13 +149,17 @@ def _fork_server() -> Any:
     return context
 
 
+_starting = threading.Lock()
+
+
 @contextmanager
 def _without_main_module() -> Iterator[None]:
     """Start processes without the program that was started: importing it again would cost each of them seconds and memory."""
-    names = vars(sys.modules["__main__"])
-    hidden = {name: names.get(name) for name in ("__spec__", "__file__")}
-    names.update(dict.fromkeys(hidden))
-    try:
-        yield
-    finally:
-        names.update(hidden)
+    with _starting:
+        names = vars(sys.modules["__main__"])
+        hidden = {name: names.get(name) for name in ("__spec__", "__file__")}
+        names.update(dict.fromkeys(hidden))
+        try:
+            yield
+        finally:
+            names.update(hidden)

@@ -3,6 +3,8 @@
 import logging
 import os
 import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -197,9 +199,9 @@ def test_warnings_of_workers_are_logged_by_the_training_process(
 def test_misfits_are_told_before_anything_is_read(shards: list[str], tokenizer: Tokenizer, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"3 shards for 4 readers \(2 ranks x 2 workers\)"):
         batches(shards[:3], tokenizer, 1, world=2, workers=2)
-    with pytest.raises(UserError, match="data.workers=-1"):
+    with pytest.raises(UserError, match=r"data.workers=-1"):
         batches(shards, tokenizer, 1, workers=-1)
-    with pytest.raises(UserError, match="data.crop_scale"):
+    with pytest.raises(UserError, match=r"data.crop_scale"):
         batches(shards, tokenizer, 1, crop_scale=[0.9, 0.5])
     bare = write_shard(tmp_path / "bare.tar", [{"jpg": jpeg(1)}])
     with pytest.raises(UserError, match="no captions in shard"):
@@ -224,9 +226,11 @@ def test_workers_outlive_signals_and_end_with_the_loader(shards: list[str], toke
     )
     next(loader)
     workers = worker_processes(loader)
-    for worker in workers:
+    server = Path(f"/proc/{workers[0].pid}/stat").read_text().rsplit(")", 1)[1].split()[1]
+    assert int(server) != os.getpid()
+    for process in (int(server), *(worker.pid for worker in workers)):
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            os.kill(worker.pid, number)
+            os.kill(process, number)
     for _ in range(6):  # more than they had prepared
         next(loader)
     assert all(worker.is_alive() for worker in workers)
@@ -269,3 +273,29 @@ def test_too_many_bad_samples_end_the_run() -> None:
     check_bad_share(1000, {"a.tar": 10}, 0.01)
     with pytest.raises(UserError, match=r"11 of 1000 .*data.max_bad_share=0.01.* b.tar \(8\), a.tar \(2\), c.tar \(1\)$"):
         check_bad_share(1000, {"a.tar": 2, "b.tar": 8, "c.tar": 1}, 0.01)
+
+
+KILLED_WHILE_TRAINING = """
+import os, signal, sys
+from trainer.config import DataConfig
+from trainer.data.loader import training_loader
+from trainer.data.tokenizer import Tokenizer
+
+loader = training_loader(
+    DataConfig(workers=2), shards=sys.argv[2:], tokenizer=Tokenizer.load(sys.argv[1]),
+    image_size=16, text_length=8, batch_size=8, rank=0, world=1, seed=0,
+)
+next(loader)
+print(*(worker.pid for worker in loader._parts._parcels._workers), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_workers_end_when_the_training_process_is_killed(shards: list[str], tmp_path: Path) -> None:
+    small_tokenizer(tmp_path)
+    # Its output ends when the last process that inherited it does.
+    command = [sys.executable, "-c", KILLED_WHILE_TRAINING, str(tmp_path / "t.model"), *shards]
+    ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=200, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert len(ended.stdout.split()) == 2

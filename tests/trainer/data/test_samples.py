@@ -84,7 +84,7 @@ def sample(**files: bytes) -> Sample:
 
 def test_captions() -> None:
     as_json = json.dumps({"caption": " one ", "all": ["two", "", "three"], "number": 4}).encode()
-    assert captions_of(sample(txt=" a  dog \n".encode()), None) == ["a dog"]
+    assert captions_of(sample(txt=b" a  dog \n"), None) == ["a dog"]
     assert captions_of(sample(txt="Hündin\n\ncat\n".encode()), None) == ["Hündin", "cat"]
     assert captions_of(sample(json=as_json), None) == ["one"]
     assert captions_of(sample(txt=b"other", json=as_json), "all") == ["two", "three"]
@@ -156,7 +156,7 @@ def test_a_set_without_captions_is_told_at_the_start(tmp_path: Path) -> None:
     check_captions([bare], "text")
     with pytest.raises(UserError, match=r"bare.tar: it holds .cls .jpg .json; .*data.caption_key"):
         check_captions([bare, good], None)
-    with pytest.raises(UserError, match="data.caption_key=words"):
+    with pytest.raises(UserError, match=r"data.caption_key=words"):
         check_captions([bare], "words")
     empty = write_shard(tmp_path / "empty.tar", [])
     check_captions([empty, good], None)

@@ -30,8 +30,8 @@ from trainer.data.shards import list_shards
 from trainer.errors import UserError
 
 
-def settings(cache: Path, **changes: int) -> DataConfig:
-    return DataConfig(kind="shapes", cache=str(cache), **{"shapes_train": 1600, "shapes_val": 512, **changes})
+def settings(cache: Path, train: int = 1600, val: int = 512, seed: int = 0) -> DataConfig:
+    return DataConfig(kind="shapes", cache=str(cache), shapes_train=train, shapes_val=val, shapes_seed=seed)
 
 
 @pytest.fixture(scope="module")
@@ -141,16 +141,16 @@ def test_it_is_written_once_and_depends_on_the_settings_only(folder: Path, tmp_p
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert write_shapes(settings(folder.parent), 32) == folder
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    small = {"shapes_train": 32, "shapes_val": 8}
+    small = {"train": 32, "val": 8}
     first, second = (write_shapes(settings(tmp_path / name, **small), 16) for name in ("one", "two"))
     assert contents(first) == contents(second)
-    other = write_shapes(settings(tmp_path / "one", shapes_seed=1, **small), 16)
+    other = write_shapes(settings(tmp_path / "one", seed=1, **small), 16)
     assert other != first
     assert contents(other)["train-000.tar"] != contents(first)["train-000.tar"]
 
 
 def test_concurrent_writers_agree(tmp_path: Path) -> None:
-    data = settings(tmp_path, shapes_train=16, shapes_val=4)
+    data = settings(tmp_path, train=16, val=4)
     made: list[Path] = []
     threads = [threading.Thread(target=lambda: made.append(write_shapes(data, 16))) for _ in range(3)]
     for thread in threads:
@@ -163,8 +163,8 @@ def test_concurrent_writers_agree(tmp_path: Path) -> None:
 
 
 def test_errors(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="data.shapes_train=15"):
-        write_shapes(settings(tmp_path, shapes_train=15), 32)
+    with pytest.raises(UserError, match=r"data.shapes_train=15"):
+        write_shapes(settings(tmp_path, train=15), 32)
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match="data.cache"):
+    with pytest.raises(UserError, match=r"data.cache"):
         write_shapes(settings(tmp_path / "file" / "cache"), 32)

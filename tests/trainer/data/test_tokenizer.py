@@ -57,5 +57,5 @@ def test_errors(tmp_path: Path) -> None:
             Tokenizer.load(tmp_path / name)
     with pytest.raises(UserError, match="no captions"):
         train_tokenizer(["", "  "], tmp_path / "t.model", 100)
-    with pytest.raises(UserError, match="model.vocabulary=5"):
+    with pytest.raises(UserError, match=r"model.vocabulary=5"):
         train_tokenizer(CAPTIONS, tmp_path / "t.model", 5)
