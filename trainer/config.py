@@ -56,7 +56,7 @@ class OptimConfig:
     lr: float = 1e-3
     weight_decay: float = 1e-5  # decoupled, on matrices only
     beta1: float = 0.9
-    beta2: float = 0.999
+    beta2: float = 0.98
     eps: float = 1e-8
     clip_norm: float = 1.0  # of the global gradient; 0 switches clipping off
 

@@ -38,7 +38,7 @@ def test_counts_by_hand(top_k: int, towers: int) -> None:
     count = count_parameters(config, RouterConfig(top_k=top_k))
     assert count.experts == sparse * 4 * mlp
     assert count.total == embeddings + 1 + towers * tower + sparse * 4 * mlp
-    assert count.applied == embeddings + 1 + towers * tower + sparse * top_k * mlp
+    assert count.applied == embeddings + 1 + tower + sparse * top_k * mlp  # a token passes one tower
 
 
 def test_counting_agrees_with_the_built_model() -> None:
