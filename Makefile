@@ -11,7 +11,6 @@ setup: $(READY)  ## make the environment in .venv; safe to repeat
 
 $(READY): requirements.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip setuptools wheel
 	$(BIN)/pip install --quiet -r requirements.txt
 	touch $@
 

@@ -26,6 +26,9 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
 from trainer.errors import UserError
 from trainer.processes import Processes
@@ -51,6 +54,8 @@ class TrainingProgress:
     seed: int = 0
     batches: int = 0
     """Micro-batches drawn from the training data."""
+    streams: int | None = None
+    """Canonical streams that the data was dealt from: their number decides its order, so a resume keeps it."""
 
 
 def checkpoint_path(run_dir: Path, step: int) -> Path:
@@ -91,11 +96,25 @@ def save_checkpoint(
                 partial.mkdir(parents=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dcp.save(share, storage_writer=FileSystemWriter(partial / "state", single_file_per_rank=True))
+            dcp.save(share, storage_writer=_Writer(partial / "state", single_file_per_rank=True))
         with _together(processes):
             if processes.is_first:
                 _finish(run_dir, partial, final, progress, keep)
     return final
+
+
+class _Writer(FileSystemWriter):
+    """Tells what the system said: torch.save covers an OSError of its stream with an error about its own position in it."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Write this rank's share. Raises OSError when the system refuses."""
+        try:
+            return super().write_data(plan, planner)
+        except Exception as problem:
+            cause: BaseException | None = problem
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__cause__ or cause.__context__
+            raise cause or problem from None
 
 
 def _finish(run_dir: Path, partial: Path, final: Path, progress: TrainingProgress, keep: int) -> None:
@@ -106,7 +125,8 @@ def _finish(run_dir: Path, partial: Path, final: Path, progress: TrainingProgres
     if final.exists():  # an incomplete one, or the same step written again after a resume
         shutil.rmtree(final)
     partial.rename(final)
-    for old in complete_checkpoints(run_dir)[: -max(1, keep)]:
+    others = [path for path in complete_checkpoints(run_dir) if path != final]  # later ones too, after going back to an early one
+    for old in others[: max(0, len(others) - (max(1, keep) - 1))]:
         shutil.rmtree(old)
 
 

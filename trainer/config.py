@@ -13,7 +13,9 @@ class DataConfig:
     kind: str = "webdataset"  # "webdataset": the user's shards; "shapes": the embedded data set, written on first use
     train: Any = None  # shard pattern with {000..123} ranges, a directory, a list of those, or pipe:COMMAND
     val: Any = None
-    caption_key: str | None = None  # read the caption from this key of .json (a list: one drawn at random); null: .txt
+    caption_key: str | None = (
+        None  # read captions from this key of .json (a list: one drawn at random) where there is one; else .txt
+    )
     tokenizer: str | None = None  # PATH.model of SentencePiece; null: trained on the training captions
     tokenizer_captions: int = 100_000  # captions that the tokenizer is trained on, at most
     workers: int = 1  # loader processes a rank; 0: in the training process

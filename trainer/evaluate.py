@@ -11,9 +11,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainer.checkpoint import CONFIG, TOKENIZER, find_checkpoint, load_state, read_progress
-from trainer.compose import KEYS, first_line, load_config, to_config
+from trainer.compose import GROUPS, check_key, explain, load_config, parse_overrides, to_config
 from trainer.config import Config
-from trainer.errors import UserError, did_you_mean
+from trainer.errors import UserError
 from trainer.processes import Processes
 from trainer.program import exit_with, run_program
 
@@ -29,14 +29,17 @@ def read_arguments(arguments: list[str]) -> tuple[Path, Config]:
     checkpoint = find_checkpoint(runs[0])
     if checkpoint is None:
         raise UserError(f"run={runs[0]}: no complete checkpoint there; give a run directory, or one of its checkpoints")
-    for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals or key not in KEYS:
-            raise UserError(f"'{override}': the configuration has no '{key}'{did_you_mean(key, KEYS)}")
+    values = load_config(checkpoint / CONFIG)
     try:
-        values = OmegaConf.merge(load_config(checkpoint / CONFIG), OmegaConf.from_dotlist(overrides))
+        for override in parse_overrides(overrides):
+            check_key(override)
+            if override.key_or_group in GROUPS or override.is_delete() or override.is_sweep_override():
+                raise UserError(
+                    f"'{override.input_line}': evaluation takes single keys, one value each, such as eval.zeroshot=PATH"
+                )
+            OmegaConf.update(values, override.key_or_group, override.value(), merge=False)
     except OmegaConfBaseException as problem:
-        raise UserError(first_line(problem)) from problem
+        raise UserError(explain(problem)) from problem
     return checkpoint, to_config(values)
 
 

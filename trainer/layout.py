@@ -1,12 +1,13 @@
 """Which configurations can run on which processes: checks before anything is built, and the table of who owns what."""
 
+import math
 import socket
 
 import torch
 
 from model.config import ModelConfig, RouterConfig
 from model.routing import PRIORITIES
-from trainer.config import Config
+from trainer.config import Config, OptimConfig
 from trainer.errors import UserError
 from trainer.logs.tables import LayoutRow
 from trainer.processes import Processes
@@ -14,6 +15,9 @@ from trainer.processes import Processes
 
 def check_model(model: ModelConfig, router: RouterConfig) -> None:
     """Raise UserError for an architecture that cannot be built."""
+    for name in ("width", "mlp", "heads", "layers", "image_size", "patch", "text_length", "vocabulary", "embedding"):
+        if getattr(model, name) < 1:
+            raise UserError(f"model.{name}={getattr(model, name)} must be at least 1")
     if model.width % model.heads:
         raise UserError(f"model.width={model.width} is not divisible by model.heads={model.heads}: change one of them")
     if model.image_size % model.patch:
@@ -25,6 +29,8 @@ def check_model(model: ModelConfig, router: RouterConfig) -> None:
         raise UserError(
             f"model.expert_layers names {beyond}, but the blocks are 0 to {model.layers - 1} (model.layers={model.layers})"
         )
+    if len(set(model.expert_layers)) < len(model.expert_layers):
+        raise UserError(f"model.expert_layers={list(model.expert_layers)} names a block twice")
     if model.towers == 2 and model.expert_layers:
         raise UserError("model.towers=2 is the dense baseline: set model.expert_layers=[], or model.towers=1 for experts")
     if model.expert_layers and not 1 <= router.top_k <= model.experts:
@@ -37,20 +43,22 @@ def check_model(model: ModelConfig, router: RouterConfig) -> None:
         )
     if router.noise < 0:
         raise UserError(f"router.noise={router.noise} must not be negative; 0 switches the noise off")
+    if not 0 < router.aux.image_share <= 1 or not 0 < router.aux.text_share <= 1:
+        raise UserError("router.aux.image_share and router.aux.text_share must lie above 0 and be at most 1")
 
 
-def check_layout(config: Config, world: int) -> None:
-    """Raise UserError when the configuration does not fit `world` processes."""
-    check_model(config.model, config.router)
-    parallel, train = config.parallel, config.train
-    ep = parallel.expert_parallel
-    if parallel.zero_stage not in (1, 2, 3):
-        why = ": DeepSpeed's stage 0 clips gradients wrongly when there are experts" if parallel.zero_stage == 0 else ""
-        raise UserError(f"parallel.zero_stage={parallel.zero_stage}: choose 1, 2 or 3{why}")
-    if ep < 1 or world % ep:
+def check_parallel(config: Config, world: int) -> None:
+    """Raise UserError when the model cannot be spread over `world` processes as asked."""
+    stage, ep = config.parallel.zero_stage, config.parallel.expert_parallel
+    if stage not in (1, 2, 3):
+        why = ": DeepSpeed's stage 0 clips gradients wrongly when there are experts" if stage == 0 else ""
+        raise UserError(f"parallel.zero_stage={stage}: choose 1, 2 or 3{why}")
+    if ep < 1:
+        raise UserError(f"parallel.expert_parallel={ep} must be at least 1")
+    if world % ep:
         raise UserError(
-            f"parallel.expert_parallel={ep} does not divide the {world} processes of this run: "
-            f"start a multiple of {max(ep, 1)} processes or choose a divisor of {world}"
+            f"parallel.expert_parallel={ep} does not divide the {_processes(world)} of this run: start a multiple of {ep} "
+            f"(torchrun --nproc-per-node {ep}), or set parallel.expert_parallel={math.gcd(world, ep)}"
         )
     if not config.model.expert_layers and ep > 1:
         raise UserError(
@@ -61,13 +69,54 @@ def check_layout(config: Config, world: int) -> None:
             f"model.experts={config.model.experts} is not divisible by parallel.expert_parallel={ep}: "
             f"each rank must own as many experts as any other"
         )
+    if config.parallel.timeout_minutes <= 0:
+        raise UserError(f"parallel.timeout_minutes={config.parallel.timeout_minutes} must be above 0")
+
+
+def check_layout(config: Config, world: int) -> None:
+    """Raise UserError when the configuration does not fit `world` processes."""
+    check_model(config.model, config.router)
+    check_parallel(config, world)
+    train = config.train
     if train.precision not in ("bf16", "fp32"):
         raise UserError(f"train.precision={train.precision}: choose bf16 or fp32")
     if train.activation_checkpointing not in ("none", "blocks", "offload"):
         raise UserError(f"train.activation_checkpointing={train.activation_checkpointing}: choose none, blocks or offload")
     if train.steps < 1 or train.accumulate < 1:
         raise UserError(f"train.steps={train.steps} and train.accumulate={train.accumulate} must be at least 1")
+    if train.max_nonfinite_steps < 1:
+        raise UserError(f"train.max_nonfinite_steps={train.max_nonfinite_steps} must be at least 1")
+    _check_optimizer(config.optim)
     _check_batches(config, world)
+    _check_rest(config)
+
+
+def _check_optimizer(optim: OptimConfig) -> None:
+    if not (math.isfinite(optim.lr) and optim.lr > 0):
+        raise UserError(f"optim.lr={optim.lr} must be above 0 and finite")
+    for name in ("weight_decay", "eps", "clip_norm"):
+        if not getattr(optim, name) >= 0:
+            raise UserError(f"optim.{name}={getattr(optim, name)} must not be negative")
+    for name in ("beta1", "beta2"):
+        if not 0 <= getattr(optim, name) < 1:
+            raise UserError(f"optim.{name}={getattr(optim, name)} must lie between 0 and 1, and below 1")
+
+
+def _check_rest(config: Config) -> None:
+    for key, steps in (
+        ("log.every", config.log.every),
+        ("eval.every", config.eval.every),
+        ("checkpoint.every_steps", config.checkpoint.every_steps),
+        ("checkpoint.every_minutes", config.checkpoint.every_minutes),
+    ):
+        if steps is not None and not steps >= 0:
+            raise UserError(f"{key}={steps} must not be negative; 0 is only at the end")
+    if config.checkpoint.keep < 1:
+        raise UserError(f"checkpoint.keep={config.checkpoint.keep} must be at least 1: a resume needs the newest")
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"seed={config.seed} must lie between 0 and {2**32 - 1}")
+    if not config.run.name or not config.run.dir:
+        raise UserError("run.name and run.dir must not be empty: the run directory is runs/<run.name>, or run.dir")
 
 
 def _check_batches(config: Config, world: int) -> None:
@@ -75,17 +124,21 @@ def _check_batches(config: Config, world: int) -> None:
     pieces = world * train.accumulate
     if train.batch_size < pieces or train.batch_size % pieces:
         raise UserError(
-            f"train.batch_size={train.batch_size} (global) is not divisible by {world} processes x {train.accumulate} "
+            f"train.batch_size={train.batch_size} (global) is not divisible by {_processes(world)} x {train.accumulate} "
             f"micro-batches: use a multiple of {pieces}"
         )
     if config.eval.batch_size < world or config.eval.batch_size % world:
         raise UserError(
-            f"eval.batch_size={config.eval.batch_size} (global) is not divisible by the {world} processes: "
+            f"eval.batch_size={config.eval.batch_size} (global) is not divisible by the {_processes(world)}: "
             f"use a multiple of {world}"
         )
     local, group = train.batch_size // pieces, config.router.group_size
     if group is not None and (group < 1 or local % min(group, local)):
         raise UserError(f"router.group_size={group} does not divide the {local} pairs of one process's micro-batch")
+
+
+def _processes(world: int) -> str:
+    return f"{world} process{'es' if world > 1 else ''}"
 
 
 def layout_rows(config: Config, processes: Processes) -> list[LayoutRow]:

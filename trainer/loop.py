@@ -12,7 +12,7 @@ from model.limoe import LIMoE
 from trainer.checkpoint import TrainingProgress, load_state, read_progress, save_checkpoint
 from trainer.config import Config
 from trainer.engine import build_engine, start_deepspeed
-from trainer.evaluation.suite import evaluate, summary_rows
+from trainer.evaluation.suite import evaluate, is_constant, summary_rows
 from trainer.layout import check_layout, layout_rows
 from trainer.logs.journal import Journal
 from trainer.logs.progress import Progress, duration
@@ -22,7 +22,7 @@ from trainer.logs.wandb_run import WandbRun, leet_command
 from trainer.model_encoder import ModelEncoder, dtype_of
 from trainer.pairs import TrainingPairs, find_pairs, locate_data
 from trainer.processes import Processes
-from trainer.run_directory import METRICS, open_run_directory
+from trainer.run_directory import METRICS, open_run_directory, write_config
 from trainer.schedule import check_schedule
 from trainer.state import ExpertSharding, set_optimizer_state, set_weights
 from trainer.stopping import StopRequest, exit_code
@@ -50,7 +50,8 @@ class Recorder:
         """Record the metrics of a step."""
         if self._journal and self._wandb:
             self._journal.write(step, metrics)
-            self._wandb.log(step, metrics)
+            # A curve of a constant would only stand in the way; metrics.jsonl has them all.
+            self._wandb.log(step, {name: value for name, value in metrics.items() if not is_constant(name)})
 
     def close(self, code: int) -> None:
         """Finish; `code` is the exit code that W&B shows."""
@@ -76,7 +77,9 @@ class Run:
         self.sharding = ExpertSharding(processes, config.parallel.expert_parallel)
         self.progress = TrainingProgress(seed=config.seed)
         self.engine = self._build_engine(checkpoint)
-        self.loader = self.pairs.loader(processes, self.progress.batches)
+        self.loader = self.pairs.loader(processes, self.progress.batches, self.progress.streams)
+        self.progress.streams = self.loader.streams
+        write_config(config, self.run_dir, processes)
         self.trainer = Trainer(self.config, self.engine, self.loader, self.progress, processes, self.peers)
         self.recorder = Recorder(config, self.run_dir, self.progress.step if checkpoint else None, processes)
         self.first_step = self.progress.step
@@ -105,7 +108,7 @@ class Run:
             while self.progress.step < steps:
                 last = self.trainer.step(self.stop.signal)
                 step, done = last.step, last.step == steps
-                report = done or step % self.config.log.every == 0 or step == self.first_step + 1
+                report = done or _due(step, self.config.log.every) or step == self.first_step + 1
                 bar.update(
                     step,
                     loss=last.loss,
@@ -115,7 +118,7 @@ class Run:
                 )
                 if report:
                     self.recorder.write(step, last.metrics)
-                if done or step % self.config.eval.every == 0:
+                if done or _due(step, self.config.eval.every):
                     metrics = self._evaluate(bar)
                 if done or last.stop_signal or self._checkpoint_due(step, saved_at):
                     self._save()
@@ -159,9 +162,9 @@ class Run:
 
     def _checkpoint_due(self, step: int, saved_at: float) -> bool:
         config = self.config.checkpoint
-        if config.every_steps and step % config.every_steps == 0:
+        if _due(step, config.every_steps):
             return True
-        if config.every_minutes is None:
+        if not config.every_minutes:
             return False
         # Clocks differ between ranks: rank 0's counts.
         return bool(self.processes.from_first(time.monotonic() - saved_at >= 60 * config.every_minutes))
@@ -187,3 +190,8 @@ class Run:
         if self.recorder.has_curves:
             notes.append(("the curves in this terminal, without an account (q quits)", leet_command(self.run_dir)))
         summary_table(f"{self.config.run.name}: {self.progress.step} steps", rows, notes)
+
+
+def _due(step: int, every: int | None) -> bool:
+    """Whether something that happens every so many steps happens after this one; 0 and null: only at the end."""
+    return bool(every) and step % (every or 1) == 0

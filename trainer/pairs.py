@@ -1,8 +1,9 @@
 """From the configuration to data that can be read: shards, tokenizer, loader, evaluation sets."""
 
+import logging
 from collections.abc import Iterable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainer.agree import first_reads
@@ -17,6 +18,8 @@ from trainer.errors import UserError, did_you_mean
 from trainer.evaluation.classification_set import read_classification_set
 from trainer.evaluation.suite import classification_sets, retrieval_shards
 from trainer.processes import Processes
+
+_log = logging.getLogger(__name__)
 
 KINDS = ("shapes", "webdataset")
 
@@ -51,11 +54,11 @@ class TrainingPairs:
     shards: list[str]
     tokenizer: Tokenizer
 
-    def loader(self, processes: Processes, start_batch: int) -> TrainingLoader:
-        """Endless batches of this rank, as if `start_batch` of them had been drawn already."""
+    def loader(self, processes: Processes, start_batch: int, streams: int | None) -> TrainingLoader:
+        """Endless batches of this rank, as if `start_batch` of them had been drawn already from so many canonical streams."""
         config = self.config
         return training_loader(
-            config.data,
+            replace(config.data, streams=streams or config.data.streams),
             shards=self.shards,
             tokenizer=self.tokenizer,
             image_size=config.model.image_size,
@@ -94,6 +97,8 @@ def _check_all(config: Config) -> list[str]:
         read_classification_set(folder)
     if retrieval_shards(config) is not None:
         list_shards(retrieval_shards(config), "data.val" if config.eval.retrieval is True else "eval.retrieval")
+    elif config.eval.retrieval is True:
+        _log.warning("data.val is not set: retrieval is not evaluated (eval.retrieval=false says that this is meant)")
     return shards
 
 

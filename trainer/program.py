@@ -1,9 +1,13 @@
 """What every entry point does around its work: join the processes, report errors once, leave with an honest exit code."""
 
+import contextlib
+import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 import torch.distributed as dist
@@ -11,16 +15,32 @@ import torch.distributed as dist
 from trainer.config import Config
 from trainer.errors import UserError
 from trainer.logs.setup import log_to_terminal
-from trainer.processes import Processes, rank_from_environment, start_processes, stop_processes
+from trainer.processes import (
+    Processes,
+    local_rank_from_environment,
+    rank_from_environment,
+    start_processes,
+    stop_processes,
+)
+from trainer.stopping import EXIT_INTERRUPTED
 
 EXIT_USER_ERROR = 2
 EXIT_FAILURE = 1
+SILENT_SECONDS = 10.0
+"""How long ranks that leave the word to another wait for the launcher to end them."""
+LAST_WORDS_SECONDS = 3.0
+"""How long a rank that lost another waits for the rest to leave too, before it names who did not."""
 
 
-def exit_with(problem: UserError) -> NoReturn:
-    """Print an error that every rank met before the processes joined: once, then leave."""
-    if rank_from_environment() == 0:
-        print(f"error: {problem}", file=sys.stderr, flush=True)
+def exit_with(problem: UserError, speaks: bool | None = None) -> NoReturn:
+    """Print an error that every rank met before the processes joined, then leave. `speaks`: rank 0 alone, if None."""
+    line = f"error: {problem}"
+    _tell_torchrun(line)
+    if rank_from_environment() == 0 if speaks is None else speaks:
+        print(line, file=sys.stderr, flush=True)
+    else:
+        # The first process to end makes torchrun end the others: it must not be one that has said nothing.
+        time.sleep(SILENT_SECONDS)
     sys.exit(EXIT_USER_ERROR)
 
 
@@ -34,28 +54,28 @@ def run_program(config: Config, work: Callable[[Processes], int]) -> NoReturn:
     try:
         processes = start_processes(config.run.device, config.parallel.timeout_minutes)
     except UserError as problem:
-        exit_with(problem)
+        exit_with(problem, speaks=local_rank_from_environment() == 0)  # hosts differ
     try:
         code = work(processes)
         processes.barrier()
     except UserError as problem:
-        _leave(f"error: {problem}", EXIT_USER_ERROR)
+        _tell_torchrun(f"error: {problem}")
+        _leave(EXIT_USER_ERROR, f"error: {problem}" if _is_first_to_speak(processes) else None)
     except KeyboardInterrupt:
-        _leave("interrupted a second time: ended at once, without saving", 130)
+        _leave(EXIT_INTERRUPTED, "interrupted: ended at once, without saving" if _is_first_to_speak(processes) else None)
     except Exception as problem:
         logging.getLogger(__name__).info("failed", exc_info=problem)
+        if not _is_first_to_speak(processes):
+            _leave(EXIT_FAILURE, None)
         if _is_lost_contact(problem):
-            _leave(
-                f"error: rank {processes.rank} lost contact with another rank, which ended or is out of reach: {_first(problem)}"
-            )
+            _leave(EXIT_FAILURE, _name_the_lost(processes))
         sys.excepthook(type(problem), problem, problem.__traceback__)
-        _leave(f"error: rank {processes.rank} failed: {type(problem).__name__}: {_first(problem)}")
+        reason = (str(problem).strip().splitlines() or [""])[0][:200]
+        line = f"error: rank {processes.rank} failed: {type(problem).__name__}: {reason}"
+        _tell_torchrun(line)
+        _leave(EXIT_FAILURE, line)
     stop_processes()
     sys.exit(code)
-
-
-def _first(problem: Exception) -> str:
-    return (str(problem).strip().splitlines() or [""])[0][:200]
 
 
 def _is_lost_contact(problem: Exception) -> bool:
@@ -67,15 +87,57 @@ def _is_lost_contact(problem: Exception) -> bool:
     )
 
 
-def _leave(line: str, code: int = EXIT_FAILURE) -> NoReturn:
-    """Print the line unless another rank has printed one already, and end without waiting for anyone."""
+def _name_the_lost(processes: Processes) -> str:
+    """Wait for the other ranks to leave as well; those that do not are the ones that ended without a word."""
+    silent = [rank for rank in range(processes.world) if rank != processes.rank]
+    until = time.monotonic() + LAST_WORDS_SECONDS
+    # A store that is gone went with rank 0, which keeps it (under torchrun the launcher does).
+    with contextlib.suppress(Exception):
+        while len(silent) > 1 and time.monotonic() < until:
+            silent = [rank for rank in silent if not _store().check([_left(rank)])]
+            time.sleep(0.1)
+        silent = [rank for rank in silent if not _store().check([_left(rank)])]
+        if not silent:
+            return "error: the ranks lost contact with each other: look at the network between the hosts"
+        names = ", ".join(map(str, silent[:8])) + (", …" if len(silent) > 8 else "")
+        return (
+            f"error: rank{'s' if len(silent) > 1 else ''} {names} ended without a word (killed, most often for want of memory), "
+            f"or cannot be reached: the same command goes on from the last checkpoint"
+        )
+    return "error: rank 0 ended without a word (killed, most often for want of memory), or cannot be reached"
+
+
+def _is_first_to_speak(processes: Processes) -> bool:
+    """Note that this rank leaves; returns whether it is the first one that does, which tells why."""
     try:
-        # The key-value store that the ranks met by: who counts first speaks.
-        speaks = dist.distributed_c10d._get_default_store().add("limoe/failed", 1) == 1
-    except Exception:  # rank 0 keeps the store, and may be what is gone
-        speaks = True
-    if speaks:
+        _store().set(_left(processes.rank), "")
+        return _store().add("limoe/failed", 1) == 1
+    except Exception:  # the store went with rank 0: one rank a host says so
+        return processes.local_rank == 0 or processes.rank == 1
+
+
+def _leave(code: int, line: str | None) -> NoReturn:
+    """Print the line, if any, and end without waiting for anyone."""
+    if line is not None:
         print(line, file=sys.stderr, flush=True)
     sys.stdout.flush()
     logging.shutdown()
     os._exit(code)  # destroying the process group could wait for ranks that never come
+
+
+def _store() -> dist.Store:
+    """The key-value store that the ranks met by."""
+    return dist.distributed_c10d._get_default_store()
+
+
+def _left(rank: int) -> str:
+    return f"limoe/left/{rank}"
+
+
+def _tell_torchrun(line: str) -> None:
+    """Let the report that torchrun prints at a failure end with our line; the file is torchrun's documented place for it."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        message = {"message": line, "extraInfo": {"py_callstack": line, "timestamp": str(int(time.time()))}}
+        with contextlib.suppress(OSError):
+            Path(path).write_text(json.dumps({"message": message}))

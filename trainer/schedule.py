@@ -3,7 +3,7 @@
 import math
 
 from trainer.config import ScheduleConfig
-from trainer.errors import UserError
+from trainer.errors import UserError, did_you_mean
 
 
 def learning_rate(config: ScheduleConfig, peak: float, step: int, steps: int) -> float:
@@ -26,9 +26,13 @@ def learning_rate(config: ScheduleConfig, peak: float, step: int, steps: int) ->
 def check_schedule(config: ScheduleConfig, steps: int) -> None:
     """Raise UserError for a schedule that cannot be."""
     if config.kind not in ("cosine", "rsqrt"):
-        raise UserError(f"schedule.kind={config.kind}: choose cosine or rsqrt")
+        raise UserError(f"schedule.kind={config.kind}: choose cosine or rsqrt{did_you_mean(config.kind, ('cosine', 'rsqrt'))}")
     if config.warmup_steps < 0 or config.cooldown_steps < 0:
         raise UserError("schedule.warmup_steps and schedule.cooldown_steps must not be negative")
+    if config.timescale is not None and config.timescale < 1:
+        raise UserError(f"schedule.timescale={config.timescale} must be at least 1, or null for schedule.warmup_steps")
+    if not config.final_factor >= 0:
+        raise UserError(f"schedule.final_factor={config.final_factor} must not be negative")
     if config.kind == "rsqrt" and config.warmup_steps + config.cooldown_steps > steps:
         raise UserError(
             f"schedule.warmup_steps={config.warmup_steps} and schedule.cooldown_steps={config.cooldown_steps} do not fit "

@@ -41,12 +41,18 @@ def expert_names(model: nn.Module) -> set[str]:
     }
 
 
-def link_optimizer_state(engine: Any) -> None:
-    """Let DeepSpeed's accessors find the moments of ALL groups.
+def prepare_optimizer_state(engine: Any) -> None:
+    """Let DeepSpeed's accessors find the moments of ALL groups; before the first applied step they are zeros.
 
     Stages 1 and 2 link them after the first group's first step, and never again: other groups stay unlinked (DeepSpeed 0.19.8).
     """
     optimizer = engine.optimizer
+    for partition in getattr(optimizer, "fp32_partitioned_groups_flat", None) or optimizer.single_partition_of_fp32_groups:
+        adam = optimizer.optimizer.state[partition]
+        if not adam:
+            adam["step"] = torch.tensor(0.0)
+            for moment in MOMENTS:
+                adam[moment] = torch.zeros_like(partition)
     if hasattr(optimizer, "_lazy_init_hp_params_optimizer_state"):
         optimizer._hp_optimizer_states_linked = False
         optimizer._lazy_init_hp_params_optimizer_state()
@@ -59,7 +65,7 @@ def read_state(engine: Any, processes: Processes, sharding: ExpertSharding) -> d
     """
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-    link_optimizer_state(engine)
+    prepare_optimizer_state(engine)
     experts = expert_names(engine.module)
     share: dict[str, Tensor] = {}
     written = [0] * processes.world
@@ -99,22 +105,28 @@ def set_weights(model: nn.Module, state: dict[str, Tensor]) -> None:
         parameter.copy_(local_tensor(state[f"{WEIGHTS}/{name}"]))
 
 
+@torch.no_grad()
 def set_optimizer_state(engine: Any, state: dict[str, Tensor], optimizer_steps: int) -> None:
-    """Give the engine the float32 masters and Adam's moments. A collective.
+    """Give the engine the float32 masters and Adam's moments.
 
     The engine must have been built over the same weights: setting the masters alone would leave the forward weights stale.
     """
-    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
-    optimizer = engine.optimizer
-    flat = getattr(optimizer, "fp32_partitioned_groups_flat", None) or optimizer.single_partition_of_fp32_groups
-    for partition in flat:
-        adam = optimizer.optimizer.state[partition]
-        adam["step"] = torch.tensor(float(optimizer_steps))
-        for moment in MOMENTS:
-            adam[moment] = torch.zeros_like(partition)
-    link_optimizer_state(engine)
+    prepare_optimizer_state(engine)
+    for adam in engine.optimizer.optimizer.state.values():
+        adam["step"].fill_(optimizer_steps)
     for name, parameter in engine.module.named_parameters():
-        safe_set_full_fp32_param(parameter, local_tensor(state[f"{WEIGHTS}/{name}"]).to(engine.device))
+        _set_full(engine.optimizer, parameter, local_tensor(state[f"{WEIGHTS}/{name}"]), None)
         for moment in MOMENTS:
-            safe_set_full_optimizer_state(parameter, local_tensor(state[f"{moment}/{name}"]).to(engine.device), moment)
+            _set_full(engine.optimizer, parameter, local_tensor(state[f"{moment}/{name}"]), moment)
+
+
+def _set_full(optimizer: Any, parameter: nn.Parameter, value: Tensor, moment: str | None) -> None:
+    """Set this rank's piece of a parameter's float32 master (None) or of one of its moments, from the whole."""
+    if not hasattr(parameter, "ds_id"):  # stages 1 and 2
+        parameter.set_full_hp_param(value, moment)  # type: ignore[attr-defined]  # DeepSpeed's
+        return
+    # Stage 3 pads a parameter that its ranks do not divide, and DeepSpeed's setter (0.19.8) fails where the padding begins.
+    piece, _ = optimizer._get_fp32_opt_state_partition(parameter, release_swap_buffers=False, optim_state_key=moment)
+    start = piece.numel() * optimizer._get_param_partition_rank(parameter)
+    mine = value.flatten()[start : start + piece.numel()]
+    piece[: mine.numel()].copy_(mine)

@@ -1,6 +1,7 @@
 """Asking a run to stop: a signal sets a flag that is read, by all ranks together, at the next step boundary."""
 
 import signal
+import time
 from types import FrameType
 
 EXIT_STOPPED = 85
@@ -10,17 +11,25 @@ EXIT_INTERRUPTED = 130
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
+SAME_SECONDS = 1.0
+"""Within so long a second SIGINT is the first one again: the terminal sends it to every process, and torchrun passes it on."""
+
+
 class StopRequest:
     """Set by the first SIGINT, SIGTERM, SIGUSR1 or SIGUSR2 to this process; a second Ctrl-C ends the process at once."""
 
     def __init__(self) -> None:
         self.signal: int = 0
+        self._interrupted: float | None = None  # when Ctrl-C came first, in seconds
         for number in SIGNALS:
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.signal == signal.SIGINT:
-            raise KeyboardInterrupt
+        now = time.monotonic()
+        if number == signal.SIGINT:
+            if self._interrupted is not None and now - self._interrupted > SAME_SECONDS:
+                raise KeyboardInterrupt
+            self._interrupted = self._interrupted or now
         # torchrun follows a Ctrl-C with SIGTERM: the first reason stays.
         self.signal = self.signal or number
 

@@ -5,11 +5,15 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from trainer.compose import CONF, compose_config, register_schema, to_config
+from trainer.compose import CONF, compose_config, overrides_among, quote_text, register_schema, to_config
 from trainer.config import Config
 from trainer.errors import UserError
 from trainer.processes import Processes
 from trainer.program import exit_with, run_program
+from trainer.sweep import is_sweep, sweep
+
+OWN_CONFIGURATION = ("--config-", "-cd", "-cp", "-cn")
+"""Hydra's flags for a folder of the user's own; only Hydra's front end knows it, and what is wrong in it Hydra tells."""
 
 
 def train(config: Config, processes: Processes) -> int:
@@ -27,7 +31,7 @@ def train(config: Config, processes: Processes) -> int:
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def hydra_main(values: DictConfig) -> None:
-    """The way through Hydra's own front end, for its flags (--help, --cfg job, --multirun)."""
+    """The way through Hydra's own front end, for its flags (--help, --cfg job, --config-dir)."""
     try:
         config = to_config(values)
     except UserError as problem:
@@ -37,15 +41,19 @@ def hydra_main(values: DictConfig) -> None:
 
 def main() -> None:
     """Compose the configuration and train."""
-    overrides = sys.argv[1:]
-    if any(argument.startswith("-") for argument in overrides):
+    arguments = sys.argv[1:]
+    try:
+        if is_sweep(arguments):
+            sys.exit(sweep(arguments))
+        if not any(argument.startswith(OWN_CONFIGURATION) for argument in arguments):
+            config = compose_config(overrides_among(arguments))
+    except UserError as problem:
+        exit_with(problem)
+    if any(argument.startswith("-") for argument in arguments):
+        sys.argv[1:] = [quote_text(argument) for argument in arguments]
         register_schema()
         hydra_main()
         return
-    try:
-        config = compose_config(overrides)
-    except UserError as problem:
-        exit_with(problem)
     run_program(config, lambda processes: train(config, processes))
 
 

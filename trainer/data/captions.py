@@ -17,10 +17,10 @@ CAPTION_SHARDS = 64  # at most these are opened for a sample of the captions
 def captions_of(sample: Sample, caption_key: str | None) -> list[str]:
     """All captions of a sample, stripped, without empty ones; [] when there is none that can be read.
 
-    From `.json[caption_key]`, a string or a list of strings, when the key is set; else a caption a line from `.txt`; else
-    from `.json["caption"]`.
+    From `.json[caption_key]`, a string or a list of strings, when the key is set and the sample has a `.json` (evaluation sets
+    often have none); else a caption a line from `.txt`; else from `.json["caption"]`.
     """
-    if caption_key is None and "txt" in sample.files:
+    if "txt" in sample.files and (caption_key is None or "json" not in sample.files):
         try:
             found: object = sample.files["txt"].decode("utf-8-sig").splitlines()
         except UnicodeDecodeError:

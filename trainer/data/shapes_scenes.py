@@ -70,7 +70,10 @@ def training_scene(rng: random.Random) -> Scene:
 
 
 def single_scene(shape: str, colour: str, rng: random.Random, full: bool = False) -> Scene:
-    """One shape near the middle, as a photographer would have it; a `full` caption names size and background, others may leave them out."""
+    """One shape near the middle, as a photographer would have it.
+
+    A `full` caption names size and background, others may leave them out.
+    """
     size, background = rng.choice(list(SIZES)), rng.choice(list(BACKGROUNDS))
     radius = rng.uniform(*SIZES[size]) / 32
     x, y = (0.5 + rng.uniform(-JITTER, JITTER) for _ in range(2))

@@ -67,6 +67,11 @@ def retrieval_shards(config: Config) -> Any:
     return wanted
 
 
+def is_constant(metric: str) -> bool:
+    """Whether a metric of `evaluate` says something of the data that no training changes: a level of guessing, or a count."""
+    return metric.startswith("eval/") and metric.endswith(("_chance", "/images", "/captions"))
+
+
 def summary_rows(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
     """The rows (what, value, chance) of the final table, such as ("zero-shot top-1", "83.2%", "2.1%"); in the metrics' order."""
     rows = []

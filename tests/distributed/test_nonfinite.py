@@ -1,0 +1,152 @@
+"""A gradient that is not finite on one rank alone: no rank takes the step, it is counted, and too many end the run."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.distributed.setups import Layout, TinyRun, batch, rows_of, tiny
+from tests.distributed.spawn import run_distributed
+from trainer.data.batch import Batch
+from trainer.data.loader import TrainingLoader
+from trainer.errors import UserError
+from trainer.processes import Processes
+from trainer.training import Trainer
+
+pytestmark = pytest.mark.slow
+
+STEADY = {"schedule__kind": "rsqrt", "schedule__warmup_steps": 0, "schedule__timescale": 10**12}
+"""The same learning rate whatever the step, so that runs with and without a skipped step can be compared."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A parameter that is spoilt on rank 1 in one of three steps."""
+
+    layout: Layout
+    victim: str
+    bad_step: int
+
+
+EXPERT = "towers.0.blocks.2.mlp.experts.down"
+DENSE = "towers.0.blocks.0.attention.qkv.weight"
+
+
+class Batches:
+    """A TrainingLoader that gives the batches of these numbers."""
+
+    def __init__(self, numbers: list[int], run: TinyRun) -> None:
+        self.read = 0
+        self.bad: Counter[str] = Counter()
+        self._numbers = iter(numbers)
+        self._run = run
+
+    def __next__(self) -> Batch:
+        """This rank's rows of the next batch."""
+        images, texts = batch(next(self._numbers), self._run.config)
+        # To pixels, which the trainer normalises.
+        pixels = (images.float().clamp(-1, 1) * 127.5 + 127.5).to(torch.uint8)
+        pixels, texts = rows_of(self._run.processes.rank, self._run.processes.world, pixels, texts)
+        return Batch(pixels, texts, [str(row) for row in range(len(texts))])
+
+
+class Spoiler:
+    """Puts an infinity into one gradient of one parameter for as long as it is on."""
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        self.on = False
+        self.hits = 0
+        parameter.register_hook(self)
+
+    def __call__(self, grad: Tensor) -> Tensor:
+        """The gradient, spoilt in one element."""
+        if not self.on:
+            return grad
+        self.hits += 1
+        spoilt = grad.clone()
+        spoilt.view(-1)[3] = float("inf")
+        return spoilt
+
+
+def trainer_of(run: TinyRun, numbers: list[int]) -> Trainer:
+    """A trainer that takes these batches."""
+    loader = cast(TrainingLoader, Batches(numbers, run))
+    return Trainer(run.config, run.engine, loader, run.progress, run.processes, run.peers)
+
+
+def held(run: TinyRun) -> list[Tensor]:
+    """Copies of all that a step changes and this rank holds: forward weights, masters, moments."""
+    optimizer = run.engine.optimizer
+    masters = getattr(optimizer, "fp32_partitioned_groups_flat", None) or optimizer.single_partition_of_fp32_groups
+    moments = [tensor for master in masters for _, tensor in sorted(optimizer.optimizer.state[master].items())]
+    weights = [getattr(parameter, "ds_tensor", parameter).detach() for parameter in run.engine.module.parameters()]
+    return [tensor.detach().clone() for tensor in (*weights, *masters, *moments)]
+
+
+def same(one: list[Tensor], other: list[Tensor]) -> bool:
+    """Whether all tensors are equal to the last bit."""
+    return len(one) == len(other) and all(map(torch.equal, one, other))
+
+
+def skip(processes: Processes, case: Case) -> list[tuple[float, float, float]]:
+    """Train with a bad step among good ones, and without it; checks on each rank, and what was reported."""
+    run = TinyRun(tiny(case.layout), processes)
+    trainer = trainer_of(run, list(range(3)))
+    spoiler = Spoiler(dict(run.engine.module.named_parameters())[case.victim])
+    reports = []
+    for number in range(3):
+        bad = number == case.bad_step
+        spoiler.on = bad and processes.rank == 1
+        before = held(run)
+        report = trainer.step()
+        reports.append((report.loss, report.metrics["train/grad_norm"], report.metrics["train/skipped_steps"]))
+        assert same(before, held(run)) == bad
+        assert run.progress.step == number + 1
+        assert run.progress.skipped_steps == (number >= case.bad_step)
+    assert spoiler.hits == (processes.rank == 1)
+    assert run.progress.optimizer_steps == 2
+
+    clean = TinyRun(tiny(case.layout), processes)
+    good = trainer_of(clean, [number for number in range(3) if number != case.bad_step])
+    good.step()
+    good.step()
+    spoilt_once, never = run.share(), clean.share()  # not `held`: ZeRO-3 pads with what lay in memory
+    for name, value in never.items():
+        expected, actual = (value, spoilt_once[name]) if isinstance(value, Tensor) else (value[1], spoilt_once[name][1])
+        torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-9, msg=name)
+    return reports
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_no_rank_takes_a_step_that_one_rank_spoilt(stage, precision):
+    layout = Layout(2, 2, stage).with_(**STEADY, train__precision=precision)
+    for case in (Case(layout, EXPERT, 1), Case(layout, DENSE, 0)):
+        print(case)
+        first, second = run_distributed(skip, 2, case)
+        assert first == second
+        assert [skipped for _, _, skipped in first] == [float(number >= case.bad_step) for number in range(3)]
+
+
+def fail_in_a_row(processes: Processes, layout: Layout) -> tuple[list[int], str]:
+    """Two bad steps, a good one, then only bad ones: the steps taken until the UserError, and what it says."""
+    run = TinyRun(tiny(layout), processes)
+    trainer = trainer_of(run, list(range(20)))
+    spoiler = Spoiler(dict(run.engine.module.named_parameters())[EXPERT])
+    try:
+        for number in range(20):
+            spoiler.on = number != 2 and processes.rank == 1
+            trainer.step()
+    except UserError as problem:
+        return [run.progress.step, run.progress.skipped_steps, run.progress.optimizer_steps], str(problem)
+    raise AssertionError("the run went on")
+
+
+def test_too_many_in_a_row_end_the_run_on_every_rank():
+    first, second = run_distributed(fail_in_a_row, 2, Layout(2, 2, 2).with_(train__max_nonfinite_steps=3))
+    assert first == second
+    assert first[0] == [6, 5, 1]
+    assert "in 3 steps in a row, the last of them step 6:" in first[1]

@@ -1,0 +1,95 @@
+"""What crosses processes inside a forward pass, and its gradients, against one process; float64."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.contrastive import contrastive_loss
+from model.peers import SingleProcess
+from tests.distributed.setups import rows_of
+from tests.distributed.spawn import run_distributed
+from trainer.engine import start_deepspeed
+from trainer.peers import DistributedPeers
+from trainer.processes import Processes
+
+EXPERTS, SLOTS, WIDTH = 8, 3, 5
+
+pytestmark = pytest.mark.slow
+
+
+def normal(seed: int, *shape: int) -> Tensor:
+    """Float64 normals, the same in every process."""
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def pairs() -> tuple[Tensor, Tensor, Tensor]:
+    """Normalised image and text rows of a global batch, and the logit scale."""
+    images, texts = (torch.nn.functional.normalize(normal(seed, 12, WIDTH), dim=1) for seed in (1, 2))
+    return images, texts, torch.tensor(7.0, dtype=torch.float64)
+
+
+def contrastive(processes: Processes) -> tuple[Tensor, ...]:
+    """This rank's loss, and its gradients for its rows and the scale."""
+    peers = DistributedPeers(processes, 1, None)
+    images, texts, scale = pairs()
+    inputs = [*rows_of(processes.rank, processes.world, images, texts), scale]
+    image, text, scale = (value.clone().requires_grad_() for value in inputs)
+    loss = contrastive_loss(image, text, scale, peers)
+    return loss.detach(), *torch.autograd.grad(loss, (image, text, scale))
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_the_contrastive_loss_and_its_gradients_are_those_of_one_process(world):
+    image, text, scale = (value.clone().requires_grad_() for value in pairs())
+    loss = contrastive_loss(image, text, scale, SingleProcess())
+    wanted = [loss.detach(), *torch.autograd.grad(loss, (image, text, scale))]
+    losses, images, texts, scales = zip(*run_distributed(contrastive, world), strict=True)
+    # The engine averages gradients over processes; the mean is the gradient of the global batch.
+    actual = [torch.stack(losses).mean(), torch.cat(images) / world, torch.cat(texts) / world, torch.stack(scales).mean()]
+    torch.testing.assert_close(actual, wanted, rtol=1e-10, atol=1e-12)
+
+
+def exchange(processes: Processes, expert_parallel: int) -> dict[str, Tensor]:
+    """A buffer sent to the experts and back, what the experts saw, and the gradients of both ways."""
+    peers = start_deepspeed(processes, expert_parallel)
+    sent = normal(10 + processes.rank, EXPERTS, SLOTS, WIDTH).requires_grad_()
+    seen = peers.to_experts(sent)
+    # Each expert scales by its own factor, so that a row at the wrong expert, or a gradient that came astray, shows.
+    owned = EXPERTS // expert_parallel
+    factor = 1.0 + torch.arange(EXPERTS, dtype=torch.float64)[peers.expert_rank * owned :][:owned]
+    back = peers.from_experts(seen * factor.view(-1, 1, 1))
+    weight = normal(20 + processes.rank, EXPERTS, SLOTS, WIDTH)
+    (grad,) = torch.autograd.grad((back * weight).sum(), sent)
+    return {"sent": sent.detach(), "seen": seen.detach(), "back": back.detach(), "weight": weight, "grad": grad}
+
+
+@pytest.mark.parametrize(("world", "expert_parallel"), [(2, 1), (2, 2), (4, 2), (4, 4)])
+def test_slots_reach_the_owner_of_their_expert_and_come_back(world, expert_parallel):
+    ranks = run_distributed(exchange, world, expert_parallel)
+    every = 1.0 + torch.arange(EXPERTS, dtype=torch.float64).view(-1, 1, 1)
+    owned = EXPERTS // expert_parallel
+    for rank, got in enumerate(ranks):
+        assert torch.equal(got["back"], got["sent"] * every)
+        assert torch.equal(got["grad"], got["weight"] * every)
+        first = rank - rank % expert_parallel
+        mine = slice(rank % expert_parallel * owned, (rank % expert_parallel + 1) * owned)
+        senders = ranks[first : first + expert_parallel]
+        assert torch.equal(got["seen"], torch.cat([sender["sent"][mine] for sender in senders], dim=1))
+
+
+def sums(processes: Processes) -> tuple[Tensor, Tensor, Tensor]:
+    """The sum of each rank's values, the gradient of a loss that every rank weights otherwise, and the group's maximum."""
+    peers = start_deepspeed(processes, 2)
+    values = normal(30 + processes.rank, WIDTH).requires_grad_()
+    total = peers.sum(values)
+    (grad,) = torch.autograd.grad((total.square() * (1 + processes.rank)).sum(), values)
+    return total.detach(), grad, peers.max_over_experts(torch.tensor(10 * processes.rank))
+
+
+def test_sums_and_their_gradients_are_over_all_ranks():
+    ranks = run_distributed(sums, 4)
+    total = sum(normal(30 + rank, WIDTH) for rank in range(4))
+    for rank, (got, grad, largest) in enumerate(ranks):
+        torch.testing.assert_close(got, total, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(grad, 2 * total * (1 + 2 + 3 + 4), rtol=1e-12, atol=1e-12)
+        assert largest.item() == 10 * (rank - rank % 2 + 1)  # of the expert-parallel group only

@@ -1,0 +1,117 @@
+"""Whole runs by the program itself: the same seed gives the same losses, and a resumed run those of the uninterrupted one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.spawn import run_distributed
+from trainer.compose import compose_config
+from trainer.processes import Processes
+from trainer.train import train
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+STEPS = 12
+EVERY = 5
+"""Steps between checkpoints, and those of a run that is cut short."""
+
+COMMON = [
+    "data=shapes",
+    "data.shapes_train=160",
+    "data.shapes_val=16",
+    "data.shuffle_buffer=20",
+    "model.width=32",
+    "model.mlp=64",
+    "model.embedding=32",
+    "model.layers=2",
+    "model.expert_layers=[1]",
+    "model.image_size=16",
+    "model.patch=8",
+    "model.vocabulary=120",
+    "train.batch_size=16",
+    "train.precision=fp32",
+    "eval.batch_size=16",
+    "eval.every=0",
+    "eval.retrieval=false",
+    "eval.zeroshot={}",
+    f"checkpoint.every_steps={EVERY}",
+    "checkpoint.keep=9",
+    # A rate that does not depend on the number of steps, so that a run can be cut short by asking for fewer.
+    "schedule=rsqrt",
+    "schedule.warmup_steps=3",
+    "schedule.cooldown_steps=0",
+    "optim.lr=0.003",
+    "optim.eps=1e-4",
+    "log.every=1",
+    "log.wandb=disabled",
+    "log.progress=none",
+    "run.device=cpu",
+]
+TWO = ["parallel.expert_parallel=2", "parallel.zero_stage=2"]
+NO_DROPS_NO_NOISE = ["router.capacity_factor=8", "router.noise=0", "data.workers=0"]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Where the embedded data set is written, once for all runs."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def under_torchrun(world: int, run_dir: Path, cache: Path, *overrides: str) -> list[float]:
+    """Run the program under torchrun; the losses in metrics.jsonl."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}", "-m", "trainer.train"]
+    ended = subprocess.run(
+        [*command, *COMMON, f"data.cache={cache}", f"run.dir={run_dir}", *overrides],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return losses_in(run_dir)
+
+
+def in_forks(world: int, run_dir: Path, cache: Path, *overrides: str) -> list[float]:
+    """The same without torchrun, whose processes take long to start."""
+    codes = run_distributed(run_program, world, [*COMMON, f"data.cache={cache}", f"run.dir={run_dir}", *overrides])
+    assert codes == [0] * world
+    return losses_in(run_dir)
+
+
+def run_program(processes: Processes, overrides: list[str]) -> int:
+    """What every rank does."""
+    return train(compose_config(overrides), processes)
+
+
+def losses_in(run_dir: Path) -> list[float]:
+    """The loss of every step that metrics.jsonl holds, in order."""
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    losses = {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
+    first = min(losses)
+    assert list(losses) == list(range(first, first + len(losses))), "every step once, in order"
+    return list(losses.values())
+
+
+def test_a_resumed_run_repeats_the_uninterrupted_one(tmp_path, cache):
+    whole = in_forks(2, tmp_path / "whole", cache, *TWO, f"train.steps={STEPS}")
+    assert len(whole) == STEPS
+    short = in_forks(2, tmp_path / "cut", cache, *TWO, f"train.steps={EVERY}")
+    assert short == pytest.approx(whole[:EVERY], rel=1e-6), "the same seed and layout, the same losses"
+    resumed = under_torchrun(2, tmp_path / "cut", cache, *TWO, f"train.steps={STEPS}")
+    assert resumed == pytest.approx(whole, rel=1e-6)
+    assert whole[-1] < whole[0], "it learns"
+
+
+def test_a_run_goes_on_with_other_processes(tmp_path, cache):
+    alone = in_forks(1, tmp_path / "alone", cache, *NO_DROPS_NO_NOISE, f"train.steps={STEPS}")
+    start = f"resume={tmp_path / 'alone' / 'checkpoints' / f'step-{EVERY:08d}'}"
+    together = in_forks(2, tmp_path / "two", cache, *NO_DROPS_NO_NOISE, *TWO, f"train.steps={STEPS}", start)
+    assert len(together) == STEPS - EVERY
+    assert together == pytest.approx(alone[EVERY:], rel=1e-4)

@@ -1,0 +1,98 @@
+"""Several runs, one after the other: `python -m trainer.train -m optim.lr=1e-3,3e-4 'run.name=lr-${optim.lr}'`.
+
+Each run has a process of its own: what a training leaves in a process (groups, handlers, memory) would meet the next one.
+"""
+
+import itertools
+import signal
+import subprocess
+import sys
+from collections import Counter
+from types import FrameType
+
+from hydra.errors import HydraException
+
+from trainer.compose import compose_config, parse_overrides
+from trainer.config import Config
+from trainer.errors import UserError
+from trainer.layout import check_layout
+from trainer.processes import launched
+from trainer.stopping import EXIT_INTERRUPTED, EXIT_STOPPED, SIGNALS
+
+FLAGS = ("-m", "--multirun")
+
+
+def is_sweep(arguments: list[str]) -> bool:
+    """Whether a command line asks for several runs."""
+    return any(argument in FLAGS for argument in arguments)
+
+
+def sweep(arguments: list[str]) -> int:
+    """Train with every combination of the values that commas separate; returns 0 when all runs reached their end.
+
+    A run that fails does not keep the others from their turn; one that was stopped ends the sweep, and the same command goes on.
+    Raises UserError, before the first run, when one of them cannot be: a mistyped key, or no directory of its own.
+    """
+    others = [argument for argument in arguments if argument.startswith("-") and argument not in FLAGS]
+    if others:
+        raise UserError(f"{' '.join(others)} does not go together with -m: leave one of them out")
+    if launched():
+        raise UserError(
+            "-m starts a process of its own for each run, which torchrun and srun do not allow: start the runs one by one "
+            "(for lr in 1e-3 3e-4; do torchrun … -m trainer.train optim.lr=$lr run.name=lr-$lr; done)"
+        )
+    runs = list_runs([argument for argument in arguments if argument not in FLAGS])
+    check_runs([compose_config(overrides) for overrides in runs])
+    failed = 0
+    for number, overrides in enumerate(runs, start=1):
+        own = [override for override in overrides if any(override not in other for other in runs)]
+        print(f"run {number} of {len(runs)}: {' '.join(own)}", flush=True)
+        code = _train(overrides)
+        if code in (EXIT_STOPPED, EXIT_INTERRUPTED):
+            return code
+        failed += code != 0
+    if failed:
+        print(f"error: {failed} of {len(runs)} runs failed, see above", file=sys.stderr, flush=True)
+    return int(failed > 0)
+
+
+def list_runs(overrides: list[str]) -> list[list[str]]:
+    """The overrides of each run, the last key varying fastest. Values may be `a,b`, `choice(…)` and `range(…)`, as Hydra's."""
+    choices: list[list[str]] = []
+    for override in parse_overrides(overrides):
+        if not override.is_sweep_override():
+            choices.append([str(override.input_line)])
+            continue
+        try:
+            choices.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
+        except HydraException as problem:
+            raise UserError(f"'{override.input_line}': {problem}; write the values with commas between them") from problem
+    return [list(run) for run in itertools.product(*choices)]
+
+
+def check_runs(configs: list[Config]) -> None:
+    """Raise UserError when a run cannot be, or two would write into the same directory."""
+    for config in configs:
+        check_layout(config, world=1)
+    shared, times = Counter(config.run.dir for config in configs).most_common(1)[0]
+    if times > 1:
+        raise UserError(
+            f"{times} runs of this sweep would share run.dir={shared}: name each after what differs, "
+            f"as in 'run.name=lr-${{optim.lr}}' (in single quotes)"
+        )
+
+
+def _train(overrides: list[str]) -> int:
+    """One run; its exit code. It gets the signals that reach this process and, from the terminal, Ctrl-C."""
+    run = subprocess.Popen([sys.executable, "-m", "trainer.train", *overrides])
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        if number != signal.SIGINT:  # the terminal has sent it to the run too, and a second one would end it without saving
+            run.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    try:
+        return run.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
