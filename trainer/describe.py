@@ -85,6 +85,9 @@ def _world(config: Config) -> int:
 
 def main() -> None:
     """Compose the configuration and print its description; WORLD_SIZE in the environment sets the number of processes."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        return
     try:
         config = compose_config(sys.argv[1:])
         rows = describe(config, _world(config))

@@ -72,6 +72,9 @@ def evaluate_run(checkpoint: Path, config: Config, processes: Processes) -> int:
 
 def main() -> None:
     """Read the command line and evaluate."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        return
     try:
         checkpoint, config = read_arguments(sys.argv[1:])
         # A run trained on many processes is evaluated on however many there are now.

@@ -50,7 +50,9 @@ def main() -> None:
     except UserError as problem:
         exit_with(problem)
     if any(argument.startswith("-") for argument in arguments):
-        sys.argv[1:] = [quote_text(argument) for argument in arguments]
+        overrides = overrides_among(arguments)
+        # Hydra wants them in one piece, whatever flags a user types between them.
+        sys.argv[1:] = [argument for argument in arguments if argument not in overrides] + list(map(quote_text, overrides))
         register_schema()
         hydra_main()
         return

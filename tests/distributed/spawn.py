@@ -23,9 +23,6 @@ import torch
 
 from trainer.processes import start_processes, stop_processes
 
-# Read when DeepSpeed is imported, which is before any rank knows its device.
-os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
 GRACE_SECONDS = 20.0
 """How long ranks may take to leave once each has given its result."""
 
