@@ -33,8 +33,8 @@ class TrainingProgress:
     skipped_steps: int = 0
     """Steps left out because the loss or the gradient was not finite."""
     seed: int = 0
-    batches: int = 0
-    """Micro-batches drawn from the training data."""
+    pairs: int = 0
+    """Pairs drawn from the training data, over all ranks: batches may have another size after a resume."""
     streams: int | None = None
     """Canonical streams that the data was dealt from: their number decides its order, so a resume keeps it."""
     best: float | None = None

@@ -83,7 +83,7 @@ class Run:
         self.progress = TrainingProgress(seed=config.seed)
         self.engine = self._build_engine(checkpoint, weights)
         self.checkpointer = Checkpointer(self.run_dir, config.checkpoint, processes, self.sharding, checkpoint)
-        self.loader = self.pairs.loader(processes, self.progress.batches, self.progress.streams, self.progress.data)
+        self.loader = self.pairs.loader(processes, self.progress.pairs, self.progress.streams, self.progress.data)
         self.progress.streams = self.loader.streams
         write_config(config, self.run_dir, processes)
         self.trainer = Trainer(self.config, self.engine, self.loader, self.progress, processes, self.peers)

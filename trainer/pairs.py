@@ -56,9 +56,9 @@ class TrainingPairs:
     tokenizer: Tokenizer
 
     def loader(
-        self, processes: Processes, start_batch: int, streams: int | None, progress: DataProgress | None = None
+        self, processes: Processes, start: int, streams: int | None, progress: DataProgress | None = None
     ) -> TrainingLoader:
-        """Endless batches of this rank, as if `start_batch` of them had been drawn already from so many canonical streams.
+        """Endless batches of this rank, as if `start` pairs had been drawn already from so many canonical streams.
 
         `progress`: what all ranks knew of the data by then.
         """
@@ -73,7 +73,7 @@ class TrainingPairs:
             rank=processes.rank,
             world=processes.world,
             seed=config.seed,
-            start_batch=start_batch,
+            start=start,
             progress=progress,
         )
 

@@ -41,7 +41,7 @@ class _Plan:
     pairs_per_stream: int  # of one batch
     streams_per_reader: int
     first_reader: int  # of this rank
-    start_batch: int
+    start: int  # pairs of each stream
     lengths: dict[str, int]
     shuffle_buffer: int
     caption_key: str | None
@@ -100,16 +100,17 @@ def training_loader(
     rank: int,
     world: int,
     seed: int,
-    start_batch: int = 0,
+    start: int = 0,
     progress: DataProgress | None = None,
 ) -> TrainingLoader:
     """Rank `rank`'s loader of global batches of `batch_size` pairs, of which each rank has `batch_size / world`.
 
-    `start_batch=n` goes on as if n batches had been drawn; nothing before is decoded. `progress` is what all ranks learned by
-    then: its counters go on, and of the shards whose lengths it has only those are read that still have pairs to give. Raises
-    UserError when shards, batch, ranks and workers do not fit together, or the shards hold no captions; and drawing batches
-    does for a shard that has become shorter. Samples that cannot be used are replaced: one without image or caption by the
-    one after it, an image that cannot be decoded by a copy of a later pair of its stream.
+    `start=n` goes on as if n pairs had been drawn over all ranks, in batches of whatever size that `streams` divides; nothing
+    before is decoded. `progress` is what all ranks learned by then: its counters go on, and of the shards whose lengths it has
+    only those are read that still have pairs to give. Raises UserError when shards, batch, ranks and workers do not fit
+    together, or the shards hold no captions; drawing batches does for a shard that has become shorter. Samples that cannot be
+    used are replaced: one without image or caption by the one after it, an image that cannot be decoded by a copy of a later
+    pair of its stream.
     """
     progress = progress or DataProgress()
     if data.workers < 0:
@@ -132,7 +133,7 @@ def training_loader(
         pairs_per_stream=batch_size // streams,
         streams_per_reader=streams // readers,
         first_reader=rank * workers,
-        start_batch=start_batch,
+        start=start // streams,
         lengths=progress.lengths,
         shuffle_buffer=data.shuffle_buffer,
         caption_key=data.caption_key,
@@ -166,10 +167,9 @@ def _check_range(values: list[float], key: str, most: float) -> None:
 def _read_parts(plan: _Plan, worker: int) -> Iterator[Batch]:
     """The endless parts of the batches that one reader makes: its streams' pairs, stream after stream."""
     first = (plan.first_reader + worker) * plan.streams_per_reader
-    start = plan.start_batch * plan.pairs_per_stream
     lengths = ShardLengths(plan.lengths)
     streams = [
-        Stream(plan.shards, plan.seed, number, plan.streams, plan.shuffle_buffer, plan.caption_key, start, lengths)
+        Stream(plan.shards, plan.seed, number, plan.streams, plan.shuffle_buffer, plan.caption_key, plan.start, lengths)
         for number in range(first, first + plan.streams_per_reader)
     ]
     while True:

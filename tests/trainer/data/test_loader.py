@@ -39,6 +39,7 @@ def open_loader(
     rank: int = 0,
     world: int = 1,
     start: int = 0,
+    batch_size: int = BATCH,
     progress: DataProgress | None = None,
     **data: Any,
 ) -> TrainingLoader:
@@ -48,11 +49,11 @@ def open_loader(
         tokenizer=tokenizer,
         image_size=16,
         text_length=12,
-        batch_size=BATCH,
+        batch_size=batch_size,
         rank=rank,
         world=world,
         seed=3,
-        start_batch=start,
+        start=start * batch_size,
         progress=progress,
     )
 
@@ -122,6 +123,13 @@ def test_it_goes_on_where_it_stopped(shards: list[str], tokenizer: Tokenizer, st
     assert same(batches(shards, tokenizer, 5, start=start, workers=workers), whole[start:])
 
 
+def test_batches_of_another_size_go_on_at_the_same_pair(shards: list[str], tokenizer: Tokenizer) -> None:
+    first = batches(shards, tokenizer, 3, streams=8)
+    then = batches(shards, tokenizer, 6, start=6, batch_size=8, streams=8)
+    assert Counter(pair_id for batch in first + then for pair_id in batch.ids).most_common(1)[0][1] == 1
+    assert sum(len(batch.ids) for batch in first + then) == 96, "an epoch"
+
+
 def damaged(folder: Path) -> list[str]:
     """8 shards of 12, of which some samples are unusable: 2 without decoding, 3 when decoded, and one shard cut off."""
     shards = []
@@ -184,7 +192,7 @@ def trained(
     ids: list[list[str]] = [[] for _ in range(count)]
     reports = []
     for rank in range(world):
-        loader = open_loader(shards, tokenizer, rank, world, start, before, **data)
+        loader = open_loader(shards, tokenizer, rank, world, start, progress=before, **data)
         for row in ids:
             row += next(loader).ids
         reports.append(loader.report())
