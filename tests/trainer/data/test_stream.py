@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.trainer.data.shards_on_disk import pair, write_shard, write_shards
 from trainer.data.progress import ShardLengths
-from trainer.data.reading import Pair
+from trainer.data.reading import Pair, Tally
 from trainer.data.samples import Sample
 from trainer.data.stream import Stream
 from trainer.errors import UserError
@@ -129,6 +129,8 @@ def test_a_resumed_stream_is_the_uninterrupted_one_whatever_is_known(case: Case)
             first = goes_on(resumed, 1)
             if case.position and len(known) == len(case.shards):
                 assert Counter(shelf.opened) == must, "those of the buffer, the half-read one, what the next pair needs"
+            resumed.look_ahead(0)
+            assert resumed.tally.take() == Tally(), "what is looked at counts when it is taken"
             assert first + goes_on(resumed, 30) == expected
 
 
