@@ -1,5 +1,6 @@
 """Whole runs over shards of one's own: what they draw and lose after a resume is what they would have without it."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -14,6 +15,7 @@ from trainer.compose import compose_config
 from trainer.data.batch import Batch
 from trainer.data.loader import TrainingLoader
 from trainer.processes import Processes
+from trainer.run_directory import METRICS
 from trainer.train import train
 
 pytestmark = pytest.mark.slow
@@ -118,6 +120,8 @@ def test_forty_steps_are_seventeen_and_twenty_three(tmp_path, damaged, world, ov
     assert resumed.losses == pytest.approx(whole.losses, rel=1e-6)
     progress, undisturbed = (read_progress(checkpoint_path(tmp_path / name, 40)) for name in ("cut", "whole"))
     assert progress == undisturbed
+    rows = [json.loads(line) for line in (tmp_path / "cut" / METRICS).read_text().splitlines()]
+    assert [row["data/bad_samples"] for row in rows if "train/loss" in row][-1] == sum(progress.data.bad.values())
     assert progress.data.bad.keys() == {f"{damaged.folder}/1.tar", f"{damaged.folder}/4.tar"}
     assert len(progress.data.lengths) == SHARDS
 
