@@ -10,7 +10,8 @@ import pytest
 from tests.distributed.spawn import run_distributed
 from tests.distributed.test_runs import COMMON, TWO, losses_in
 from tests.trainer.data.shards_on_disk import pair, small_tokenizer, write_shard
-from trainer.checkpoint import checkpoint_path, read_progress
+from trainer.checkpoint import read_progress
+from trainer.checkpoint_files import checkpoint_path
 from trainer.compose import compose_config
 from trainer.data.batch import Batch
 from trainer.data.loader import TrainingLoader

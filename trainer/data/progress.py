@@ -60,7 +60,7 @@ def changed(shard: str, pairs: int, known: int) -> UserError:
     """The error for a shard that holds fewer usable pairs than it did."""
     return UserError(
         f"shard {shard} holds {pairs} usable pairs, but {known} when this run read it before: bring back the shard "
-        f"(and data.caption_key) as they were, or begin a new run under another run.name"
+        f"(and data.caption_key) as they were, or begin another run with the weights of this one (run.name and init_from)"
     )
 
 
