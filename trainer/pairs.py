@@ -11,6 +11,7 @@ from trainer.checkpoint_files import TOKENIZER
 from trainer.config import Config
 from trainer.data.captions import check_captions, training_captions
 from trainer.data.loader import TrainingLoader, training_loader
+from trainer.data.progress import DataProgress
 from trainer.data.shapes import write_shapes
 from trainer.data.shards import list_shards
 from trainer.data.tokenizer import Tokenizer, train_tokenizer
@@ -54,8 +55,13 @@ class TrainingPairs:
     shards: list[str]
     tokenizer: Tokenizer
 
-    def loader(self, processes: Processes, start_batch: int, streams: int | None) -> TrainingLoader:
-        """Endless batches of this rank, as if `start_batch` of them had been drawn already from so many canonical streams."""
+    def loader(
+        self, processes: Processes, start: int, streams: int | None, progress: DataProgress | None = None
+    ) -> TrainingLoader:
+        """Endless batches of this rank, as if `start` pairs had been drawn already from so many canonical streams.
+
+        `progress`: what all ranks knew of the data by then.
+        """
         config = self.config
         return training_loader(
             replace(config.data, streams=streams or config.data.streams),
@@ -67,7 +73,8 @@ class TrainingPairs:
             rank=processes.rank,
             world=processes.world,
             seed=config.seed,
-            start_batch=start_batch,
+            start=start,
+            progress=progress,
         )
 
 
