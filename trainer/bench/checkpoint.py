@@ -37,7 +37,7 @@ HEADER = f"""# Checkpoints
 
 *Stands still*: seconds that one checkpoint keeps the training from going on, all told: the copy of the state to CPU memory,
 waiting, and what the steps beside the writing took longer than those before it. *Blocking* is the same state written while the
-training waits (`checkpoint.asynchronous=false`). DeepSpeed's `save_checkpoint` blocks too; of experts like these it keeps only one
+training waits (`checkpoint.asynchronous=false`). DeepSpeed's `save_checkpoint` blocks too; of such experts it keeps only one
 rank's, so it is measured for dense models. Ours is digested (SHA-256) and synced to the disk, DeepSpeed's is neither; a resume
 checks the digests. Same disk, same run, ZeRO stage 2, bf16, {PAIRS} pairs a process and step.
 
