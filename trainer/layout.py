@@ -77,9 +77,8 @@ def check_layout(config: Config, world: int) -> None:
     """Raise UserError when the configuration does not fit `world` processes."""
     check_model(config.model, config.router)
     check_parallel(config, world)
+    _check_precision(config)
     train = config.train
-    if train.precision not in ("bf16", "fp32"):
-        raise UserError(f"train.precision={train.precision}: choose bf16 or fp32")
     if train.activation_checkpointing not in ("none", "blocks", "offload"):
         raise UserError(f"train.activation_checkpointing={train.activation_checkpointing}: choose none, blocks or offload")
     if train.steps < 1 or train.accumulate < 1:
@@ -87,8 +86,22 @@ def check_layout(config: Config, world: int) -> None:
     if train.max_nonfinite_steps < 1:
         raise UserError(f"train.max_nonfinite_steps={train.max_nonfinite_steps} must be at least 1")
     _check_optimizer(config.optim)
-    _check_batches(config, world)
+    _check_training_batch(config, world)
+    _check_evaluation_batch(config, world)
     _check_rest(config)
+
+
+def check_evaluation(config: Config, world: int) -> None:
+    """Raise UserError when `world` processes cannot evaluate a run; how it was trained, and on how many, does not matter."""
+    check_model(config.model, config.router)
+    check_parallel(config, world)
+    _check_precision(config)
+    _check_evaluation_batch(config, world)
+
+
+def _check_precision(config: Config) -> None:
+    if config.train.precision not in ("bf16", "fp32"):
+        raise UserError(f"train.precision={config.train.precision}: choose bf16 or fp32")
 
 
 def _check_optimizer(optim: OptimConfig) -> None:
@@ -119,7 +132,7 @@ def _check_rest(config: Config) -> None:
         raise UserError("run.name and run.dir must not be empty: the run directory is runs/<run.name>, or run.dir")
 
 
-def _check_batches(config: Config, world: int) -> None:
+def _check_training_batch(config: Config, world: int) -> None:
     train = config.train
     pieces = world * train.accumulate
     if train.batch_size < pieces or train.batch_size % pieces:
@@ -127,14 +140,17 @@ def _check_batches(config: Config, world: int) -> None:
             f"train.batch_size={train.batch_size} (global) is not divisible by {_processes(world)} x {train.accumulate} "
             f"micro-batches: use a multiple of {pieces}"
         )
+    local, group = train.batch_size // pieces, config.router.group_size
+    if group is not None and (group < 1 or local % min(group, local)):
+        raise UserError(f"router.group_size={group} does not divide the {local} pairs of one process's micro-batch")
+
+
+def _check_evaluation_batch(config: Config, world: int) -> None:
     if config.eval.batch_size < world or config.eval.batch_size % world:
         raise UserError(
             f"eval.batch_size={config.eval.batch_size} (global) is not divisible by the {_processes(world)}: "
             f"use a multiple of {world}"
         )
-    local, group = train.batch_size // pieces, config.router.group_size
-    if group is not None and (group < 1 or local % min(group, local)):
-        raise UserError(f"router.group_size={group} does not divide the {local} pairs of one process's micro-batch")
 
 
 def _processes(world: int) -> str:

@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from trainer.checkpoint import CONFIG, MARKER, checkpoint_path
 from trainer.config import Config
 from trainer.errors import UserError
-from trainer.evaluate import read_arguments
+from trainer.evaluate import evaluate_run, read_arguments
+from trainer.processes import Processes
 
 
 @pytest.fixture
@@ -62,3 +64,10 @@ def test_a_damaged_configuration_is_named(run_dir: Path):
     path.write_text("a: [")
     with pytest.raises(UserError, match="no configuration of a run"):
         read_arguments([f"run={run_dir}"])
+
+
+def test_a_run_is_evaluated_on_processes_that_its_training_batch_does_not_fit(run_dir: Path):
+    checkpoint, config = read_arguments([f"run={run_dir}", "eval.batch_size=6"])
+    assert config.train.batch_size % 3
+    with pytest.raises(UserError, match=r"^tokenizer .* No such file"):  # which is looked for after the layout
+        evaluate_run(checkpoint, config, Processes(0, 3, 0, torch.device("cpu")))
