@@ -7,7 +7,7 @@ import torch
 
 from model.config import ModelConfig, RouterConfig
 from model.routing import PRIORITIES
-from trainer.config import Config, OptimConfig
+from trainer.config import Config, DataConfig, OptimConfig
 from trainer.errors import UserError
 from trainer.logs.tables import LayoutRow
 from trainer.processes import Processes
@@ -78,6 +78,7 @@ def check_layout(config: Config, world: int) -> None:
     check_model(config.model, config.router)
     check_parallel(config, world)
     _check_precision(config)
+    _check_colours(config.data)
     train = config.train
     if train.activation_checkpointing not in ("none", "blocks", "offload"):
         raise UserError(f"train.activation_checkpointing={train.activation_checkpointing}: choose none, blocks or offload")
@@ -96,12 +97,21 @@ def check_evaluation(config: Config, world: int) -> None:
     check_model(config.model, config.router)
     check_parallel(config, world)
     _check_precision(config)
+    _check_colours(config.data)
     _check_evaluation_batch(config, world)
 
 
 def _check_precision(config: Config) -> None:
     if config.train.precision not in ("bf16", "fp32"):
         raise UserError(f"train.precision={config.train.precision}: choose bf16 or fp32")
+
+
+def _check_colours(data: DataConfig) -> None:
+    for key, values in (("data.mean", data.mean), ("data.std", data.std)):
+        if len(values) != 3 or not all(map(math.isfinite, values)):
+            raise UserError(f"{key}={list(values)} should be three numbers: red, green, blue, of values from 0 to 1")
+    if min(data.std) <= 0:
+        raise UserError(f"data.std={list(data.std)} must be above 0: images are divided by it")
 
 
 def _check_optimizer(optim: OptimConfig) -> None:

@@ -80,6 +80,9 @@ def test_what_can_run_is_let_through(world: int, values: dict[str, Any]):
         (1, {"model__expert_layers": [1, 1]}, ("model.expert_layers=[1, 1]", "twice")),
         (1, {"train__precision": "fp16"}, ("train.precision=fp16", "bf16 or fp32")),
         (1, {"train__activation_checkpointing": "all"}, ("train.activation_checkpointing=all", "none, blocks or offload")),
+        (1, {"data__mean": [0.5]}, ("data.mean=[0.5]", "three")),
+        (1, {"data__std": [0.5, 0.5, float("nan")]}, ("data.std", "three")),
+        (1, {"data__std": [0.5, 0.5, 0.0]}, ("data.std=[0.5, 0.5, 0.0]", "above 0")),
         (1, {"train__steps": 0}, ("train.steps=0",)),
         (1, {"train__max_nonfinite_steps": 0}, ("train.max_nonfinite_steps=0",)),
         (1, {"optim__lr": 0.0}, ("optim.lr=0.0",)),
@@ -108,6 +111,7 @@ def test_what_cannot_run_is_refused_in_one_line(world: int, values: dict[str, An
         ({"parallel__expert_parallel": 2}, "parallel.expert_parallel=2"),
         ({"train__precision": "fp16"}, "train.precision=fp16"),
         ({"model__heads": 3}, "model.heads=3"),
+        ({"data__std": [1.0]}, "data.std"),
     ],
 )
 def test_an_evaluation_asks_for_what_it_needs_and_no_training_batch(values: dict[str, Any], part: str):
