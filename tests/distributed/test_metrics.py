@@ -68,17 +68,21 @@ def test_a_step_reports_what_one_process_computes_over_all_its_micro_batches():
     config = tiny(LAYOUT)
     config.router.group_size = BATCH // ACCUMULATE // LAYOUT.world  # one process drops what the ranks drop
     model = LIMoE(config.model, config.router).initialise(config.seed)
-    contrastive, auxiliary, sums = [], [], []
+    contrastive, auxiliary, parts, sums = [], [], [], []
     for micro in range(ACCUMULATE):
         pixels, texts = pairs(micro, config)
         output = model(normalise(pixels, config.data.mean, config.data.std, torch.float32), texts)
         losses = training_losses(output, config.router.aux, config.model.experts, SingleProcess())
         contrastive.append(losses.contrastive.item())
         auxiliary.append(losses.auxiliary.item())
+        parts.append(losses.parts)
         sums.append(losses.routing)
     told = first.metrics
     assert told["train/loss_contrastive"] == pytest.approx(sum(contrastive) / ACCUMULATE, rel=1e-5)
     assert told["train/loss_aux"] == pytest.approx(sum(auxiliary) / ACCUMULATE, rel=1e-5)
+    assert len(parts[0]) == 6
+    for name in parts[0]:
+        assert told[f"train/aux/{name}"] == pytest.approx(sum(part[name].item() for part in parts) / ACCUMULATE, rel=1e-4)
     assert told["train/loss"] == first.loss == pytest.approx(told["train/loss_contrastive"] + told["train/loss_aux"])
     assert told["train/lr"] == learning_rate(config.schedule, config.optim.lr, 0, config.train.steps)
     assert told["train/logit_scale"] == pytest.approx(config.model.initial_scale)
