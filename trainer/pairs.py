@@ -112,9 +112,12 @@ def _check_all(config: Config) -> list[str]:
 def _make_tokenizer(config: Config, shards: list[str], path: Path) -> None:
     if path.exists():  # of the checkpoint that the run goes on from
         return
-    if config.data.tokenizer:
-        Tokenizer.load(config.data.tokenizer)
-        path.write_bytes(Path(config.data.tokenizer).expanduser().read_bytes())
-        return
-    captions: Iterable[str] = training_captions(shards, config.data.caption_key, config.data.tokenizer_captions)
-    train_tokenizer(captions, path, config.model.vocabulary, config.seed)
+    try:
+        if config.data.tokenizer:
+            Tokenizer.load(config.data.tokenizer)
+            path.write_bytes(Path(config.data.tokenizer).expanduser().read_bytes())
+            return
+        captions: Iterable[str] = training_captions(shards, config.data.caption_key, config.data.tokenizer_captions)
+        train_tokenizer(captions, path, config.model.vocabulary, config.seed)
+    except OSError as problem:
+        raise UserError(f"cannot write {path} ({problem.strerror}): make room or choose another run.dir") from problem
