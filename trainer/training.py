@@ -12,10 +12,10 @@ from torch import Tensor
 
 from model.auxiliary import RoutingSums, routing_metrics
 from model.objective import Losses, training_losses
+from model.preprocess import normalise
 from trainer.checkpoint import TrainingProgress
 from trainer.config import Config
 from trainer.data.loader import TrainingLoader, check_bad_share
-from trainer.data.transforms import normalise
 from trainer.errors import UserError
 from trainer.model_encoder import dtype_of
 from trainer.peers import DistributedPeers
