@@ -8,9 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from model.limoe import LIMoE
 from trainer.checkpoint import TrainingProgress, load_state, read_progress, save_checkpoint
 from trainer.config import Config
+from trainer.ema import resumed_kinds, start_ema
 from trainer.engine import build_engine, start_deepspeed
 from trainer.evaluation.suite import evaluate, is_constant, summary_rows
 from trainer.layout import check_layout, layout_rows
@@ -86,13 +89,15 @@ class Run:
 
     def _build_engine(self, checkpoint: Path | None) -> Any:
         model = LIMoE(self.config.model, self.config.router, self.peers).initialise(self.config.seed)
-        if checkpoint is None:
-            return build_engine(self.config, model, self.processes, self.peers)
-        self.progress = read_progress(checkpoint)
-        state = load_state(checkpoint, model, self.sharding, with_moments=True)
-        set_weights(model, state)
+        state: dict[str, Tensor] = {}
+        if checkpoint is not None:
+            self.progress = read_progress(checkpoint)
+            state = load_state(checkpoint, model, self.sharding, resumed_kinds(checkpoint, self.config.train))
+            set_weights(model, state)
         engine = build_engine(self.config, model, self.processes, self.peers)
-        set_optimizer_state(engine, state, self.progress.optimizer_steps)
+        if checkpoint is not None:
+            set_optimizer_state(engine, state, self.progress.optimizer_steps)
+        start_ema(engine, self.config.train, state, self.progress.step, self.processes)
         return engine
 
     def train(self) -> int:
