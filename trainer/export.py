@@ -18,17 +18,20 @@ from torch import Tensor
 
 from model import pretrained
 from model.limoe import LIMoE
-from trainer.checkpoint import CONFIG, TOKENIZER, complete_checkpoints, load_state, read_progress
+from trainer.checkpoint import check_sound, load_state, read_progress
+from trainer.checkpoint_files import CONFIG, TOKENIZER, complete_checkpoints
 from trainer.compose import load_config, to_config
 from trainer.config import Config
 from trainer.errors import UserError, did_you_mean
 from trainer.layout import check_model
+from trainer.processes import Processes
 from trainer.program import exit_with
 from trainer.state import EMA, WEIGHTS
 from trainer.trained import check_weights, checkpoint_of
 
 USAGE = "python -m trainer.export run=DIR [output=DIR] [average=last:5] [weights=ema] [dtype=bf16]"
 KEYS = ("run", "output", "average", "weights", "dtype")
+ALONE = Processes(rank=0, world=1, local_rank=0, device=torch.device("cpu"))
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -115,6 +118,8 @@ def write_export(export: Export) -> list[str]:
 
     Raises UserError when it cannot be written, or when `output` holds something else than an earlier export.
     """
+    for checkpoint in export.checkpoints:
+        check_sound(checkpoint, ALONE)
     newest = export.checkpoints[-1]
     config = to_config(load_config(newest / CONFIG))
     check_model(config.model, config.router)

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from trainer.checkpoint import find_checkpoint, saved_kinds
+from trainer.checkpoint import saved_kinds
+from trainer.checkpoint_files import find_checkpoint
 from trainer.errors import UserError
 from trainer.state import EMA, WEIGHTS
 

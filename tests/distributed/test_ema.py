@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.distributed.checkpoints import tensors_in
 from tests.distributed.setups import Layout, TinyRun, tiny, whole
 from tests.distributed.spawn import run_distributed
-from trainer.checkpoint import checkpoint_path, find_checkpoint
+from trainer.checkpoint_files import checkpoint_path, find_checkpoint
 from trainer.processes import Processes
 from trainer.state import EMA, MOMENTS, WEIGHTS
 

@@ -15,7 +15,8 @@ from model.tokenizer import Tokenizer
 from tests.distributed.setups import Layout, TinyRun, tiny
 from tests.distributed.spawn import run_distributed
 from tests.trainer.data.shards_on_disk import jpeg, write_shard
-from trainer.checkpoint import CONFIG, TOKENIZER, checkpoint_path, load_state
+from trainer.checkpoint import load_state
+from trainer.checkpoint_files import CONFIG, TOKENIZER, checkpoint_path
 from trainer.data.evaluation import evaluation_batches
 from trainer.data.tokenizer import train_tokenizer
 from trainer.export import read_arguments, write_export

@@ -18,7 +18,8 @@ from model.limoe import LIMoE
 from model.pretrained import FILES
 from tests.trainer.data.shards_on_disk import small_tokenizer
 from trainer import export as export_module
-from trainer.checkpoint import CONFIG, MARKER, PROGRESS, TOKENIZER, TrainingProgress, checkpoint_path
+from trainer.checkpoint import TrainingProgress
+from trainer.checkpoint_files import CONFIG, PROGRESS, STATE, TOKENIZER, checkpoint_path, record_of, write_marker
 from trainer.config import Config
 from trainer.errors import UserError
 from trainer.export import read_arguments, write_export
@@ -50,12 +51,13 @@ def run_dir(tmp_path: Path) -> Path:
         state |= {f"ema/{name}": value for name, value in weights(step + 1).items()}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dcp.save(state, checkpoint_id=checkpoint / "state", no_dist=True)
+            dcp.save(state, checkpoint_id=checkpoint / STATE, no_dist=True)
         (checkpoint / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.structured(config())))
         (checkpoint / PROGRESS).write_text(json.dumps(asdict(TrainingProgress(step=step))))
         small_tokenizer(tmp_path)
         (tmp_path / "t.model").rename(checkpoint / TOKENIZER)
-        (checkpoint / MARKER).touch()
+        files = [path for path in checkpoint.rglob("*") if path.is_file()]
+        write_marker(checkpoint, {str(path.relative_to(checkpoint)): record_of(path) for path in files})
     return run
 
 
@@ -136,6 +138,16 @@ def test_an_export_that_fails_leaves_the_earlier_one(run_dir: Path, monkeypatch:
     monkeypatch.undo()
     assert_equal(load_file(run_dir / "export" / "model.safetensors"), weights(30))
     assert [path.name for path in run_dir.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_damaged_checkpoint_is_not_exported(run_dir: Path):
+    (data,) = (checkpoint_path(run_dir, 20) / STATE).glob("*.distcp")
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    with pytest.raises(UserError, match=r"step-00000020 is damaged .*SHA-256 differs"):
+        write_export(read_arguments([f"run={run_dir}", "average=last:2"]))
+    assert not (run_dir / "export").exists()
 
 
 @pytest.mark.parametrize(
