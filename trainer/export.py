@@ -135,6 +135,8 @@ def write_export(export: Export) -> list[str]:
         save_file(weights, partial / pretrained.WEIGHTS, {"format": "pt", "origin": origin})
         shutil.copyfile(newest / CONFIG, partial / pretrained.CONFIG)
         shutil.copyfile(newest / TOKENIZER, partial / pretrained.TOKENIZER)
+        # safetensors lets nobody else read its file; others get what they get of any file.
+        (partial / pretrained.WEIGHTS).chmod((partial / pretrained.CONFIG).stat().st_mode)
         _put_in_place(partial, export.output)
     except (OSError, SafetensorError) as problem:
         reason = getattr(problem, "strerror", None) or str(problem)

@@ -80,6 +80,7 @@ def test_the_newest_checkpoint_under_the_models_own_names(run_dir: Path):
     found, told = exported(f"run={run_dir}")
     assert_equal(found, weights(30))
     assert found["towers.0.blocks.1.mlp.experts.up"].shape == (8, 16, 24)
+    assert len({path.stat().st_mode for path in (run_dir / "export").iterdir()}) == 1, "who reads one file may read all"
     assert f"wrote {run_dir}/export: model.safetensors, config.yaml, tokenizer.model" in told
     assert "photos: weights of step 30" in told
     with safe_open(run_dir / "export" / "model.safetensors", "pt") as file:
