@@ -8,10 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from model.limoe import LIMoE
 from trainer.checkpoint import TrainingProgress, load_state, read_progress
 from trainer.checkpointer import Checkpointer, SaveReport
 from trainer.config import Config
+from trainer.ema import resumed_kinds, start_ema
 from trainer.engine import build_engine, start_deepspeed
 from trainer.errors import UserError, did_you_mean
 from trainer.evaluation.suite import evaluate, is_constant, summary_rows
@@ -26,7 +29,7 @@ from trainer.pairs import TrainingPairs, find_pairs, locate_data
 from trainer.processes import Processes
 from trainer.run_directory import METRICS, initial_weights, open_run_directory, write_config
 from trainer.schedule import check_schedule
-from trainer.state import ExpertSharding, set_optimizer_state, set_weights
+from trainer.state import WEIGHTS, ExpertSharding, set_optimizer_state, set_weights
 from trainer.stopping import EXIT_INTERRUPTED, EXIT_STOPPED, StopRequest, exit_code
 from trainer.training import StepReport, Trainer
 from trainer.watchdog import Watchdog
@@ -68,7 +71,7 @@ class Run:
 
     def __init__(self, config: Config, processes: Processes) -> None:
         """Open everything. Raises UserError for whatever is wrong with the configuration, the data or the run directory."""
-        self.stop = StopRequest()
+        self.stop = StopRequest(announce=processes.is_first)
         check_layout(config, processes.world)
         check_schedule(config.schedule, config.train.steps)
         self.processes = processes
@@ -92,15 +95,17 @@ class Run:
 
     def _build_engine(self, checkpoint: Path | None, weights: Path | None) -> Any:
         model = LIMoE(self.config.model, self.config.router, self.peers).initialise(self.config.seed)
-        if checkpoint is None:
-            if weights is not None:
-                set_weights(model, load_state(weights, model, self.sharding, with_moments=False))
-            return build_engine(self.config, model, self.processes, self.peers)
-        self.progress = read_progress(checkpoint)
-        state = load_state(checkpoint, model, self.sharding, with_moments=True)
-        set_weights(model, state)
+        state: dict[str, Tensor] = {}
+        if checkpoint is not None:
+            self.progress = read_progress(checkpoint)
+            state = load_state(checkpoint, model, self.sharding, resumed_kinds(checkpoint, self.config.train))
+            set_weights(model, state)
+        elif weights is not None:
+            set_weights(model, load_state(weights, model, self.sharding, (WEIGHTS,)))
         engine = build_engine(self.config, model, self.processes, self.peers)
-        set_optimizer_state(engine, state, self.progress.optimizer_steps)
+        if checkpoint is not None:
+            set_optimizer_state(engine, state, self.progress.optimizer_steps)
+        start_ema(engine, self.config.train, state, self.progress.step, self.processes)
         return engine
 
     def train(self) -> int:
