@@ -21,6 +21,7 @@ from trainer.logs.tables import layout_table, summary_table
 from trainer.logs.wandb_run import WandbRun, leet_command
 from trainer.model_encoder import ModelEncoder, dtype_of
 from trainer.pairs import TrainingPairs, find_pairs, locate_data
+from trainer.position import Position
 from trainer.processes import Processes
 from trainer.run_directory import METRICS, open_run_directory, write_config
 from trainer.schedule import check_schedule
@@ -83,6 +84,7 @@ class Run:
         self.trainer = Trainer(self.config, self.engine, self.loader, self.progress, processes, self.peers)
         self.recorder = Recorder(config, self.run_dir, self.progress.step if checkpoint else None, processes)
         self.first_step = self.progress.step
+        self.position = Position(self.first_step, processes.is_first)
 
     def _build_engine(self, checkpoint: Path | None) -> Any:
         model = LIMoE(self.config.model, self.config.router, self.peers).initialise(self.config.seed)
@@ -106,6 +108,7 @@ class Run:
                 self._evaluate(bar)
             saved_at = time.monotonic()
             while self.progress.step < steps:
+                self.position.at(self.progress.step + 1)
                 last = self.trainer.step(self.stop.signal)
                 step, done = last.step, last.step == steps
                 report = done or _due(step, self.config.log.every) or step == self.first_step + 1
@@ -171,11 +174,13 @@ class Run:
 
     def _save(self) -> None:
         save_checkpoint(self.run_dir, self.engine, self.progress, self.processes, self.sharding, self.config.checkpoint.keep)
+        self.position.saved(self.progress.step)
 
     def _stopped(self, bar: Progress, number: int) -> int:
         bar.message(
             f"stopped by signal {number} after step {self.progress.step}, which is saved: the same command goes on from there"
         )
+        self.position.stopped(exit_code(number))
         return exit_code(number)
 
     def _summarise(self, metrics: dict[str, float], last: StepReport | None, seconds: float) -> None:
