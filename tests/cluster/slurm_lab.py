@@ -21,6 +21,14 @@ class Unavailable(Exception):
     """SLURM cannot run here; the message says why."""
 
 
+def wait_for(holds: Callable[[], bool], tell: Callable[[], str]) -> None:
+    """Wait until something holds; fails, with what `tell` says, when that takes too long."""
+    until = time.monotonic() + SECONDS
+    while not holds():
+        assert time.monotonic() < until, f"nothing after {SECONDS} s: {tell()}"
+        time.sleep(0.1)
+
+
 @dataclass(frozen=True)
 class Job:
     """A submitted job. log: what the batch script and rank 0 write."""
@@ -90,12 +98,15 @@ class SlurmLab:
 
     def wait(self, job: Job, holds: Callable[[], bool]) -> None:
         """Wait for something that a job does; fails when it ends before."""
-        until = time.monotonic() + SECONDS
-        while not holds():
+
+        def come_so_far() -> bool:
+            if holds():
+                return True
             state = self.show(job)["JobState"]
             assert state not in ENDED or holds(), f"{state}:\n{job.text()}"
-            assert time.monotonic() < until, f"{state}, nothing after {SECONDS} s:\n{job.text()}"
-            time.sleep(0.3)
+            return False
+
+        wait_for(come_so_far, lambda: f"{self.show(job)['JobState']}:\n{job.text()}")
 
     def wait_for_line(self, job: Job, text: str, times: int = 1) -> None:
         """Wait for a text in the job's log."""
