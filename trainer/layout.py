@@ -7,7 +7,7 @@ import torch
 
 from model.config import ModelConfig, RouterConfig
 from model.routing import PRIORITIES
-from trainer.config import Config, OptimConfig
+from trainer.config import CheckpointConfig, Config, OptimConfig
 from trainer.errors import UserError
 from trainer.logs.tables import LayoutRow
 from trainer.processes import Processes
@@ -111,12 +111,24 @@ def _check_rest(config: Config) -> None:
     ):
         if steps is not None and not steps >= 0:
             raise UserError(f"{key}={steps} must not be negative; 0 is only at the end")
-    if config.checkpoint.keep < 1:
-        raise UserError(f"checkpoint.keep={config.checkpoint.keep} must be at least 1: a resume needs the newest")
+    _check_checkpoint(config.checkpoint)
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed={config.seed} must lie between 0 and {2**32 - 1}")
     if not config.run.name or not config.run.dir:
         raise UserError("run.name and run.dir must not be empty: the run directory is runs/<run.name>, or run.dir")
+
+
+def _check_checkpoint(config: CheckpointConfig) -> None:
+    if config.keep < 1:
+        raise UserError(f"checkpoint.keep={config.keep} must be at least 1: a resume needs the newest")
+    if config.keep_every is not None and config.keep_every < 1:
+        raise UserError(f"checkpoint.keep_every={config.keep_every} must be at least 1, or null to keep none for ever")
+    if config.best_mode not in ("max", "min"):
+        raise UserError(f"checkpoint.best_mode={config.best_mode}: choose max or min")
+    if config.on_failure not in ("stop", "continue"):
+        raise UserError(f"checkpoint.on_failure={config.on_failure}: choose stop or continue")
+    if not config.timeout_minutes > 0:
+        raise UserError(f"checkpoint.timeout_minutes={config.timeout_minutes} must be above 0")
 
 
 def _check_batches(config: Config, world: int) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainer.agree import first_reads
-from trainer.checkpoint import TOKENIZER
+from trainer.checkpoint_files import TOKENIZER
 from trainer.config import Config
 from trainer.data.captions import check_captions, training_captions
 from trainer.data.loader import TrainingLoader, training_loader

@@ -3,7 +3,7 @@
 import os
 import socket
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -25,6 +25,15 @@ class Processes:
     world: int
     local_rank: int
     device: torch.device
+    group: dist.ProcessGroup | None = field(default=None, kw_only=True)
+    """What the collectives go over; None: the group that all ranks joined at the start."""
+
+    def aside(self, timeout_minutes: float) -> "Processes":
+        """The same processes over a group of their own (gloo, on CPUs), for a thread beside the training."""
+        alone = replace(self, device=torch.device("cpu"))
+        if self.world == 1:
+            return alone
+        return replace(alone, group=dist.new_group(backend="gloo", timeout=timedelta(minutes=timeout_minutes)))
 
     @property
     def is_first(self) -> bool:
@@ -35,7 +44,7 @@ class Processes:
         """The sum over ranks of a tensor of the same shape on each; the argument is left as it is."""
         total = values.detach().clone()
         if self.world > 1:
-            dist.all_reduce(total)
+            dist.all_reduce(total, group=self.group)
         return total
 
     def any(self, flag: bool) -> bool:
@@ -47,7 +56,7 @@ class Processes:
         if self.world == 1:
             return rows
         gathered = rows.new_empty(self.world * rows.shape[0], *rows.shape[1:])
-        dist.all_gather_single(gathered, rows.contiguous())
+        dist.all_gather_single(gathered, rows.contiguous(), group=self.group)
         return gathered
 
     def gather_objects(self, value: T) -> list[T]:
@@ -55,7 +64,7 @@ class Processes:
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.group)
         return values
 
     def from_first(self, value: T) -> T:
@@ -63,13 +72,13 @@ class Processes:
         if self.world == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, device=self.device)
+        dist.broadcast_object_list(box, src=0, device=self.device, group=self.group)
         return box[0]
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.world > 1:
-            dist.barrier()
+            dist.barrier(group=self.group)
 
 
 def rank_from_environment() -> int:

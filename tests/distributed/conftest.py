@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.checkpoint import CONFIG, TOKENIZER
+from trainer.checkpoint_files import CONFIG, TOKENIZER
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.program import TINY, Ended, contents, run
-from trainer.checkpoint import complete_checkpoints
+from trainer.checkpoint_files import complete_checkpoints
 
 pytestmark = pytest.mark.slow
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from trainer.checkpoint import CONFIG, MARKER, checkpoint_path
+from trainer.checkpoint_files import CONFIG, MARKER, checkpoint_path
 from trainer.config import Config
 from trainer.errors import UserError
 from trainer.evaluate import read_arguments

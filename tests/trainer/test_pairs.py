@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.trainer.data.shards_on_disk import jpeg, pair, small_tokenizer, write_shard
-from trainer.checkpoint import TOKENIZER
+from trainer.checkpoint_files import TOKENIZER
 from trainer.config import Config
 from trainer.errors import UserError
 from trainer.pairs import find_pairs, locate_data
