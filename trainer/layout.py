@@ -71,6 +71,8 @@ def check_parallel(config: Config, world: int) -> None:
         )
     if config.parallel.timeout_minutes <= 0:
         raise UserError(f"parallel.timeout_minutes={config.parallel.timeout_minutes} must be above 0")
+    if not config.parallel.lost_after_seconds > 0:
+        raise UserError(f"parallel.lost_after_seconds={config.parallel.lost_after_seconds} must be above 0")
 
 
 def check_layout(config: Config, world: int) -> None:

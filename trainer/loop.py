@@ -30,6 +30,7 @@ from trainer.schedule import check_schedule
 from trainer.state import ExpertSharding, set_optimizer_state, set_weights
 from trainer.stopping import StopRequest, exit_code
 from trainer.training import StepReport, Trainer
+from trainer.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class Run:
         check_layout(config, processes.world)
         check_schedule(config.schedule, config.train.steps)
         self.processes = processes
+        self.watchdog = Watchdog(processes, config.parallel.lost_after_seconds)
         self.run_dir, checkpoint = open_run_directory(config, processes)
         log_to_file(self.run_dir, processes.rank)
         weights = None if checkpoint else initial_weights(config, self.run_dir, processes)
@@ -115,6 +117,7 @@ class Run:
             saved_at = time.monotonic()
             while self.progress.step < steps:
                 self.position.at(self.progress.step + 1)
+                self.watchdog.note(f"training step {self.progress.step + 1}")
                 last = self.trainer.step(self.stop.signal, self.checkpointer.is_written)
                 step, done = last.step, last.step == steps
                 report = done or _due(step, self.config.log.every) or step == self.first_step + 1
@@ -134,6 +137,7 @@ class Run:
                     metrics = self._evaluate(bar)
                     best = self._is_best(metrics)
                 if done or best or last.stop_signal or self._checkpoint_due(step, saved_at):
+                    self.watchdog.note(f"saving after step {step}")
                     self._record_save(self.checkpointer.save(self.engine, self.progress, best))
                     saved_at = time.monotonic()
                 if done or last.stop_signal:
@@ -147,6 +151,7 @@ class Run:
 
     def close(self, code: int) -> None:
         """Stop the loader and finish the records."""
+        self.watchdog.stop()
         self.loader.close()
         self.recorder.close(code)
 
@@ -164,6 +169,7 @@ class Run:
             yield bar
 
     def _evaluate(self, bar: Progress) -> dict[str, float]:
+        self.watchdog.note(f"evaluating after step {self.progress.step}")
         model = self.engine.module
         model.eval()
         encoder = ModelEncoder(model, self.config.data, dtype_of(self.config.train.precision))

@@ -88,6 +88,7 @@ def test_what_can_run_is_let_through(world: int, values: dict[str, Any]):
         (1, {"optim__clip_norm": -1.0}, ("optim.clip_norm=-1.0",)),
         (1, {"log__every": -1}, ("log.every=-1",)),
         (1, {"checkpoint__every_minutes": -1.0}, ("checkpoint.every_minutes=-1.0",)),
+        (1, {"parallel__lost_after_seconds": 0.0}, ("parallel.lost_after_seconds=0.0",)),
         (1, {"checkpoint__keep": 0}, ("checkpoint.keep=0",)),
         (1, {"checkpoint__keep_every": 0}, ("checkpoint.keep_every=0",)),
         (1, {"checkpoint__best_mode": "most"}, ("checkpoint.best_mode=most", "max or min")),
