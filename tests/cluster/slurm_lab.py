@@ -47,7 +47,12 @@ class Job:
         return self.folder / "logs" / f"{self.name}-{self.number}"
 
     def text(self) -> str:
+        """All of the log."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def last_lines(self) -> str:
+        """The end of it, to show in the message of a failure."""
+        return self.text()[-3000:]
 
 
 class SlurmLab:
@@ -103,10 +108,10 @@ class SlurmLab:
             if holds():
                 return True
             state = self.show(job)["JobState"]
-            assert state not in ENDED or holds(), f"{state}:\n{job.text()}"
+            assert state not in ENDED or holds(), f"{state}:\n{job.last_lines()}"
             return False
 
-        wait_for(come_so_far, lambda: f"{self.show(job)['JobState']}:\n{job.text()}")
+        wait_for(come_so_far, lambda: f"{self.show(job)['JobState']}:\n{job.last_lines()}")
 
     def wait_for_line(self, job: Job, text: str, times: int = 1) -> None:
         """Wait for a text in the job's log."""
