@@ -84,7 +84,7 @@ class Run:
         self.progress = TrainingProgress(seed=config.seed)
         self.engine = self._build_engine(checkpoint, weights)
         self.checkpointer = Checkpointer(self.run_dir, config.checkpoint, processes, self.sharding, checkpoint)
-        self.loader = self.pairs.loader(processes, self.progress.batches, self.progress.streams)
+        self.loader = self.pairs.loader(processes, self.progress.pairs, self.progress.streams, self.progress.data)
         self.progress.streams = self.loader.streams
         write_config(config, self.run_dir, processes)
         self.trainer = Trainer(self.config, self.engine, self.loader, self.progress, processes, self.peers)
@@ -138,6 +138,7 @@ class Run:
                     best = self._is_best(metrics)
                 if done or best or last.stop_signal or self._checkpoint_due(step, saved_at):
                     self.watchdog.note(f"saving after step {step}")
+                    self._gather_data_progress()
                     self._record_save(self.checkpointer.save(self.engine, self.progress, best))
                     saved_at = time.monotonic()
                 if done or last.stop_signal:
@@ -205,6 +206,10 @@ class Run:
             return False
         self.progress.best = value
         return True
+
+    def _gather_data_progress(self) -> None:
+        # A new value, since the old one may be on its way to the disk.
+        self.progress.data = self.progress.data.merged(self.processes.gather_objects(self.loader.report()))
 
     def _record_save(self, report: SaveReport | None) -> None:
         if report is not None:
