@@ -12,8 +12,7 @@
 #   cluster.sh slow RATE     let each node send no more than RATE to the others (tc, as 100mbit); "off" lifts it
 # Environment: SLURMLAB_DIR, SLURMLAB_NODES, SLURMLAB_CPUS, SLURMLAB_GPUS, SLURMLAB_DBD=1, SLURMLAB_CGROUP=1
 set -euo pipefail
-HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-S=${SLURMLAB_DIR:-$HERE/run}            # keep it short: unix socket paths are limited to 107 bytes
+S=${SLURMLAB_DIR:-/tmp/slurm-lab}        # keep it short: unix socket paths are limited to 107 bytes
 [ -r "$S/env" ] && . "$S/env"           # what `up` was called with
 N=${SLURMLAB_NODES:-4}
 CPUS=${SLURMLAB_CPUS:-8}                # claimed per node (config_overrides): more than the machine has
