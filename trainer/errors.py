@@ -1,11 +1,9 @@
-"""Errors that are the user's to mend, as opposed to bugs, which keep their traceback."""
+"""Errors that are the user's to mend, and the help they give."""
 
 import difflib
 from collections.abc import Iterable
 
-
-class UserError(Exception):
-    """Bad input: the message is one clear line that says what is wrong, where, and how to mend it."""
+from model.errors import UserError as UserError  # one class, whoever meets the mistake
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from model.auxiliary import RoutingSums, routing_metrics
 from model.objective import Losses, training_losses
+from model.preprocess import normalise
 from trainer.checkpoint import TrainingProgress
 from trainer.config import Config
 from trainer.data.loader import TrainingLoader, check_bad_share
-from trainer.data.transforms import normalise
+from trainer.ema import update_ema
 from trainer.errors import UserError
 from trainer.model_encoder import dtype_of
 from trainer.peers import DistributedPeers
@@ -87,6 +88,8 @@ class Trainer:
             micro_losses.append(losses)
             scale = output.scale.detach()
         applied = not self.engine.optimizer.overflow
+        if applied and config.train.ema is not None:
+            update_ema(self.engine, config.train.ema)
         progress.step += 1
         progress.optimizer_steps += applied
         progress.skipped_steps += not applied

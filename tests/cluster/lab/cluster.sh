@@ -26,7 +26,7 @@ say() { printf '%s\n' "cluster: $*" >&2; }
 die() { say "$*"; exit 1; }
 # --- recorded processes: "pid starttime", so that a recycled pid is never signalled -------------
 start_of() { # empty for a pid that is gone or a zombie
-  local f; f=$(<"/proc/$1/stat") 2>/dev/null || return 0
+  local f; { f=$(<"/proc/$1/stat"); } 2>/dev/null || return 0
   read -ra f <<< "${f##*) }"; [ "${f[0]}" = Z ] || echo "${f[19]}"
 }
 record() { echo "$2 $(start_of "$2")" > "$S/pids/$1"; }
