@@ -63,7 +63,7 @@ install() {
   export DEBIAN_FRONTEND=noninteractive
   apt-get install -y -q --no-install-recommends "${miss[@]}" > "$S/log/apt.log" 2>&1 ||
     { apt-get update -q >> "$S/log/apt.log" 2>&1 && apt-get install -y -q --no-install-recommends "${miss[@]}" >> "$S/log/apt.log" 2>&1; } ||
-    die "apt-get failed, see $S/log/apt.log"
+    die "apt-get failed: $(tail -n 1 "$S/log/apt.log")"
 }
 
 configure() {
