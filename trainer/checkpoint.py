@@ -3,7 +3,7 @@
 import json
 import logging
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch.distributed.checkpoint as dcp
@@ -14,6 +14,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from trainer.agree import first_reads
 from trainer.checkpoint_files import PROGRESS, STATE, FileRecord, all_checkpoints, damage_among, read_marker
+from trainer.data.progress import DataProgress
 from trainer.errors import UserError
 from trainer.processes import Processes
 from trainer.state import ExpertSharding, empty_state
@@ -32,12 +33,14 @@ class TrainingProgress:
     skipped_steps: int = 0
     """Steps left out because the loss or the gradient was not finite."""
     seed: int = 0
-    batches: int = 0
-    """Micro-batches drawn from the training data."""
+    pairs: int = 0
+    """Pairs drawn from the training data, over all ranks: batches may have another size after a resume."""
     streams: int | None = None
     """Canonical streams that the data was dealt from: their number decides its order, so a resume keeps it."""
     best: float | None = None
     """The best value of `checkpoint.best` so far."""
+    data: DataProgress = field(default_factory=DataProgress)
+    """Counters of the data and the lengths of its shards, over all ranks."""
 
 
 def newest_sound(run_dir: Path, processes: Processes) -> Path | None:
@@ -87,8 +90,9 @@ def _marker_of(checkpoint: Path) -> tuple[dict[str, FileRecord], str | None]:
 def read_progress(checkpoint: Path) -> TrainingProgress:
     """What the checkpoint says beside tensors. Raises UserError when it cannot be read."""
     try:
-        return TrainingProgress(**json.loads((checkpoint / PROGRESS).read_text()))
-    except (OSError, ValueError, TypeError) as problem:
+        values = json.loads((checkpoint / PROGRESS).read_text())
+        return TrainingProgress(**values | {"data": DataProgress(**values.get("data", {}))})
+    except (OSError, ValueError, TypeError, AttributeError) as problem:
         raise _unreadable(checkpoint, problem) from problem
 
 

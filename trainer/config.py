@@ -40,6 +40,7 @@ class ParallelConfig:
     expert_parallel: int = 1  # EP: ranks that share one set of experts
     zero_stage: int = 1  # 1, 2 or 3
     timeout_minutes: float = 10.0  # a collective that waits longer ends the run
+    lost_after_seconds: float = 60.0  # a rank that is not heard from for so long ends the run
 
 
 @dataclass

@@ -54,13 +54,13 @@ def evaluate_run(checkpoint: Path, kind: str, config: Config, processes: Process
     from model.limoe import LIMoE
     from trainer.engine import start_deepspeed
     from trainer.evaluation.suite import evaluate, summary_rows
-    from trainer.layout import check_layout
+    from trainer.layout import check_evaluation
     from trainer.logs.tables import summary_table
     from trainer.model_encoder import ModelEncoder, dtype_of
     from trainer.pairs import load_tokenizer, locate_data
     from trainer.state import ExpertSharding, set_weights
 
-    check_layout(config, processes.world)
+    check_evaluation(config, processes.world)
     check_sound(checkpoint, processes)
     located = locate_data(config, processes)
     tokenizer = load_tokenizer(config, checkpoint / TOKENIZER)

@@ -7,7 +7,7 @@ import torch
 
 from model.config import ModelConfig, RouterConfig
 from model.routing import PRIORITIES
-from trainer.config import CheckpointConfig, Config, OptimConfig
+from trainer.config import CheckpointConfig, Config, DataConfig, OptimConfig
 from trainer.errors import UserError
 from trainer.logs.tables import LayoutRow
 from trainer.processes import Processes
@@ -71,15 +71,17 @@ def check_parallel(config: Config, world: int) -> None:
         )
     if config.parallel.timeout_minutes <= 0:
         raise UserError(f"parallel.timeout_minutes={config.parallel.timeout_minutes} must be above 0")
+    if not config.parallel.lost_after_seconds > 0:
+        raise UserError(f"parallel.lost_after_seconds={config.parallel.lost_after_seconds} must be above 0")
 
 
 def check_layout(config: Config, world: int) -> None:
     """Raise UserError when the configuration does not fit `world` processes."""
     check_model(config.model, config.router)
     check_parallel(config, world)
+    _check_precision(config)
+    _check_colours(config.data)
     train = config.train
-    if train.precision not in ("bf16", "fp32"):
-        raise UserError(f"train.precision={train.precision}: choose bf16 or fp32")
     if train.activation_checkpointing not in ("none", "blocks", "offload"):
         raise UserError(f"train.activation_checkpointing={train.activation_checkpointing}: choose none, blocks or offload")
     if train.steps < 1 or train.accumulate < 1:
@@ -89,8 +91,31 @@ def check_layout(config: Config, world: int) -> None:
     if train.ema is not None and not 0 < train.ema < 1:
         raise UserError(f"train.ema={train.ema} must lie between 0 and 1, such as 0.9999; null keeps no average")
     _check_optimizer(config.optim)
-    _check_batches(config, world)
+    _check_training_batch(config, world)
+    _check_evaluation_batch(config, world)
     _check_rest(config)
+
+
+def check_evaluation(config: Config, world: int) -> None:
+    """Raise UserError when `world` processes cannot evaluate a run; how it was trained, and on how many, does not matter."""
+    check_model(config.model, config.router)
+    check_parallel(config, world)
+    _check_precision(config)
+    _check_colours(config.data)
+    _check_evaluation_batch(config, world)
+
+
+def _check_precision(config: Config) -> None:
+    if config.train.precision not in ("bf16", "fp32"):
+        raise UserError(f"train.precision={config.train.precision}: choose bf16 or fp32")
+
+
+def _check_colours(data: DataConfig) -> None:
+    for key, values in (("data.mean", data.mean), ("data.std", data.std)):
+        if len(values) != 3 or not all(map(math.isfinite, values)):
+            raise UserError(f"{key}={list(values)} should be three numbers: red, green, blue, of values from 0 to 1")
+    if min(data.std) <= 0:
+        raise UserError(f"data.std={list(data.std)} must be above 0: images are divided by it")
 
 
 def _check_optimizer(optim: OptimConfig) -> None:
@@ -133,7 +158,7 @@ def _check_checkpoint(config: CheckpointConfig) -> None:
         raise UserError(f"checkpoint.timeout_minutes={config.timeout_minutes} must be above 0")
 
 
-def _check_batches(config: Config, world: int) -> None:
+def _check_training_batch(config: Config, world: int) -> None:
     train = config.train
     pieces = world * train.accumulate
     if train.batch_size < pieces or train.batch_size % pieces:
@@ -141,14 +166,17 @@ def _check_batches(config: Config, world: int) -> None:
             f"train.batch_size={train.batch_size} (global) is not divisible by {_processes(world)} x {train.accumulate} "
             f"micro-batches: use a multiple of {pieces}"
         )
+    local, group = train.batch_size // pieces, config.router.group_size
+    if group is not None and (group < 1 or local % min(group, local)):
+        raise UserError(f"router.group_size={group} does not divide the {local} pairs of one process's micro-batch")
+
+
+def _check_evaluation_batch(config: Config, world: int) -> None:
     if config.eval.batch_size < world or config.eval.batch_size % world:
         raise UserError(
             f"eval.batch_size={config.eval.batch_size} (global) is not divisible by the {_processes(world)}: "
             f"use a multiple of {world}"
         )
-    local, group = train.batch_size // pieces, config.router.group_size
-    if group is not None and (group < 1 or local % min(group, local)):
-        raise UserError(f"router.group_size={group} does not divide the {local} pairs of one process's micro-batch")
 
 
 def _processes(world: int) -> str:

@@ -30,8 +30,9 @@ from trainer.processes import Processes
 from trainer.run_directory import METRICS, initial_weights, open_run_directory, write_config
 from trainer.schedule import check_schedule
 from trainer.state import WEIGHTS, ExpertSharding, set_optimizer_state, set_weights
-from trainer.stopping import StopRequest, exit_code
+from trainer.stopping import EXIT_INTERRUPTED, EXIT_STOPPED, StopRequest, exit_code
 from trainer.training import StepReport, Trainer
+from trainer.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class Recorder:
         """Finish; `code` is the exit code that W&B shows."""
         if self._journal and self._wandb:
             self._journal.close()
-            self._wandb.finish(code)
+            self._wandb.finish(code, stopped=code in (EXIT_STOPPED, EXIT_INTERRUPTED))
 
 
 class Run:
@@ -74,6 +75,7 @@ class Run:
         check_layout(config, processes.world)
         check_schedule(config.schedule, config.train.steps)
         self.processes = processes
+        self.watchdog = Watchdog(processes, config.parallel.lost_after_seconds)
         self.run_dir, checkpoint = open_run_directory(config, processes)
         log_to_file(self.run_dir, processes.rank)
         weights = None if checkpoint else initial_weights(config, self.run_dir, processes)
@@ -84,7 +86,7 @@ class Run:
         self.progress = TrainingProgress(seed=config.seed)
         self.engine = self._build_engine(checkpoint, weights)
         self.checkpointer = Checkpointer(self.run_dir, config.checkpoint, processes, self.sharding, checkpoint)
-        self.loader = self.pairs.loader(processes, self.progress.batches, self.progress.streams)
+        self.loader = self.pairs.loader(processes, self.progress.pairs, self.progress.streams, self.progress.data)
         self.progress.streams = self.loader.streams
         write_config(config, self.run_dir, processes)
         self.trainer = Trainer(self.config, self.engine, self.loader, self.progress, processes, self.peers)
@@ -109,46 +111,47 @@ class Run:
     def train(self) -> int:
         """Train to the last step, or until asked to stop; returns the process's exit code."""
         steps = self.config.train.steps
-        started = time.monotonic()
+        started = self._saved_at = time.monotonic()
         metrics: dict[str, float] = {}
         last: StepReport | None = None
         with self._progress_bar() as bar:
             if self.progress.step == 0:
                 self._is_best(self._evaluate(bar))  # tells now, not after hours, that there is no such metric
-            saved_at = time.monotonic()
             while self.progress.step < steps:
-                last = self.trainer.step(self.stop.signal, self.checkpointer.is_written)
-                step, done = last.step, last.step == steps
-                report = done or _due(step, self.config.log.every) or step == self.first_step + 1
-                bar.update(
-                    step,
-                    loss=last.loss,
-                    success=last.success,
-                    pairs_per_second=last.metrics["perf/pairs_per_second"],
-                    report=report,
-                )
-                if report:
-                    self.recorder.write(step, last.metrics)
-                if last.all_written:
-                    self._record_save(self.checkpointer.wait())
+                last = self._step(bar)
                 best = False
-                if done or _due(step, self.config.eval.every):
+                if last.step == steps or _due(last.step, self.config.eval.every):
                     metrics = self._evaluate(bar)
                     best = self._is_best(metrics)
-                if done or best or last.stop_signal or self._checkpoint_due(step, saved_at):
-                    self._record_save(self.checkpointer.save(self.engine, self.progress, best))
-                    saved_at = time.monotonic()
-                if done or last.stop_signal:
+                ends = last.step == steps or last.stop_signal != 0
+                if ends or best or self._checkpoint_due(last.step):
+                    self._save(best)
+                if ends:
                     self._record_save(self.checkpointer.wait(must_succeed=True))
-                if last.stop_signal and not done:
+                if last.stop_signal and last.step < steps:
                     return self._stopped(bar, last.stop_signal)
         if not metrics:  # nothing was left to train
             metrics = self._evaluate(bar)
         self._summarise(metrics, last, time.monotonic() - started)
         return 0
 
+    def _step(self, bar: Progress) -> StepReport:
+        """Take the next step and tell of it where that is due."""
+        self.watchdog.note(f"training step {self.progress.step + 1}")
+        last = self.trainer.step(self.stop.signal, self.checkpointer.is_written)
+        ends = last.step == self.config.train.steps or last.stop_signal != 0
+        report = ends or _due(last.step, self.config.log.every) or last.step == self.first_step + 1
+        speed = last.metrics["perf/pairs_per_second"]
+        bar.update(last.step, loss=last.loss, success=last.success, pairs_per_second=speed, report=report)
+        if report:
+            self.recorder.write(last.step, last.metrics)
+        if last.all_written:
+            self._record_save(self.checkpointer.wait())
+        return last
+
     def close(self, code: int) -> None:
         """Stop the loader and finish the records."""
+        self.watchdog.stop()
         self.loader.close()
         self.recorder.close(code)
 
@@ -166,6 +169,7 @@ class Run:
             yield bar
 
     def _evaluate(self, bar: Progress) -> dict[str, float]:
+        self.watchdog.note(f"evaluating after step {self.progress.step}")
         model = self.engine.module
         model.eval()
         encoder = ModelEncoder(model, self.config.data, dtype_of(self.config.train.precision))
@@ -177,14 +181,21 @@ class Run:
             bar.message(f"step {self.progress.step}: {shown}")
         return metrics
 
-    def _checkpoint_due(self, step: int, saved_at: float) -> bool:
+    def _checkpoint_due(self, step: int) -> bool:
         config = self.config.checkpoint
         if _due(step, config.every_steps):
             return True
         if not config.every_minutes:
             return False
         # Clocks differ between ranks: rank 0's counts.
-        return bool(self.processes.from_first(time.monotonic() - saved_at >= 60 * config.every_minutes))
+        return bool(self.processes.from_first(time.monotonic() - self._saved_at >= 60 * config.every_minutes))
+
+    def _save(self, best: bool) -> None:
+        self.watchdog.note(f"saving after step {self.progress.step}")
+        # A new value, since the old one may be on its way to the disk.
+        self.progress.data = self.progress.data.merged(self.processes.gather_objects(self.loader.report()))
+        self._record_save(self.checkpointer.save(self.engine, self.progress, best))
+        self._saved_at = time.monotonic()
 
     def _is_best(self, metrics: dict[str, float]) -> bool:
         """Whether the metric that `checkpoint.best` names is better than ever before."""

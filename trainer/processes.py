@@ -3,7 +3,7 @@
 import os
 import socket
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ class Processes:
     world: int
     local_rank: int
     device: torch.device
-    group: dist.ProcessGroup | None = None
+    group: dist.ProcessGroup | None = field(default=None, kw_only=True)
     """What the collectives go over; None: the group that all ranks joined at the start."""
 
     def aside(self, timeout_minutes: float) -> "Processes":

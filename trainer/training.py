@@ -109,7 +109,7 @@ class Trainer:
         started = time.perf_counter()
         batch = next(self.loader)
         waited = time.perf_counter() - started
-        self.progress.batches += 1
+        self.progress.pairs += self.config.train.batch_size // self.config.train.accumulate
         data, device = self.config.data, self.processes.device
         images = normalise(batch.images.to(device, non_blocking=True), data.mean, data.std, self._dtype)
         return images, batch.texts.to(device, non_blocking=True), waited

@@ -60,6 +60,12 @@ def test_a_normal_run_prints_its_own_lines_alone(trained: Path):
     assert sum(line.startswith("step 1/1") for line in lines) == 1
 
 
+def test_the_log_of_a_normal_run_tells_its_steps_and_nothing_foreign(trained: Path):
+    lines = (trained / "train.log").read_text().splitlines()
+    assert sum(" INFO trainer.logs.progress: step 1/1 " in line for line in lines) == 1
+    assert not [line for line in lines if " trainer." not in line]
+
+
 @pytest.mark.parametrize(
     ("mistake", "told"),
     [
