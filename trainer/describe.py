@@ -15,6 +15,7 @@ from trainer.errors import UserError
 from trainer.layout import check_model, check_parallel
 from trainer.performance import step_flops
 from trainer.program import exit_with
+from trainer.traffic import estimate_leaving
 
 ADAM_BYTES = 12  # float32 master and two moments a parameter
 
@@ -61,7 +62,19 @@ def describe(config: Config, world: int) -> list[tuple[str, str]]:
             f"{(state + weights) / 2**30:.2f} GiB without activations and gradients",
         )
     )
-    return rows
+    return [*rows, *leaving_rows(config, world)]
+
+
+def leaving_rows(config: Config, world: int) -> list[tuple[str, str]]:
+    """What leaves a node in a step, when LOCAL_WORLD_SIZE in the environment says how many processes one has."""
+    local = os.environ.get("LOCAL_WORLD_SIZE", "0")
+    if not local.isdigit():
+        raise UserError(f"LOCAL_WORLD_SIZE={local} in the environment should be the number of processes of a node")
+    if not 0 < int(local) < world:
+        return []
+    leaving = estimate_leaving(config, world, int(local))
+    gib = f"{leaving.tokens / 2**30:.1f} GiB of tokens, {leaving.synchronised / 2**30:.1f} GiB of gradients and weights"
+    return [(f"leaves a node of {local} processes in a step", gib)]
 
 
 def _exchange_rows(config: Config, world: int, weight: int) -> list[tuple[str, str]]:
@@ -84,7 +97,7 @@ def _world(config: Config) -> int:
 
 
 def main() -> None:
-    """Compose the configuration and print its description; WORLD_SIZE in the environment sets the number of processes."""
+    """Compose the configuration and print its description; WORLD_SIZE and LOCAL_WORLD_SIZE (a node's) set the processes."""
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
         return

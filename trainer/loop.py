@@ -26,6 +26,7 @@ from trainer.logs.tables import layout_table, summary_table
 from trainer.logs.wandb_run import WandbRun, leet_command
 from trainer.model_encoder import ModelEncoder, dtype_of
 from trainer.pairs import TrainingPairs, find_pairs, locate_data
+from trainer.position import Position
 from trainer.processes import Processes
 from trainer.run_directory import METRICS, initial_weights, open_run_directory, write_config
 from trainer.schedule import check_schedule
@@ -71,7 +72,7 @@ class Run:
 
     def __init__(self, config: Config, processes: Processes) -> None:
         """Open everything. Raises UserError for whatever is wrong with the configuration, the data or the run directory."""
-        self.stop = StopRequest()
+        self.stop = StopRequest(announce=processes.is_first)
         check_layout(config, processes.world)
         check_schedule(config.schedule, config.train.steps)
         self.processes = processes
@@ -92,6 +93,7 @@ class Run:
         self.trainer = Trainer(self.config, self.engine, self.loader, self.progress, processes, self.peers)
         self.recorder = Recorder(config, self.run_dir, self.progress.step if checkpoint else None, processes)
         self.first_step = self.progress.step
+        self.position = Position(self.first_step, processes.is_first)
 
     def _build_engine(self, checkpoint: Path | None, weights: Path | None) -> Any:
         model = LIMoE(self.config.model, self.config.router, self.peers).initialise(self.config.seed)
@@ -137,6 +139,7 @@ class Run:
 
     def _step(self, bar: Progress) -> StepReport:
         """Take the next step and tell of it where that is due."""
+        self.position.at(self.progress.step + 1)
         self.watchdog.note(f"training step {self.progress.step + 1}")
         last = self.trainer.step(self.stop.signal, self.checkpointer.is_written)
         ends = last.step == self.config.train.steps or last.stop_signal != 0
@@ -215,6 +218,7 @@ class Run:
 
     def _record_save(self, report: SaveReport | None) -> None:
         if report is not None:
+            self.position.saved(report.step)
             measured = {"seconds": report.blocked, "write_seconds": report.written, "gib": report.bytes / 2**30}
             self.recorder.write(self.progress.step, {f"perf/checkpoint_{name}": value for name, value in measured.items()})
 
@@ -222,6 +226,7 @@ class Run:
         bar.message(
             f"stopped by signal {number} after step {self.progress.step}, which is saved: the same command goes on from there"
         )
+        self.position.stopped(exit_code(number))
         return exit_code(number)
 
     def _summarise(self, metrics: dict[str, float], last: StepReport | None, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""This process among its fellows: start, small collectives, end. The only place that reads a launcher's variables."""
+"""This process among its fellows: start, small collectives, end. It and trainer.slurm alone read a launcher's variables."""
 
 import os
 import socket
@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trainer.errors import UserError
+from trainer.slurm import read_task, started_by_srun
 
 T = TypeVar("T")
 
@@ -92,7 +93,7 @@ def local_rank_from_environment() -> int:
 
 def launched() -> bool:
     """Whether torchrun or srun started this process as one of several."""
-    return "WORLD_SIZE" in os.environ or ("SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1)
+    return "WORLD_SIZE" in os.environ or started_by_srun()
 
 
 def _adopt_launcher_variables() -> None:
@@ -102,18 +103,16 @@ def _adopt_launcher_variables() -> None:
         if missing:
             raise UserError(f"WORLD_SIZE is set, but not {', '.join(missing)}: start with torchrun or srun, or unset WORLD_SIZE")
         return
-    if launched():
+    if started_by_srun():
+        task = read_task()
         os.environ.update(
-            RANK=os.environ["SLURM_PROCID"],
-            WORLD_SIZE=os.environ["SLURM_NTASKS"],
-            LOCAL_RANK=os.environ["SLURM_LOCALID"],
-            LOCAL_WORLD_SIZE=os.environ.get("SLURM_NTASKS_PER_NODE", "1"),
+            RANK=str(task.rank),
+            WORLD_SIZE=str(task.world),
+            LOCAL_RANK=str(task.local_rank),
+            LOCAL_WORLD_SIZE=str(task.local_tasks),
+            MASTER_ADDR=task.address,
+            MASTER_PORT=str(task.port),
         )
-        if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
-            raise UserError(
-                "srun started several tasks, but MASTER_ADDR and MASTER_PORT are not set: "
-                "export the first host's name and a free port"
-            )
         return
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -146,8 +145,9 @@ def start_processes(device: str = "auto", timeout_minutes: float = 10.0) -> Proc
         # Measured with torch 2.13: the fused attention's bf16 backward on CPUs takes several times as long as the plain one.
         torch.backends.cuda.enable_flash_sdp(False)
         fellows = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        if fellows > 1:
-            # Each takes its share of the cores, whatever OMP_NUM_THREADS torchrun has set. A single process keeps the user's.
+        if fellows > 1 and not (started_by_srun() and "OMP_NUM_THREADS" in os.environ):
+            # Each takes its share of the cores, whatever OMP_NUM_THREADS torchrun has set. A single process keeps the user's,
+            # a task of srun the batch script's.
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // fellows))
     try:
         with warnings.catch_warnings():

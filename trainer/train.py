@@ -10,6 +10,7 @@ from trainer.config import Config
 from trainer.errors import UserError
 from trainer.processes import Processes
 from trainer.program import exit_with, run_program
+from trainer.slurm import name_after_job
 from trainer.sweep import is_sweep, sweep
 
 OWN_CONFIGURATION = ("--config-", "-cd", "-cp", "-cn")
@@ -34,6 +35,7 @@ def hydra_main(values: DictConfig) -> None:
     """The way through Hydra's own front end, for its flags (--help, --cfg job, --config-dir)."""
     try:
         config = to_config(values)
+        name_after_job(config, overrides_among(sys.argv[1:]))
     except UserError as problem:
         exit_with(problem)
     run_program(config, lambda processes: train(config, processes))
@@ -47,6 +49,7 @@ def main() -> None:
             sys.exit(sweep(arguments))
         if not any(argument.startswith(OWN_CONFIGURATION) for argument in arguments):
             config = compose_config(overrides_among(arguments))
+            name_after_job(config, overrides_among(arguments))
     except UserError as problem:
         exit_with(problem)
     if any(argument.startswith("-") for argument in arguments):

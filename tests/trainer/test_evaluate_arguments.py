@@ -68,7 +68,7 @@ def test_a_damaged_configuration_is_named(run_dir: Path):
 
 
 def test_a_run_is_evaluated_on_processes_that_its_training_batch_does_not_fit(run_dir: Path):
-    _, config = read_arguments([f"run={run_dir}", "eval.batch_size=6"])
+    *_, config = read_arguments([f"run={run_dir}", "eval.batch_size=6"])
     with pytest.raises(UserError, match="not divisible by 3 processes"):
         check_layout(config, 3)
     check_evaluation(config, 3)
