@@ -18,6 +18,7 @@ from trainer.program import exit_with
 from trainer.traffic import estimate_leaving
 
 ADAM_BYTES = 12  # float32 master and two moments a parameter
+EMA_BYTES = 4  # and with train.ema their float32 average
 
 
 def readable(number: float) -> str:
@@ -54,7 +55,8 @@ def describe(config: Config, world: int) -> list[tuple[str, str]]:
         rows += _exchange_rows(config, world, weight)
     stage = config.parallel.zero_stage
     copies = world // ep
-    state = ADAM_BYTES * (dense / world + counts.experts / ep / copies)
+    kept = ADAM_BYTES + (EMA_BYTES if config.train.ema is not None else 0)
+    state = kept * (dense / world + counts.experts / ep / copies)
     weights = weight * ((dense + counts.experts / ep) if stage < 3 else (dense / world + counts.experts / ep / copies))
     rows.append(
         (
