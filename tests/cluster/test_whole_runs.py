@@ -1,6 +1,7 @@
 """The program itself on several nodes: to its end, over a signal, after the crash of a node and with its cable pulled out."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,23 @@ def test_after_a_signal_the_job_is_requeued_and_goes_on_exactly(
     identity = (run_dir / "wandb_run_id").read_text().strip()
     assert len(list((run_dir / "wandb").glob(f"offline-run-*-{identity}"))) == 2
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [run_dir.name]
+
+
+def test_a_killed_run_is_requeued_and_goes_on_from_its_last_checkpoint(lab: SlurmLab, overrides: list[str], tmp_path: Path):
+    more = ["parallel.expert_parallel=1", "log.wandb=disabled", "train.steps=1000000", "checkpoint.every_steps=5"]
+    job = lab.submit(tmp_path, ["--ntasks=1", "--nodelist=node4"], [*overrides, *more, "run.name=killed"])
+    run_dir = tmp_path / "runs" / "killed"
+    lab.wait(job, lambda: bool(complete_checkpoints(run_dir)))
+    lab.on("node4", "bash", "-c", "grep -lx 'python.*' /proc/[0-9]*/comm | cut -d/ -f3 | xargs kill -9")
+    lab.wait_for_line(job, "going on from step")
+    text = job.text()
+    lab.call("exec", "scancel", job.number)
+    lab.end(job)
+    told = re.search(r"crash 1 of at most 3 at step (\d+), exit code 137: requeued", text)
+    went_on = re.search(r"going on from step (\d+) of", text)
+    assert told and went_on, job.last_lines()
+    assert int(went_on[1]) % 5 == 0
+    assert 5 <= int(went_on[1]) <= int(told[1])
 
 
 def test_after_the_crash_of_a_node_the_job_goes_on_with_fewer(lab: SlurmLab, overrides: list[str], tmp_path: Path):
