@@ -190,20 +190,11 @@ def load_state(checkpoint: Path, model: nn.Module, sharding: ExpertSharding, wit
     """
     state = empty_state(model, (WEIGHTS, *MOMENTS) if with_moments else (WEIGHTS,), sharding)
     logging.getLogger("torch.distributed.checkpoint").setLevel(logging.ERROR)
-    try:
-        reader = FileSystemReader(checkpoint / "state")
-        saved = {
-            key: tuple(entry.size)
-            for key, entry in reader.read_metadata().state_dict_metadata.items()
-            if isinstance(entry, TensorStorageMetadata)
-        }
-    except Exception as problem:  # whatever a damaged pickle raises
-        raise _unreadable(checkpoint, problem) from problem
-    _check_architecture(checkpoint, saved, {key: tuple(value.shape) for key, value in state.items()})
+    check_architecture(checkpoint, {key: tuple(value.shape) for key, value in state.items()})
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dcp.load(state, storage_reader=reader)
+            dcp.load(state, storage_reader=FileSystemReader(checkpoint / "state"))
     except CheckpointException as problem:
         raise _unreadable(checkpoint, _first_failure(problem)) from problem
     return state
@@ -214,7 +205,16 @@ def _first_failure(problem: CheckpointException) -> BaseException:
     return failure[0] if isinstance(failure, tuple) else problem
 
 
-def _check_architecture(checkpoint: Path, saved: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> None:
+def check_architecture(checkpoint: Path, wanted: dict[str, tuple[int, ...]]) -> None:
+    """Raise UserError for a damaged checkpoint and for one whose weights (`model/…`) have other shapes. Reads no tensor."""
+    try:
+        saved = {
+            key: tuple(entry.size)
+            for key, entry in FileSystemReader(checkpoint / "state").read_metadata().state_dict_metadata.items()
+            if isinstance(entry, TensorStorageMetadata)
+        }
+    except Exception as problem:  # whatever a damaged pickle raises
+        raise _unreadable(checkpoint, problem) from problem
     prefix = f"{WEIGHTS}/"
     names = sorted(key for key in saved.keys() | wanted.keys() if key.startswith(prefix) and saved.get(key) != wanted.get(key))
     if not names:

@@ -1,7 +1,10 @@
 """Errors that are the user's to mend, as opposed to bugs, which keep their traceback."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+
+Check = Callable[[], object]
+"""Raises UserError when something is wrong."""
 
 
 class UserError(Exception):

@@ -7,8 +7,8 @@ import torch
 
 from model.config import ModelConfig, RouterConfig
 from model.routing import PRIORITIES
-from trainer.config import Config, OptimConfig
-from trainer.errors import UserError
+from trainer.config import Config, OptimConfig, TrainConfig
+from trainer.errors import Check, UserError
 from trainer.logs.tables import LayoutRow
 from trainer.processes import Processes
 
@@ -75,20 +75,31 @@ def check_parallel(config: Config, world: int) -> None:
 
 def check_layout(config: Config, world: int) -> None:
     """Raise UserError when the configuration does not fit `world` processes."""
-    check_model(config.model, config.router)
-    check_parallel(config, world)
-    train = config.train
+    for check in layout_checks(config, world):
+        check()
+
+
+def layout_checks(config: Config, world: int) -> list[Check]:
+    """The parts of `check_layout`; none needs another to have passed."""
+    return [
+        lambda: check_model(config.model, config.router),
+        lambda: check_parallel(config, world),
+        lambda: _check_training(config.train),
+        lambda: _check_optimizer(config.optim),
+        lambda: _check_batches(config, world),
+        lambda: _check_rest(config),
+    ]
+
+
+def _check_training(train: TrainConfig) -> None:
     if train.precision not in ("bf16", "fp32"):
         raise UserError(f"train.precision={train.precision}: choose bf16 or fp32")
     if train.activation_checkpointing not in ("none", "blocks", "offload"):
         raise UserError(f"train.activation_checkpointing={train.activation_checkpointing}: choose none, blocks or offload")
-    if train.steps < 1 or train.accumulate < 1:
-        raise UserError(f"train.steps={train.steps} and train.accumulate={train.accumulate} must be at least 1")
+    if train.steps < 1:
+        raise UserError(f"train.steps={train.steps} must be at least 1")
     if train.max_nonfinite_steps < 1:
         raise UserError(f"train.max_nonfinite_steps={train.max_nonfinite_steps} must be at least 1")
-    _check_optimizer(config.optim)
-    _check_batches(config, world)
-    _check_rest(config)
 
 
 def _check_optimizer(optim: OptimConfig) -> None:
@@ -121,6 +132,8 @@ def _check_rest(config: Config) -> None:
 
 def _check_batches(config: Config, world: int) -> None:
     train = config.train
+    if train.accumulate < 1:
+        raise UserError(f"train.accumulate={train.accumulate} must be at least 1")
     pieces = world * train.accumulate
     if train.batch_size < pieces or train.batch_size % pieces:
         raise UserError(

@@ -1,6 +1,8 @@
 """What a run keeps on disk, and where it goes on from. Rank 0 decides and writes; the others follow."""
 
+import errno
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -28,6 +30,29 @@ def open_run_directory(config: Config, processes: Processes) -> tuple[Path, Path
     return run_dir, checkpoint
 
 
+def inspect_run_directory(config: Config) -> Path | None:
+    """The checkpoint that the run would go on from, if any; changes nothing.
+
+    Raises UserError where `open_run_directory` would, as far as can be told without writing.
+    """
+    run_dir = Path(config.run.dir)
+    try:
+        checkpoint = resume_from(config, run_dir)
+        place = existing_part(run_dir)
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+    except OSError as problem:
+        raise _unwritable(run_dir, problem) from problem
+    return checkpoint
+
+
+def existing_part(path: Path) -> Path:
+    """The path itself if it exists, else the nearest parent that does."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+
+
 def write_config(config: Config, run_dir: Path, processes: Processes) -> None:
     """Keep the configuration beside the results, once it is known that the run can start with it. A collective."""
     first_reads(lambda: _write_config(config, run_dir), processes)
@@ -35,7 +60,7 @@ def write_config(config: Config, run_dir: Path, processes: Processes) -> None:
 
 def _prepare(config: Config, run_dir: Path) -> Path | None:
     try:
-        checkpoint = _resume_from(config, run_dir)
+        checkpoint = resume_from(config, run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
         if checkpoint is None:
             _set_aside_start(run_dir)
@@ -61,7 +86,11 @@ def _unwritable(run_dir: Path, problem: OSError) -> UserError:
     )
 
 
-def _resume_from(config: Config, run_dir: Path) -> Path | None:
+def resume_from(config: Config, run_dir: Path) -> Path | None:
+    """The checkpoint that a run in this directory goes on from, None for a start. Reads only.
+
+    Raises UserError when `resume` asks for what is not there, or a run lies there that must not be overwritten.
+    """
     newest = find_checkpoint(run_dir)
     if config.resume == "auto":
         return newest

@@ -1,6 +1,7 @@
 """Train a model: `python -m trainer.train [overrides]`, alone, under torchrun, or under srun."""
 
 import sys
+from typing import NoReturn
 
 import hydra
 from omegaconf import DictConfig
@@ -29,6 +30,15 @@ def train(config: Config, processes: Processes) -> int:
     return code
 
 
+def run_or_check(config: Config) -> NoReturn:
+    """Train, or with run.dry=true only check that it can be done; then exit with an honest code."""
+    if config.run.dry:
+        from trainer.dry import dry_run
+
+        sys.exit(dry_run(config))
+    run_program(config, lambda processes: train(config, processes))
+
+
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def hydra_main(values: DictConfig) -> None:
     """The way through Hydra's own front end, for its flags (--help, --cfg job, --config-dir)."""
@@ -36,7 +46,7 @@ def hydra_main(values: DictConfig) -> None:
         config = to_config(values)
     except UserError as problem:
         exit_with(problem)
-    run_program(config, lambda processes: train(config, processes))
+    run_or_check(config)
 
 
 def main() -> None:
@@ -56,7 +66,7 @@ def main() -> None:
         register_schema()
         hydra_main()
         return
-    run_program(config, lambda processes: train(config, processes))
+    run_or_check(config)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-_LAYOUT_WIDTH, _SUMMARY_WIDTH = 100, 80  # characters, where there is no terminal to ask
+_LAYOUT_WIDTH, _SUMMARY_WIDTH, _FACTS_WIDTH = 100, 80, 120  # characters, where there is no terminal to ask
 _ALL_RANKS = 16  # up to so many are all shown
 _FIRST_RANKS, _LAST_RANKS = 8, 2  # shown of more
 
@@ -45,6 +45,16 @@ def layout_table(rows: list[LayoutRow]) -> None:
         for row in rows[-_LAST_RANKS:]:
             table.add_row(*_layout_cells(row, routed))
     console.print(table)
+
+
+def facts_table(rows: Sequence[tuple[str, str]], title: str | None = None) -> None:
+    """Print (what, value) rows; a `what` that begins with blanks belongs to the one above it."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=False, title=title, title_justify="left", title_style="bold")
+    table.add_column("")
+    table.add_column("", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    _console(_FACTS_WIDTH).print(table)
 
 
 def summary_table(title: str, rows: Sequence[tuple[str, str, str]], notes: Sequence[tuple[str, str]]) -> None:
