@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from trainer.compose import CONF, compose_config, overrides_among, quote_text, register_schema, to_config
 from trainer.config import Config
 from trainer.errors import UserError
+from trainer.job_array import read_array_line
 from trainer.processes import Processes
 from trainer.program import exit_with, run_program
 from trainer.sweep import is_sweep, sweep
@@ -53,6 +54,7 @@ def main() -> None:
     """Compose the configuration and train."""
     arguments = sys.argv[1:]
     try:
+        arguments = read_array_line(arguments)
         if is_sweep(arguments):
             sys.exit(sweep(arguments))
         if not any(argument.startswith(OWN_CONFIGURATION) for argument in arguments):

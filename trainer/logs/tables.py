@@ -78,6 +78,22 @@ def summary_table(title: str, rows: Sequence[tuple[str, str, str]], notes: Seque
             what if is_heading else f"  {what}", value, *([chance] if with_chance else []), style="bold" if is_heading else None
         )
     console.print(table)
+    _print_notes(console, notes)
+
+
+def sweep_table(title: str, rows: Sequence[tuple[str, str, str, str]], notes: Sequence[tuple[str, str]]) -> None:
+    """Print the runs of a sweep: (index, what differs, run directory, log); notes as in `summary_table`."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", title_style="bold")
+    for name in ("index", "run", "run directory", "log"):
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = _console(_FACTS_WIDTH)
+    console.print(table)
+    _print_notes(console, notes)
+
+
+def _print_notes(console: Console, notes: Sequence[tuple[str, str]]) -> None:
     for label, text in notes:
         console.print(label, style="dim")
         # Not wrapped and not cut: a terminal may break the line to show it, but copies it as one.
