@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SHELL := /bin/bash
 
-.PHONY: setup train test test-all lint clean
+.PHONY: setup train test test-all test-cluster lint clean
 
 setup: $(READY)  ## make the environment in .venv; safe to repeat
 
@@ -18,10 +18,13 @@ train: setup  ## the demo: a LIMoE with its experts on two processes
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 -m trainer.train experiment=demo $(ARGS)
 
 test: setup  ## quick tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not cluster" $(ARGS)
 
 test-all: setup  ## the quick ones, and those that start several processes
-	OMP_NUM_THREADS=1 $(BIN)/pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not cluster" $(ARGS)
+
+test-cluster: setup  ## jobs of a real SLURM, which is started on this machine (root; Debian); skipped where that cannot be
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m cluster -rs tests/cluster $(ARGS)
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .

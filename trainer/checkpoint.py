@@ -1,44 +1,25 @@
-"""Checkpoints: the logical state in files that any layout can read (torch.distributed.checkpoint).
+"""Going on from a checkpoint: which one is sound, and what it holds for this model under this layout."""
 
-    checkpoints/step-00001000/
-        state/           tensors, each rank's share
-        tokenizer.model
-        config.yaml
-        progress.json    what a resume needs beside tensors
-        complete         the marker, written last
-
-A checkpoint is written under a temporary name and renamed when it is whole, so a name without the marker never counts.
-"""
-
-import contextlib
 import json
 import logging
-import re
-import shutil
 import warnings
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
-from torch.distributed.checkpoint.storage import WriteResult
-from torch.futures import Future
 
+from trainer.agree import first_reads
+from trainer.checkpoint_files import PROGRESS, STATE, FileRecord, all_checkpoints, damage_among, read_marker
+from trainer.data.progress import DataProgress
 from trainer.errors import UserError
 from trainer.processes import Processes
-from trainer.state import MOMENTS, WEIGHTS, ExpertSharding, empty_state, read_state
+from trainer.state import MOMENTS, WEIGHTS, ExpertSharding, empty_state
 
-MARKER = "complete"
-PROGRESS = "progress.json"
-TOKENIZER = "tokenizer.model"
-CONFIG = "config.yaml"
-_NAME = re.compile(r"step-(\d{8})$")
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -52,130 +33,73 @@ class TrainingProgress:
     skipped_steps: int = 0
     """Steps left out because the loss or the gradient was not finite."""
     seed: int = 0
-    batches: int = 0
-    """Micro-batches drawn from the training data."""
+    pairs: int = 0
+    """Pairs drawn from the training data, over all ranks: batches may have another size after a resume."""
     streams: int | None = None
     """Canonical streams that the data was dealt from: their number decides its order, so a resume keeps it."""
+    best: float | None = None
+    """The best value of `checkpoint.best` so far."""
+    data: DataProgress = field(default_factory=DataProgress)
+    """Counters of the data and the lengths of its shards, over all ranks."""
 
 
-def checkpoint_path(run_dir: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
-    return run_dir / "checkpoints" / f"step-{step:08d}"
+def newest_sound(run_dir: Path, processes: Processes, digests: bool = True) -> Path | None:
+    """The newest checkpoint of a run whose files are what was written; warns of damaged ones on the way. A collective.
 
-
-def complete_checkpoints(run_dir: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
-    folder = run_dir / "checkpoints"
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if _NAME.search(path.name) and (path / MARKER).is_file())
-
-
-def find_checkpoint(where: Path) -> Path | None:
-    """`where` itself if it is a complete checkpoint, else the newest complete one of the run directory `where`, if any."""
-    if (where / MARKER).is_file():
-        return where
-    found = complete_checkpoints(where)
-    return found[-1] if found else None
-
-
-def save_checkpoint(
-    run_dir: Path, engine: Any, progress: TrainingProgress, processes: Processes, sharding: ExpertSharding, keep: int
-) -> Path:
-    """Write the checkpoint of `progress.step` and delete all but the `keep` newest. A collective.
-
-    Raises UserError, on every rank, when it cannot be written; older checkpoints are untouched then.
+    digests: as in `damage`. None when there are no checkpoints. Raises UserError when there are some and all are damaged.
     """
-    final = checkpoint_path(run_dir, progress.step)
-    partial = final.with_name(f".{final.name}.partial")
-    share = read_state(engine, processes, sharding)
-    with _write_errors(processes, run_dir, progress.step):
-        with _together(processes):
-            if processes.is_first:
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(parents=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            dcp.save(share, storage_writer=_Writer(partial / "state", single_file_per_rank=True))
-        with _together(processes):
-            if processes.is_first:
-                _finish(run_dir, partial, final, progress, keep)
-    return final
-
-
-class _Writer(FileSystemWriter):
-    """Tells what the system said: torch.save covers an OSError of its stream with an error about its own position in it."""
-
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Write this rank's share. Raises OSError when the system refuses."""
-        try:
-            return super().write_data(plan, planner)
-        except Exception as problem:
-            cause: BaseException | None = problem
-            while cause is not None and not isinstance(cause, OSError):
-                cause = cause.__cause__ or cause.__context__
-            raise cause or problem from None
-
-
-def _finish(run_dir: Path, partial: Path, final: Path, progress: TrainingProgress, keep: int) -> None:
-    for name in (TOKENIZER, CONFIG):
-        shutil.copyfile(run_dir / name, partial / name)
-    (partial / PROGRESS).write_text(json.dumps(asdict(progress), indent=1) + "\n")
-    (partial / MARKER).touch()
-    if final.exists():  # an incomplete one, or the same step written again after a resume
-        shutil.rmtree(final)
-    partial.rename(final)
-    others = [path for path in complete_checkpoints(run_dir) if path != final]  # later ones too, after going back to an early one
-    for old in others[: max(0, len(others) - (max(1, keep) - 1))]:
-        shutil.rmtree(old)
-
-
-@contextlib.contextmanager
-def _together(processes: Processes) -> Iterator[None]:
-    """An OSError of any rank becomes one on every rank, so that none waits for another."""
-    problem: OSError | None = None
-    try:
-        yield
-    except OSError as error:
-        problem = error
-    for first in processes.gather_objects(problem and (problem.errno, problem.strerror or str(problem))):
-        if first:
-            raise OSError(*first)
-
-
-@contextlib.contextmanager
-def _write_errors(processes: Processes, run_dir: Path, step: int) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, CheckpointException) as problem:
-        newest = find_checkpoint(run_dir)
-        left = f"the last complete one, {newest.name}, is untouched" if newest else "there is no earlier one"
-        raise UserError(
-            f"the checkpoint of step {step} could not be written to {run_dir / 'checkpoints'} ({_reason(problem)}); {left}: "
-            f"make room and start the same command again"
-        ) from problem
-    finally:
+    candidates = first_reads(lambda: all_checkpoints(run_dir), processes)
+    for checkpoint in reversed(candidates):
+        problem = damage(checkpoint, processes, digests)
+        if problem is None:
+            return checkpoint
         if processes.is_first:
-            shutil.rmtree(run_dir / "checkpoints" / f".step-{step:08d}.partial", ignore_errors=True)
+            _log.warning("checkpoint %s is damaged and passed over: %s", checkpoint, problem)
+    if candidates:
+        raise UserError(
+            f"none of the {len(candidates)} checkpoints in {run_dir / 'checkpoints'} can be read (of the oldest: {problem}): "
+            f"mend them, or say resume=never to start from the beginning (they are kept)"
+        )
+    return None
 
 
-def _reason(problem: OSError | CheckpointException) -> str:
-    if isinstance(problem, CheckpointException):
-        errors = [wrapped[0] if isinstance(wrapped, tuple) else wrapped for wrapped in problem.failures.values()]
-        problem_text = str(errors[0]) if errors else str(problem)
-        return problem_text.strip().splitlines()[-1][:200]
-    return problem.strerror or str(problem)
+def check_sound(checkpoint: Path, processes: Processes, digests: bool = True) -> None:
+    """Raise UserError on every rank when the files of a checkpoint are not what was written. A collective."""
+    problem = damage(checkpoint, processes, digests)
+    if problem is not None:
+        raise _unreadable(checkpoint, problem)
+
+
+def damage(checkpoint: Path, processes: Processes, digests: bool = True) -> str | None:
+    """What is wrong with the files of a checkpoint, if anything; each rank reads its share of them. A collective.
+
+    digests: False looks at their sizes only, which takes no time however large they are.
+    """
+    records, problem = first_reads(lambda: _marker_of(checkpoint), processes)
+    if problem is not None:
+        return problem
+    by_size = sorted(records, key=lambda name: (records[name].bytes, name))
+    mine = damage_among(checkpoint, records, by_size[processes.rank :: processes.world], digests)
+    return next((found for found in processes.gather_objects(mine) if found is not None), None)
+
+
+def _marker_of(checkpoint: Path) -> tuple[dict[str, FileRecord], str | None]:
+    try:
+        return read_marker(checkpoint), None
+    except UserError as problem:
+        return {}, str(problem)
 
 
 def read_progress(checkpoint: Path) -> TrainingProgress:
     """What the checkpoint says beside tensors. Raises UserError when it cannot be read."""
     try:
-        return TrainingProgress(**json.loads((checkpoint / PROGRESS).read_text()))
-    except (OSError, ValueError, TypeError) as problem:
+        values = json.loads((checkpoint / PROGRESS).read_text())
+        return TrainingProgress(**values | {"data": DataProgress(**values.get("data", {}))})
+    except (OSError, ValueError, TypeError, AttributeError) as problem:
         raise _unreadable(checkpoint, problem) from problem
 
 
-def _unreadable(checkpoint: Path, problem: BaseException) -> UserError:
+def _unreadable(checkpoint: Path, problem: BaseException | str) -> UserError:
     reason = (str(problem).strip().splitlines() or [type(problem).__name__])[-1][:160]
     return UserError(
         f"checkpoint {checkpoint} is damaged ({reason}): "
@@ -194,7 +118,7 @@ def load_state(checkpoint: Path, model: nn.Module, sharding: ExpertSharding, wit
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dcp.load(state, storage_reader=FileSystemReader(checkpoint / "state"))
+            dcp.load(state, storage_reader=FileSystemReader(checkpoint / STATE))
     except CheckpointException as problem:
         raise _unreadable(checkpoint, _first_failure(problem)) from problem
     return state
@@ -210,7 +134,7 @@ def check_architecture(checkpoint: Path, wanted: dict[str, tuple[int, ...]]) -> 
     try:
         saved = {
             key: tuple(entry.size)
-            for key, entry in FileSystemReader(checkpoint / "state").read_metadata().state_dict_metadata.items()
+            for key, entry in FileSystemReader(checkpoint / STATE).read_metadata().state_dict_metadata.items()
             if isinstance(entry, TensorStorageMetadata)
         }
     except Exception as problem:  # whatever a damaged pickle raises

@@ -40,6 +40,7 @@ class ParallelConfig:
     expert_parallel: int = 1  # EP: ranks that share one set of experts
     zero_stage: int = 1  # 1, 2 or 3
     timeout_minutes: float = 10.0  # a collective that waits longer ends the run
+    lost_after_seconds: float = 60.0  # a rank that is not heard from for so long ends the run
 
 
 @dataclass
@@ -77,6 +78,12 @@ class CheckpointConfig:
     every_steps: int | None = 1000
     every_minutes: float | None = None
     keep: int = 2  # newest ones; older are deleted
+    keep_every: int | None = None  # those of every so many steps are never deleted
+    best: str | None = None  # a metric such as eval/zeroshot/top1: its best checkpoint is kept too, as checkpoints/best
+    best_mode: str = "max"  # "max": the larger the better; "min"
+    asynchronous: bool = True  # write while the training goes on; takes CPU memory for one copy of the state, over all ranks
+    on_failure: str = "stop"  # when one cannot be written: "stop" ends the run, "continue" warns and tries again at the next
+    timeout_minutes: float = 30.0  # one that takes longer counts as failed
 
 
 @dataclass
@@ -117,5 +124,6 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     log: LogConfig = field(default_factory=LogConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    init_from: str | None = None  # a run or checkpoint directory: a new run starts with its weights (and tokenizer) alone
     resume: str = "auto"  # auto: the newest complete checkpoint of the run directory; never; or a run or checkpoint directory
     seed: int = 0

@@ -1,17 +1,19 @@
 """What a configuration makes, without data or GPU: `python -m trainer.describe model=limoe_h14 parallel.expert_parallel=8`."""
 
+import os
 import sys
 
 from model.count import count_parameters
 from trainer.compose import compose_config
 from trainer.config import Config
 from trainer.errors import UserError
-from trainer.estimate import estimate_memory, estimate_sent, expert_slots, local_pairs, readable_bytes
+from trainer.estimate import estimate_memory, expert_slots, local_pairs, readable_bytes
 from trainer.layout import check_model, check_parallel
 from trainer.logs.tables import facts_table
 from trainer.performance import step_flops
 from trainer.processes import world_from_environment
 from trainer.program import exit_with
+from trainer.traffic import estimate_leaving, estimate_sent
 
 
 def readable(number: float) -> str:
@@ -45,7 +47,19 @@ def describe(config: Config, world: int) -> list[tuple[str, str]]:
         rows.append(("experts", f"{model.experts} a layer, {readable(counts.experts)} parameters in all"))
         slots, pairs = expert_slots(config, world), local_pairs(config, world)
         rows.append(("slots an expert", f"{slots} for {pairs} pairs a process"))
-    return [*rows, *memory_rows(config, world), *sent_rows(config, world)]
+    return [*rows, *memory_rows(config, world), *sent_rows(config, world), *leaving_rows(config, world)]
+
+
+def leaving_rows(config: Config, world: int) -> list[tuple[str, str]]:
+    """What leaves a node in a step, when LOCAL_WORLD_SIZE in the environment says how many processes one has."""
+    local = os.environ.get("LOCAL_WORLD_SIZE", "0")
+    if not local.isdigit():
+        raise UserError(f"LOCAL_WORLD_SIZE={local} in the environment should be the number of processes of a node")
+    if not 0 < int(local) < world:
+        return []
+    leaving = estimate_leaving(config, world, int(local))
+    parts = f"{readable_bytes(leaving.tokens)} of tokens, {readable_bytes(leaving.synchronised)} of gradients and weights"
+    return [(f"leaves a node of {local} processes in a step", parts)]
 
 
 def memory_rows(config: Config, world: int) -> list[tuple[str, str]]:
@@ -68,15 +82,18 @@ def memory_rows(config: Config, world: int) -> list[tuple[str, str]]:
 def sent_rows(config: Config, world: int) -> list[tuple[str, str]]:
     """What one process of `world` sends in an optimizer step."""
     sent = estimate_sent(config, world)
-    rows = [("sent a process and step: ZeRO", readable_bytes(sent.zero)), ("  embeddings", readable_bytes(sent.embeddings))]
+    rows = [
+        ("sent a process and step: gradients and weights", readable_bytes(sent.synchronised)),
+        ("  embeddings", readable_bytes(sent.embeddings)),
+    ]
     if config.model.expert_layers:
         alone = "nothing (expert_parallel=1)"
-        rows.append(("  tokens to experts and back", f"{readable_bytes(sent.experts)} by all-to-all" if sent.experts else alone))
+        rows.append(("  tokens to experts and back", f"{readable_bytes(sent.tokens)} by all-to-all" if sent.tokens else alone))
     return rows
 
 
 def main() -> None:
-    """Compose the configuration and print its description; WORLD_SIZE in the environment sets the number of processes."""
+    """Compose the configuration and print its description; WORLD_SIZE and LOCAL_WORLD_SIZE (a node's) set the processes."""
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
         return

@@ -15,13 +15,8 @@ from typing import TypeVar
 import torch
 
 from model.limoe import LIMoE
-from trainer.checkpoint import (
-    TOKENIZER,
-    TrainingProgress,
-    check_architecture,
-    complete_checkpoints,
-    read_progress,
-)
+from trainer.checkpoint import TrainingProgress, check_architecture, read_progress
+from trainer.checkpoint_files import TOKENIZER, complete_checkpoints
 from trainer.config import Config
 from trainer.data.loader import check_reading
 from trainer.data.shapes import TRAIN_SHARDS, shapes_folder
@@ -35,7 +30,7 @@ from trainer.logs.setup import log_to_terminal
 from trainer.logs.tables import facts_table
 from trainer.logs.wandb_run import check_login
 from trainer.pairs import check_kind, check_training_data, evaluation_checks, load_tokenizer, with_shapes
-from trainer.processes import choose_device, in_allocation, rank_from_environment, world_from_environment
+from trainer.processes import Processes, choose_device, in_allocation, rank_from_environment, world_from_environment
 from trainer.program import EXIT_USER_ERROR
 from trainer.run_directory import existing_part, inspect_run_directory
 from trainer.schedule import check_schedule
@@ -105,16 +100,16 @@ def examine(config: Config, world: int) -> Findings:
         found.attempt(check)
     fits = not found.problems
     found.attempt(partial(check_schedule, config.schedule, config.train.steps))
-    progress, checkpoint = _look_at_directory(config, found)
+    progress, weights = _look_at_directory(config, found)
     ep = config.parallel.expert_parallel
     found.add("processes", f"{world}, the experts spread over groups of {ep}" if ep > 1 else str(world))
     _look_at_data(config, world if fits else None, progress, found)
-    _look_at_tokenizer(config, checkpoint, found)
+    _look_at_tokenizer(config, progress, weights, found)
     wandb_mode = found.attempt(partial(check_login, config.log.wandb))
     if wandb_mode:
         found.add("Weights & Biases", wandb_mode)
     if fits:
-        _look_at_architecture(config, checkpoint, found)
+        _look_at_architecture(config, weights, found)
         _look_at_disk(config, found)
         found.rows += memory_rows(config, world)
         found.rows += sent_rows(config, world)
@@ -142,13 +137,14 @@ def space_problems(runs: Iterable[Findings]) -> list[str]:
 
 
 def _look_at_directory(config: Config, found: Findings) -> tuple[TrainingProgress, Path | None]:
-    """Where the run would begin, and the checkpoint, if any, that it would go on from."""
+    """Where the run would begin, and the checkpoint, if any, whose weights it would begin with."""
     found.add("run directory", str(found.run_dir))
-    checkpoint = found.attempt(partial(inspect_run_directory, config))
+    alone = Processes(rank=0, world=1, local_rank=0, device=torch.device("cpu"))
+    checkpoint, initial = found.attempt(partial(inspect_run_directory, config, alone)) or (None, None)
     progress = found.attempt(partial(read_progress, checkpoint)) if checkpoint else None
-    if checkpoint is None or progress is None:
-        found.add("run", f"new, {config.train.steps} steps")
-        return TrainingProgress(), checkpoint
+    if progress is None:
+        found.add("run", f"new, {config.train.steps} steps" + (f", with the weights of {initial}" if initial else ""))
+        return TrainingProgress(), initial
     left = max(0, config.train.steps - progress.step)
     found.add("run", f"going on from step {progress.step}, {left or 'no'} steps are left")
     return progress, checkpoint
@@ -194,23 +190,28 @@ def _evaluation(config: Config) -> str:
     return ", ".join(parts) or "none"
 
 
-def _look_at_tokenizer(config: Config, checkpoint: Path | None, found: Findings) -> None:
-    if checkpoint is None and not config.data.tokenizer:
+def _look_at_tokenizer(config: Config, progress: TrainingProgress, weights: Path | None, found: Findings) -> None:
+    """A resume keeps the tokenizer of its checkpoint; a new run has that of data.tokenizer, or of the weights it starts with."""
+    given = config.data.tokenizer if progress.step == 0 else None
+    if given:
+        path = Path(given)
+    elif weights:
+        path = weights / TOKENIZER
+    else:
         found.add("tokenizer", "to be trained on the training captions")
         return
-    path = checkpoint / TOKENIZER if checkpoint else Path(str(config.data.tokenizer))
     tokenizer = found.attempt(partial(load_tokenizer, config, path))
     if tokenizer:
         found.add("tokenizer", f"{path}, {tokenizer.vocabulary} pieces")
 
 
-def _look_at_architecture(config: Config, checkpoint: Path | None, found: Findings) -> None:
-    if checkpoint is None:
+def _look_at_architecture(config: Config, weights: Path | None, found: Findings) -> None:
+    if weights is None:
         return
     with torch.device("meta"):
         model = LIMoE(config.model, config.router)
     wanted = {f"{WEIGHTS}/{name}": tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    found.attempt(partial(check_architecture, checkpoint, wanted))
+    found.attempt(partial(check_architecture, weights, wanted))
 
 
 def _look_at_disk(config: Config, found: Findings) -> None:

@@ -44,7 +44,15 @@ def start_deepspeed(processes: Processes, expert_parallel: int) -> DistributedPe
 
     deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
     groups._create_expert_and_data_parallel(expert_parallel)
+    _bound_waiting(processes)
     return DistributedPeers(processes, expert_parallel, groups._get_expert_parallel_group(f"ep_size_{expert_parallel}"))
+
+
+def _bound_waiting(processes: Processes) -> None:
+    """Give every group the time-out of the whole: DeepSpeed's own would wait torch's 10 or 30 minutes for a lost peer."""
+    timeout = dist.distributed_c10d._get_default_group()._get_backend(processes.device).options._timeout
+    for group in list(dist.distributed_c10d._world.pg_map):
+        dist.distributed_c10d._set_pg_timeout(timeout, group)
 
 
 def mark_experts(model: nn.Module, expert_parallel: int, expert_rank: int) -> None:
@@ -157,4 +165,5 @@ def build_engine(config: Config, model: LIMoE, processes: Processes, peers: Dist
         engine, _, _, _ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=deepspeed_settings(config, processes.world), dist_init_required=False
         )
+    _bound_waiting(processes)
     return engine

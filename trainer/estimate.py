@@ -1,4 +1,4 @@
-"""What a configuration asks of each of its processes: memory by part, bytes sent in a step, bytes of a checkpoint. Plain sums."""
+"""What a configuration asks of each of its processes: memory by part; and of the disk. What is sent: trainer.traffic."""
 
 from dataclasses import dataclass
 
@@ -31,15 +31,6 @@ class Memory:
     def total(self) -> float:
         """All of it."""
         return self.state + self.activations
-
-
-@dataclass(frozen=True)
-class Sent:
-    """Bytes that one process sends in an optimizer step: tokens to experts and back, ZeRO's weights and gradients, embeddings."""
-
-    experts: float
-    zero: float
-    embeddings: float
 
 
 def weight_bytes(config: Config) -> int:
@@ -92,29 +83,6 @@ def _activations(config: Config, world: int) -> float:
     images = 3 * model.image_size**2 * pairs * (1 + weight)
     logits = 2 * 3 * 4 * pairs * together  # both directions: logits, their softmax and gradient, float32
     return kept + images + logits + 2 * 4 * model.embedding * together
-
-
-def estimate_sent(config: Config, world: int) -> Sent:
-    """What each process sends in an optimizer step, collectives counted as rings: each byte of a gather or scatter once."""
-    counts, ep = count_parameters(config.model, config.router), config.parallel.expert_parallel
-    weight, accumulate, stage = weight_bytes(config), config.train.accumulate, config.parallel.zero_stage
-    recomputed = config.train.activation_checkpointing != "none"
-    # There and back, in the forward pass, its recomputation, and the backward pass.
-    exchanges = len(config.model.expert_layers) * (6 if recomputed else 4) * accumulate
-    buffer = config.model.experts * expert_slots(config, world) * config.model.width * weight
-    copies = world // ep
-    dense, own_experts = counts.total - counts.experts, counts.experts / ep
-    once = weight * (dense * _share(world) + own_experts * _share(copies))
-    # Stages 1 and 2 reduce gradients everywhere (twice a scatter; 2 after every micro-batch) and gather the new weights. Stage 3
-    # gathers weights for each pass and scatters gradients.
-    times = {1: 2 + 1, 2: 2 * accumulate + 1, 3: accumulate * (4 if recomputed else 3)}[stage]
-    rows = 4 * 2 * config.model.embedding * local_pairs(config, world) * (world - 1)
-    return Sent(experts=exchanges * buffer * _share(ep), zero=times * once, embeddings=2 * rows * accumulate)
-
-
-def _share(processes: int) -> float:
-    """The part of a tensor that goes to others when it is spread over so many."""
-    return (processes - 1) / processes
 
 
 def checkpoint_bytes(config: Config) -> int:

@@ -10,7 +10,8 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from trainer.checkpoint import CONFIG, TOKENIZER, find_checkpoint, load_state, read_progress
+from trainer.checkpoint import check_sound, load_state, read_progress
+from trainer.checkpoint_files import CONFIG, TOKENIZER, find_checkpoint
 from trainer.compose import GROUPS, check_key, explain, load_config, parse_overrides, to_config
 from trainer.config import Config
 from trainer.errors import UserError
@@ -48,13 +49,14 @@ def evaluate_run(checkpoint: Path, config: Config, processes: Processes) -> int:
     from model.limoe import LIMoE
     from trainer.engine import start_deepspeed
     from trainer.evaluation.suite import evaluate, summary_rows
-    from trainer.layout import check_layout
+    from trainer.layout import check_evaluation
     from trainer.logs.tables import summary_table
     from trainer.model_encoder import ModelEncoder, dtype_of
     from trainer.pairs import load_tokenizer, locate_data
     from trainer.state import ExpertSharding, set_weights
 
-    check_layout(config, processes.world)
+    check_evaluation(config, processes.world)
+    check_sound(checkpoint, processes)
     located = locate_data(config, processes)
     tokenizer = load_tokenizer(config, checkpoint / TOKENIZER)
     peers = start_deepspeed(processes, config.parallel.expert_parallel)

@@ -7,7 +7,7 @@ import torch
 
 from model.config import ModelConfig, RouterConfig
 from model.routing import PRIORITIES
-from trainer.config import Config, OptimConfig, TrainConfig
+from trainer.config import CheckpointConfig, Config, DataConfig, OptimConfig, TrainConfig
 from trainer.errors import Check, UserError
 from trainer.logs.tables import LayoutRow
 from trainer.processes import Processes
@@ -71,6 +71,8 @@ def check_parallel(config: Config, world: int) -> None:
         )
     if config.parallel.timeout_minutes <= 0:
         raise UserError(f"parallel.timeout_minutes={config.parallel.timeout_minutes} must be above 0")
+    if not config.parallel.lost_after_seconds > 0:
+        raise UserError(f"parallel.lost_after_seconds={config.parallel.lost_after_seconds} must be above 0")
 
 
 def check_layout(config: Config, world: int) -> None:
@@ -84,22 +86,45 @@ def layout_checks(config: Config, world: int) -> list[Check]:
     return [
         lambda: check_model(config.model, config.router),
         lambda: check_parallel(config, world),
+        lambda: _check_precision(config),
+        lambda: _check_colours(config.data),
         lambda: _check_training(config.train),
         lambda: _check_optimizer(config.optim),
-        lambda: _check_batches(config, world),
+        lambda: _check_training_batch(config, world),
+        lambda: _check_evaluation_batch(config, world),
         lambda: _check_rest(config),
     ]
 
 
 def _check_training(train: TrainConfig) -> None:
-    if train.precision not in ("bf16", "fp32"):
-        raise UserError(f"train.precision={train.precision}: choose bf16 or fp32")
     if train.activation_checkpointing not in ("none", "blocks", "offload"):
         raise UserError(f"train.activation_checkpointing={train.activation_checkpointing}: choose none, blocks or offload")
     if train.steps < 1:
         raise UserError(f"train.steps={train.steps} must be at least 1")
     if train.max_nonfinite_steps < 1:
         raise UserError(f"train.max_nonfinite_steps={train.max_nonfinite_steps} must be at least 1")
+
+
+def check_evaluation(config: Config, world: int) -> None:
+    """Raise UserError when `world` processes cannot evaluate a run; how it was trained, and on how many, does not matter."""
+    check_model(config.model, config.router)
+    check_parallel(config, world)
+    _check_precision(config)
+    _check_colours(config.data)
+    _check_evaluation_batch(config, world)
+
+
+def _check_precision(config: Config) -> None:
+    if config.train.precision not in ("bf16", "fp32"):
+        raise UserError(f"train.precision={config.train.precision}: choose bf16 or fp32")
+
+
+def _check_colours(data: DataConfig) -> None:
+    for key, values in (("data.mean", data.mean), ("data.std", data.std)):
+        if len(values) != 3 or not all(map(math.isfinite, values)):
+            raise UserError(f"{key}={list(values)} should be three numbers: red, green, blue, of values from 0 to 1")
+    if min(data.std) <= 0:
+        raise UserError(f"data.std={list(data.std)} must be above 0: images are divided by it")
 
 
 def _check_optimizer(optim: OptimConfig) -> None:
@@ -122,15 +147,27 @@ def _check_rest(config: Config) -> None:
     ):
         if steps is not None and not steps >= 0:
             raise UserError(f"{key}={steps} must not be negative; 0 is only at the end")
-    if config.checkpoint.keep < 1:
-        raise UserError(f"checkpoint.keep={config.checkpoint.keep} must be at least 1: a resume needs the newest")
+    _check_checkpoint(config.checkpoint)
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed={config.seed} must lie between 0 and {2**32 - 1}")
     if not config.run.name or not config.run.dir:
         raise UserError("run.name and run.dir must not be empty: the run directory is runs/<run.name>, or run.dir")
 
 
-def _check_batches(config: Config, world: int) -> None:
+def _check_checkpoint(config: CheckpointConfig) -> None:
+    if config.keep < 1:
+        raise UserError(f"checkpoint.keep={config.keep} must be at least 1: a resume needs the newest")
+    if config.keep_every is not None and config.keep_every < 1:
+        raise UserError(f"checkpoint.keep_every={config.keep_every} must be at least 1, or null to keep none for ever")
+    if config.best_mode not in ("max", "min"):
+        raise UserError(f"checkpoint.best_mode={config.best_mode}: choose max or min")
+    if config.on_failure not in ("stop", "continue"):
+        raise UserError(f"checkpoint.on_failure={config.on_failure}: choose stop or continue")
+    if not config.timeout_minutes > 0:
+        raise UserError(f"checkpoint.timeout_minutes={config.timeout_minutes} must be above 0")
+
+
+def _check_training_batch(config: Config, world: int) -> None:
     train = config.train
     if train.accumulate < 1:
         raise UserError(f"train.accumulate={train.accumulate} must be at least 1")
@@ -140,14 +177,17 @@ def _check_batches(config: Config, world: int) -> None:
             f"train.batch_size={train.batch_size} (global) is not divisible by {_processes(world)} x {train.accumulate} "
             f"micro-batches: use a multiple of {pieces}"
         )
+    local, group = train.batch_size // pieces, config.router.group_size
+    if group is not None and (group < 1 or local % min(group, local)):
+        raise UserError(f"router.group_size={group} does not divide the {local} pairs of one process's micro-batch")
+
+
+def _check_evaluation_batch(config: Config, world: int) -> None:
     if config.eval.batch_size < world or config.eval.batch_size % world:
         raise UserError(
             f"eval.batch_size={config.eval.batch_size} (global) is not divisible by the {_processes(world)}: "
             f"use a multiple of {world}"
         )
-    local, group = train.batch_size // pieces, config.router.group_size
-    if group is not None and (group < 1 or local % min(group, local)):
-        raise UserError(f"router.group_size={group} does not divide the {local} pairs of one process's micro-batch")
 
 
 def _processes(world: int) -> str:

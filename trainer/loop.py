@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from model.limoe import LIMoE
-from trainer.checkpoint import TrainingProgress, load_state, read_progress, save_checkpoint
+from trainer.checkpoint import TrainingProgress, load_state, read_progress
+from trainer.checkpointer import Checkpointer, SaveReport
 from trainer.config import Config
 from trainer.engine import build_engine, start_deepspeed
+from trainer.errors import UserError, did_you_mean
 from trainer.evaluation.suite import evaluate, is_constant, summary_rows
 from trainer.layout import check_layout, layout_rows
 from trainer.logs.journal import Journal
@@ -21,12 +23,14 @@ from trainer.logs.tables import layout_table, summary_table
 from trainer.logs.wandb_run import WandbRun, leet_command
 from trainer.model_encoder import ModelEncoder, dtype_of
 from trainer.pairs import TrainingPairs, find_pairs, locate_data
+from trainer.position import Position
 from trainer.processes import Processes
-from trainer.run_directory import METRICS, open_run_directory, write_config
+from trainer.run_directory import METRICS, initial_weights, open_run_directory, write_config
 from trainer.schedule import check_schedule
 from trainer.state import ExpertSharding, set_optimizer_state, set_weights
 from trainer.stopping import StopRequest, exit_code
 from trainer.training import StepReport, Trainer
+from trainer.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
 
@@ -69,24 +73,30 @@ class Run:
         check_layout(config, processes.world)
         check_schedule(config.schedule, config.train.steps)
         self.processes = processes
+        self.watchdog = Watchdog(processes, config.parallel.lost_after_seconds)
         self.run_dir, checkpoint = open_run_directory(config, processes)
         log_to_file(self.run_dir, processes.rank)
+        weights = None if checkpoint else initial_weights(config, self.run_dir, processes)
         self.config = locate_data(config, processes)
         self.pairs: TrainingPairs = find_pairs(self.config, self.run_dir, processes)
         self.peers = start_deepspeed(processes, config.parallel.expert_parallel)
         self.sharding = ExpertSharding(processes, config.parallel.expert_parallel)
         self.progress = TrainingProgress(seed=config.seed)
-        self.engine = self._build_engine(checkpoint)
-        self.loader = self.pairs.loader(processes, self.progress.batches, self.progress.streams)
+        self.engine = self._build_engine(checkpoint, weights)
+        self.checkpointer = Checkpointer(self.run_dir, config.checkpoint, processes, self.sharding, checkpoint)
+        self.loader = self.pairs.loader(processes, self.progress.pairs, self.progress.streams, self.progress.data)
         self.progress.streams = self.loader.streams
         write_config(config, self.run_dir, processes)
         self.trainer = Trainer(self.config, self.engine, self.loader, self.progress, processes, self.peers)
         self.recorder = Recorder(config, self.run_dir, self.progress.step if checkpoint else None, processes)
         self.first_step = self.progress.step
+        self.position = Position(self.first_step, processes.is_first)
 
-    def _build_engine(self, checkpoint: Path | None) -> Any:
+    def _build_engine(self, checkpoint: Path | None, weights: Path | None) -> Any:
         model = LIMoE(self.config.model, self.config.router, self.peers).initialise(self.config.seed)
         if checkpoint is None:
+            if weights is not None:
+                set_weights(model, load_state(weights, model, self.sharding, with_moments=False))
             return build_engine(self.config, model, self.processes, self.peers)
         self.progress = read_progress(checkpoint)
         state = load_state(checkpoint, model, self.sharding, with_moments=True)
@@ -103,10 +113,12 @@ class Run:
         last: StepReport | None = None
         with self._progress_bar() as bar:
             if self.progress.step == 0:
-                self._evaluate(bar)
+                self._is_best(self._evaluate(bar))  # tells now, not after hours, that there is no such metric
             saved_at = time.monotonic()
             while self.progress.step < steps:
-                last = self.trainer.step(self.stop.signal)
+                self.position.at(self.progress.step + 1)
+                self.watchdog.note(f"training step {self.progress.step + 1}")
+                last = self.trainer.step(self.stop.signal, self.checkpointer.is_written)
                 step, done = last.step, last.step == steps
                 report = done or _due(step, self.config.log.every) or step == self.first_step + 1
                 bar.update(
@@ -118,11 +130,19 @@ class Run:
                 )
                 if report:
                     self.recorder.write(step, last.metrics)
+                if last.all_written:
+                    self._record_save(self.checkpointer.wait())
+                best = False
                 if done or _due(step, self.config.eval.every):
                     metrics = self._evaluate(bar)
-                if done or last.stop_signal or self._checkpoint_due(step, saved_at):
-                    self._save()
+                    best = self._is_best(metrics)
+                if done or best or last.stop_signal or self._checkpoint_due(step, saved_at):
+                    self.watchdog.note(f"saving after step {step}")
+                    self._gather_data_progress()
+                    self._record_save(self.checkpointer.save(self.engine, self.progress, best))
                     saved_at = time.monotonic()
+                if done or last.stop_signal:
+                    self._record_save(self.checkpointer.wait(must_succeed=True))
                 if last.stop_signal and not done:
                     return self._stopped(bar, last.stop_signal)
         if not metrics:  # nothing was left to train
@@ -132,6 +152,7 @@ class Run:
 
     def close(self, code: int) -> None:
         """Stop the loader and finish the records."""
+        self.watchdog.stop()
         self.loader.close()
         self.recorder.close(code)
 
@@ -149,6 +170,7 @@ class Run:
             yield bar
 
     def _evaluate(self, bar: Progress) -> dict[str, float]:
+        self.watchdog.note(f"evaluating after step {self.progress.step}")
         model = self.engine.module
         model.eval()
         encoder = ModelEncoder(model, self.config.data, dtype_of(self.config.train.precision))
@@ -169,13 +191,37 @@ class Run:
         # Clocks differ between ranks: rank 0's counts.
         return bool(self.processes.from_first(time.monotonic() - saved_at >= 60 * config.every_minutes))
 
-    def _save(self) -> None:
-        save_checkpoint(self.run_dir, self.engine, self.progress, self.processes, self.sharding, self.config.checkpoint.keep)
+    def _is_best(self, metrics: dict[str, float]) -> bool:
+        """Whether the metric that `checkpoint.best` names is better than ever before."""
+        name, best = self.config.checkpoint.best, self.progress.best
+        if name is None:
+            return False
+        if name not in metrics:
+            raise UserError(
+                f"checkpoint.best={name}: no evaluation measures it{did_you_mean(name, metrics)}; "
+                f"choose one of {', '.join(sorted(metric for metric in metrics if not is_constant(metric)))}"
+            )
+        value = metrics[name]
+        if best is not None and (value <= best if self.config.checkpoint.best_mode == "max" else value >= best):
+            return False
+        self.progress.best = value
+        return True
+
+    def _gather_data_progress(self) -> None:
+        # A new value, since the old one may be on its way to the disk.
+        self.progress.data = self.progress.data.merged(self.processes.gather_objects(self.loader.report()))
+
+    def _record_save(self, report: SaveReport | None) -> None:
+        if report is not None:
+            self.position.saved(report.step)
+            measured = {"seconds": report.blocked, "write_seconds": report.written, "gib": report.bytes / 2**30}
+            self.recorder.write(self.progress.step, {f"perf/checkpoint_{name}": value for name, value in measured.items()})
 
     def _stopped(self, bar: Progress, number: int) -> int:
         bar.message(
             f"stopped by signal {number} after step {self.progress.step}, which is saved: the same command goes on from there"
         )
+        self.position.stopped(exit_code(number))
         return exit_code(number)
 
     def _summarise(self, metrics: dict[str, float], last: StepReport | None, seconds: float) -> None:

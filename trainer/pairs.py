@@ -8,10 +8,11 @@ from functools import partial
 from pathlib import Path
 
 from trainer.agree import first_reads
-from trainer.checkpoint import TOKENIZER
+from trainer.checkpoint_files import TOKENIZER
 from trainer.config import Config
 from trainer.data.captions import check_captions, training_captions
 from trainer.data.loader import TrainingLoader, training_loader
+from trainer.data.progress import DataProgress
 from trainer.data.shapes import write_shapes
 from trainer.data.shards import list_shards
 from trainer.data.tokenizer import Tokenizer, train_tokenizer
@@ -65,8 +66,13 @@ class TrainingPairs:
     shards: list[str]
     tokenizer: Tokenizer
 
-    def loader(self, processes: Processes, start_batch: int, streams: int | None) -> TrainingLoader:
-        """Endless batches of this rank, as if `start_batch` of them had been drawn already from so many canonical streams."""
+    def loader(
+        self, processes: Processes, start: int, streams: int | None, progress: DataProgress | None = None
+    ) -> TrainingLoader:
+        """Endless batches of this rank, as if `start` pairs had been drawn already from so many canonical streams.
+
+        `progress`: what all ranks knew of the data by then.
+        """
         config = self.config
         return training_loader(
             replace(config.data, streams=streams or config.data.streams),
@@ -78,7 +84,8 @@ class TrainingPairs:
             rank=processes.rank,
             world=processes.world,
             seed=config.seed,
-            start_batch=start_batch,
+            start=start,
+            progress=progress,
         )
 
 
@@ -131,9 +138,12 @@ def evaluation_checks(config: Config) -> list[Check]:
 def _make_tokenizer(config: Config, shards: list[str], path: Path) -> None:
     if path.exists():  # of the checkpoint that the run goes on from
         return
-    if config.data.tokenizer:
-        Tokenizer.load(config.data.tokenizer)
-        path.write_bytes(Path(config.data.tokenizer).expanduser().read_bytes())
-        return
-    captions: Iterable[str] = training_captions(shards, config.data.caption_key, config.data.tokenizer_captions)
-    train_tokenizer(captions, path, config.model.vocabulary, config.seed)
+    try:
+        if config.data.tokenizer:
+            Tokenizer.load(config.data.tokenizer)
+            path.write_bytes(Path(config.data.tokenizer).expanduser().read_bytes())
+            return
+        captions: Iterable[str] = training_captions(shards, config.data.caption_key, config.data.tokenizer_captions)
+        train_tokenizer(captions, path, config.model.vocabulary, config.seed)
+    except OSError as problem:
+        raise UserError(f"cannot write {path} ({problem.strerror}): make room or choose another run.dir") from problem

@@ -1,9 +1,9 @@
-"""This process among its fellows: start, small collectives, end. The only place that reads a launcher's variables."""
+"""This process among its fellows: start, small collectives, end. It and trainer.slurm alone read a launcher's variables."""
 
 import os
 import socket
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trainer.errors import UserError
+from trainer.slurm import read_task, started_by_srun
 
 T = TypeVar("T")
 
@@ -24,6 +25,15 @@ class Processes:
     world: int
     local_rank: int
     device: torch.device
+    group: dist.ProcessGroup | None = field(default=None, kw_only=True)
+    """What the collectives go over; None: the group that all ranks joined at the start."""
+
+    def aside(self, timeout_minutes: float) -> "Processes":
+        """The same processes over a group of their own (gloo, on CPUs), for a thread beside the training."""
+        alone = replace(self, device=torch.device("cpu"))
+        if self.world == 1:
+            return alone
+        return replace(alone, group=dist.new_group(backend="gloo", timeout=timedelta(minutes=timeout_minutes)))
 
     @property
     def is_first(self) -> bool:
@@ -34,7 +44,7 @@ class Processes:
         """The sum over ranks of a tensor of the same shape on each; the argument is left as it is."""
         total = values.detach().clone()
         if self.world > 1:
-            dist.all_reduce(total)
+            dist.all_reduce(total, group=self.group)
         return total
 
     def any(self, flag: bool) -> bool:
@@ -46,7 +56,7 @@ class Processes:
         if self.world == 1:
             return rows
         gathered = rows.new_empty(self.world * rows.shape[0], *rows.shape[1:])
-        dist.all_gather_single(gathered, rows.contiguous())
+        dist.all_gather_single(gathered, rows.contiguous(), group=self.group)
         return gathered
 
     def gather_objects(self, value: T) -> list[T]:
@@ -54,7 +64,7 @@ class Processes:
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.group)
         return values
 
     def from_first(self, value: T) -> T:
@@ -62,13 +72,13 @@ class Processes:
         if self.world == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, device=self.device)
+        dist.broadcast_object_list(box, src=0, device=self.device, group=self.group)
         return box[0]
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.world > 1:
-            dist.barrier()
+            dist.barrier(group=self.group)
 
 
 def rank_from_environment() -> int:
@@ -83,7 +93,7 @@ def local_rank_from_environment() -> int:
 
 def launched() -> bool:
     """Whether torchrun or srun started this process as one of several."""
-    return "WORLD_SIZE" in os.environ or ("SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1)
+    return "WORLD_SIZE" in os.environ or started_by_srun()
 
 
 def world_from_environment() -> int | None:
@@ -120,18 +130,16 @@ def _adopt_launcher_variables() -> None:
         if missing:
             raise UserError(f"WORLD_SIZE is set, but not {', '.join(missing)}: start with torchrun or srun, or unset WORLD_SIZE")
         return
-    if launched():
+    if started_by_srun():
+        task = read_task()
         os.environ.update(
-            RANK=os.environ["SLURM_PROCID"],
-            WORLD_SIZE=os.environ["SLURM_NTASKS"],
-            LOCAL_RANK=os.environ["SLURM_LOCALID"],
-            LOCAL_WORLD_SIZE=os.environ.get("SLURM_NTASKS_PER_NODE", "1"),
+            RANK=str(task.rank),
+            WORLD_SIZE=str(task.world),
+            LOCAL_RANK=str(task.local_rank),
+            LOCAL_WORLD_SIZE=str(task.local_tasks),
+            MASTER_ADDR=task.address,
+            MASTER_PORT=str(task.port),
         )
-        if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
-            raise UserError(
-                "srun started several tasks, but MASTER_ADDR and MASTER_PORT are not set: "
-                "export the first host's name and a free port"
-            )
         return
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -165,8 +173,9 @@ def start_processes(device: str = "auto", timeout_minutes: float = 10.0) -> Proc
         # Measured with torch 2.13: the fused attention's bf16 backward on CPUs takes several times as long as the plain one.
         torch.backends.cuda.enable_flash_sdp(False)
         fellows = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        if fellows > 1:
-            # Each takes its share of the cores, whatever OMP_NUM_THREADS torchrun has set. A single process keeps the user's.
+        if fellows > 1 and not (started_by_srun() and "OMP_NUM_THREADS" in os.environ):
+            # Each takes its share of the cores, whatever OMP_NUM_THREADS torchrun has set. A single process keeps the user's,
+            # a task of srun the batch script's.
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // fellows))
     try:
         with warnings.catch_warnings():

@@ -9,7 +9,8 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from trainer.agree import first_reads
-from trainer.checkpoint import CONFIG, TOKENIZER, complete_checkpoints, find_checkpoint
+from trainer.checkpoint import check_sound, damage, newest_sound
+from trainer.checkpoint_files import CONFIG, TOKENIZER, all_checkpoints, checkpoint_itself, step_of, sweep_up
 from trainer.compose import load_config
 from trainer.config import Config
 from trainer.errors import UserError
@@ -23,21 +24,23 @@ def open_run_directory(config: Config, processes: Processes) -> tuple[Path, Path
     """Make the run directory ready; returns it and the checkpoint to go on from, if any. A collective.
 
     What lies there is neither deleted nor overwritten; what would be in the way is moved into `earlier-1`, `earlier-2`, …
-    Raises UserError when `resume` asks for what is not there, or a run lies there that must not be overwritten.
+    Raises UserError when `resume` asks for what is not there or not sound, or a run lies there that must not be overwritten.
     """
     run_dir = Path(config.run.dir)
-    checkpoint = first_reads(lambda: _prepare(config, run_dir), processes)
+    checkpoint = resume_from(config, run_dir, processes)
+    first_reads(lambda: _prepare(run_dir, checkpoint), processes)
     return run_dir, checkpoint
 
 
-def inspect_run_directory(config: Config) -> Path | None:
-    """The checkpoint that the run would go on from, if any; changes nothing.
+def inspect_run_directory(config: Config, alone: Processes) -> tuple[Path | None, Path | None]:
+    """The checkpoints that a run would go on from and take its first weights from, if any; changes nothing.
 
-    Raises UserError where `open_run_directory` would, as far as can be told without writing.
+    Raises UserError where `open_run_directory` and `initial_weights` would, as far as one process can tell without writing and
+    in no time.
     """
     run_dir = Path(config.run.dir)
     try:
-        checkpoint = resume_from(config, run_dir)
+        checkpoint = resume_from(config, run_dir, alone, digests=False)
         place = existing_part(run_dir)
         if not place.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
@@ -45,7 +48,9 @@ def inspect_run_directory(config: Config) -> Path | None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
     except OSError as problem:
         raise _unwritable(run_dir, problem) from problem
-    return checkpoint
+    if checkpoint is not None or config.init_from is None:
+        return checkpoint, None
+    return None, _sound_in(Path(config.init_from), f"init_from={config.init_from}", alone, digests=False)
 
 
 def existing_part(path: Path) -> Path:
@@ -53,15 +58,32 @@ def existing_part(path: Path) -> Path:
     return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
 
 
+def initial_weights(config: Config, run_dir: Path, processes: Processes) -> Path | None:
+    """The checkpoint whose weights a new run starts with (`init_from`), None for new ones. A collective.
+
+    Its tokenizer, which its embedding table belongs to, becomes the run's, unless `data.tokenizer` names one.
+    """
+    if config.init_from is None:
+        return None
+    found = _sound_in(Path(config.init_from), f"init_from={config.init_from}", processes)
+
+    def take_tokenizer() -> None:
+        if config.data.tokenizer is None:
+            shutil.copyfile(found / TOKENIZER, run_dir / TOKENIZER)
+
+    first_reads(take_tokenizer, processes)
+    return found
+
+
 def write_config(config: Config, run_dir: Path, processes: Processes) -> None:
     """Keep the configuration beside the results, once it is known that the run can start with it. A collective."""
     first_reads(lambda: _write_config(config, run_dir), processes)
 
 
-def _prepare(config: Config, run_dir: Path) -> Path | None:
+def _prepare(run_dir: Path, checkpoint: Path | None) -> None:
     try:
-        checkpoint = resume_from(config, run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
+        sweep_up(run_dir)
         if checkpoint is None:
             _set_aside_start(run_dir)
         else:
@@ -69,7 +91,6 @@ def _prepare(config: Config, run_dir: Path) -> Path | None:
             shutil.copyfile(checkpoint / TOKENIZER, run_dir / TOKENIZER)
     except OSError as problem:
         raise _unwritable(run_dir, problem) from problem
-    return checkpoint
 
 
 def _write_config(config: Config, run_dir: Path) -> None:
@@ -86,29 +107,39 @@ def _unwritable(run_dir: Path, problem: OSError) -> UserError:
     )
 
 
-def resume_from(config: Config, run_dir: Path) -> Path | None:
-    """The checkpoint that a run in this directory goes on from, None for a start. Reads only.
+def resume_from(config: Config, run_dir: Path, processes: Processes, digests: bool = True) -> Path | None:
+    """The sound checkpoint that a run goes on from as `resume` says, None for a new run; changes nothing. A collective.
 
-    Raises UserError when `resume` asks for what is not there, or a run lies there that must not be overwritten.
+    digests: as in `trainer.checkpoint.damage`.
     """
-    newest = find_checkpoint(run_dir)
     if config.resume == "auto":
-        return newest
+        return newest_sound(run_dir, processes, digests)
+    kept = first_reads(lambda: all_checkpoints(run_dir), processes)
     if config.resume == "never":
-        if newest:
-            raise UserError(f"resume=never, but {run_dir} holds a run ({newest.name}): choose another run.name, or resume=auto")
+        sound = next((path for path in reversed(kept) if damage(path, processes, digests) is None), None)
+        if sound:
+            raise UserError(f"resume=never, but {run_dir} holds a run ({sound.name}): choose another run.name, or resume=auto")
         return None
-    if newest and _was_started_with(config.resume, run_dir):
-        return newest  # the same command again, as after a stop
-    found = find_checkpoint(Path(config.resume))
+    same_command = first_reads(lambda: _was_started_with(config.resume, run_dir), processes)
+    if kept and same_command:
+        return newest_sound(run_dir, processes, digests)  # the same command again, as after a stop
+    found = _sound_in(Path(config.resume), f"resume={config.resume}", processes, digests)
+    if kept and not _is_of(run_dir, found):
+        raise UserError(
+            f"resume={config.resume}, but {run_dir} holds another run ({kept[-1].name}): choose another run.name, or resume=auto"
+        )
+    return found
+
+
+def _sound_in(where: Path, asked: str, processes: Processes, digests: bool = True) -> Path:
+    """The checkpoint that `where` is, or the newest sound one of the run directory that it is. A collective."""
+    itself = first_reads(lambda: checkpoint_itself(where), processes)
+    if itself is not None:
+        check_sound(itself, processes, digests)
+        return itself
+    found = newest_sound(where, processes, digests)
     if found is None:
-        raise UserError(
-            f"resume={config.resume}: no complete checkpoint there; give a run directory or a checkpoint, or resume=auto to start"
-        )
-    if newest and not _is_of(run_dir, found):
-        raise UserError(
-            f"resume={config.resume}, but {run_dir} holds another run ({newest.name}): choose another run.name, or resume=auto"
-        )
+        raise UserError(f"{asked}: no complete checkpoint there; give a run directory, or one of its checkpoints")
     return found
 
 
@@ -123,19 +154,19 @@ def _is_of(run_dir: Path, checkpoint: Path) -> bool:
 def _set_aside_start(run_dir: Path) -> None:
     """Keep what an earlier start left that never reached a checkpoint, under names that this run does not use."""
     # A tokenizer alone was trained by a start that failed soon after; this one may be about other captions.
-    if not (run_dir / METRICS).exists():
+    if not (run_dir / METRICS).exists() and not all_checkpoints(run_dir):
         (run_dir / TOKENIZER).unlink(missing_ok=True)
         return
-    left = [run_dir / name for name in (METRICS, WANDB_ID, TOKENIZER, CONFIG)]
+    left = [run_dir / name for name in (METRICS, WANDB_ID, TOKENIZER, CONFIG, "checkpoints")]
     earlier = _move([path for path in left if path.exists()], run_dir)
-    logging.getLogger(__name__).warning("%s held a start without a checkpoint: it is now in %s", run_dir, earlier)
+    logging.getLogger(__name__).warning("%s held a start without a usable checkpoint: it is now in %s", run_dir, earlier)
 
 
 def _set_aside_later(run_dir: Path, checkpoint: Path) -> None:
     """When the run goes back to an older checkpoint of its own, keep the newer ones where no resume takes them for its last."""
     if not _is_of(run_dir, checkpoint):
         return
-    later = [path for path in complete_checkpoints(run_dir) if path.name > checkpoint.name]
+    later = [path for path in all_checkpoints(run_dir) if step_of(path) > step_of(checkpoint)]
     if later:
         earlier = _move(later, run_dir)
         logging.getLogger(__name__).warning("going back to %s: the checkpoints after it are now in %s", checkpoint.name, earlier)

@@ -12,6 +12,7 @@ from trainer.errors import UserError
 from trainer.job_array import read_array_line
 from trainer.processes import Processes
 from trainer.program import exit_with, run_program
+from trainer.slurm import name_after_job
 from trainer.sweep import is_sweep, sweep
 
 OWN_CONFIGURATION = ("--config-", "-cd", "-cp", "-cn")
@@ -45,6 +46,7 @@ def hydra_main(values: DictConfig) -> None:
     """The way through Hydra's own front end, for its flags (--help, --cfg job, --config-dir)."""
     try:
         config = to_config(values)
+        name_after_job(config, overrides_among(sys.argv[1:]))
     except UserError as problem:
         exit_with(problem)
     run_or_check(config)
@@ -59,6 +61,7 @@ def main() -> None:
             sys.exit(sweep(arguments))
         if not any(argument.startswith(OWN_CONFIGURATION) for argument in arguments):
             config = compose_config(overrides_among(arguments))
+            name_after_job(config, overrides_among(arguments))
     except UserError as problem:
         exit_with(problem)
     if any(argument.startswith("-") for argument in arguments):

@@ -33,6 +33,8 @@ class StepReport:
     success: dict[str, float]
     stop_signal: int
     """The signal that asked some rank to stop; 0 for none."""
+    all_written: bool
+    """Whether every rank is done with the checkpoint that was being written."""
     seconds: float
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -59,9 +61,10 @@ class Trainer:
         self._nonfinite_in_a_row = 0
         self._flops = step_flops(config.model, config.router, config.train.batch_size)
 
-    def step(self, stop_signal: int = 0) -> StepReport:
+    def step(self, stop_signal: int = 0, written: bool = False) -> StepReport:
         """Draw the batch of the next step, learn from it, and agree with the other ranks on what came of it. A collective.
 
+        stop_signal: a signal that this rank got, or 0; written: whether it is done with writing a checkpoint.
         Raises UserError when too many steps in a row were not finite, or too many samples unusable.
         """
         started = time.perf_counter()
@@ -88,7 +91,7 @@ class Trainer:
         progress.optimizer_steps += applied
         progress.skipped_steps += not applied
         metrics = _loss_metrics(micro_losses) | {"train/logit_scale": scale}
-        report = self._agree(metrics, stop_signal)
+        report = self._agree(metrics, stop_signal, written)
         report.seconds = time.perf_counter() - started
         report.metrics |= {
             "train/lr": rate,
@@ -103,17 +106,17 @@ class Trainer:
         started = time.perf_counter()
         batch = next(self.loader)
         waited = time.perf_counter() - started
-        self.progress.batches += 1
+        self.progress.pairs += self.config.train.batch_size // self.config.train.accumulate
         data, device = self.config.data, self.processes.device
         images = normalise(batch.images.to(device, non_blocking=True), data.mean, data.std, self._dtype)
         return images, batch.texts.to(device, non_blocking=True), waited
 
-    def _agree(self, metrics: dict[str, Tensor], stop_signal: int) -> StepReport:
+    def _agree(self, metrics: dict[str, Tensor], stop_signal: int, written: bool) -> StepReport:
         """Sum over ranks what differs between them, and read everything on the host at once."""
         names, values = list(metrics), torch.stack([value.double() for value in metrics.values()])
-        counts = [float(self.loader.read), float(sum(self.loader.bad.values())), float(stop_signal != 0)]
+        counts = [float(self.loader.read), float(sum(self.loader.bad.values())), float(stop_signal != 0), float(written)]
         differing = torch.cat([metrics["train/loss_contrastive"].double().view(1), values.new_tensor(counts)])
-        contrastive, read, bad, stop = self.processes.sum(differing).tolist()
+        contrastive, read, bad, stop, done = self.processes.sum(differing).tolist()
         read_out = dict(zip(names, values.tolist(), strict=True))
         read_out["train/loss_contrastive"] = contrastive / self.processes.world
         read_out = {"train/loss": read_out["train/loss_contrastive"] + read_out["train/loss_aux"]} | read_out
@@ -122,7 +125,8 @@ class Trainer:
             read_out["data/bad_samples"] = bad
         asked = max(self.processes.gather_objects(stop_signal)) if stop else 0
         success = {name.rpartition("/")[2]: value for name, value in read_out.items() if name.startswith("routing/success/")}
-        return StepReport(self.progress.step, read_out["train/loss"], success, asked, 0.0, read_out)
+        all_written = int(done) == self.processes.world
+        return StepReport(self.progress.step, read_out["train/loss"], success, asked, all_written, 0.0, read_out)
 
     def _check_bad(self, read: int) -> None:
         by_shard: dict[str, int] = {}

@@ -13,8 +13,10 @@ from torch.distributed.tensor import DTensor
 from model.limoe import LIMoE
 from model.objective import training_losses
 from model.peers import SingleProcess
-from trainer.checkpoint import TrainingProgress, load_state, read_progress, save_checkpoint
-from trainer.config import Config
+from trainer.checkpoint import TrainingProgress, load_state, read_progress
+from trainer.checkpoint_files import checkpoint_path
+from trainer.checkpointer import Checkpointer
+from trainer.config import CheckpointConfig, Config
 from trainer.engine import build_engine, start_deepspeed
 from trainer.model_encoder import dtype_of
 from trainer.peers import DistributedPeers
@@ -88,6 +90,7 @@ class TinyRun:
     def __init__(self, config: Config, processes: Processes, checkpoint: Path | None = None) -> None:
         self.config = config
         self.processes = processes
+        self.saved = checkpoint
         self.progress = TrainingProgress(seed=config.seed)
         self.peers: DistributedPeers = start_deepspeed(processes, config.parallel.expert_parallel)
         self.sharding = ExpertSharding(processes, config.parallel.expert_parallel)
@@ -116,8 +119,12 @@ class TinyRun:
         return float(torch.stack(losses).mean()), float(self.engine.get_global_grad_norm())
 
     def save(self, run_dir: Path, keep: int = 100) -> Path:
-        """Write a checkpoint, as the training loop does."""
-        return save_checkpoint(run_dir, self.engine, self.progress, self.processes, self.sharding, keep)
+        """Write a checkpoint to its end."""
+        checkpointer = Checkpointer(run_dir, CheckpointConfig(keep=keep), self.processes, self.sharding, self.saved)
+        checkpointer.save(self.engine, self.progress)
+        checkpointer.wait()
+        self.saved = checkpoint_path(run_dir, self.progress.step)
+        return self.saved
 
     def share(self) -> dict[str, Any]:
         """This rank's share of the state, as plain tensors; experts with their place among the ranks."""

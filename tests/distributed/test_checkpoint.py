@@ -11,8 +11,10 @@ from tests.distributed.checkpoints import tensors_in
 from tests.distributed.setups import Layout, TinyRun, plain_torch, tiny
 from tests.distributed.spawn import RanksFailed, run_distributed
 from tests.distributed.test_layouts import assert_same_state
-from trainer import checkpoint as checkpoint_module
-from trainer.checkpoint import MARKER, checkpoint_path, complete_checkpoints, find_checkpoint, read_progress
+from trainer import checkpointer as checkpointer_module
+from trainer.checkpoint import read_progress
+from trainer.checkpoint_files import MARKER, checkpoint_path, complete_checkpoints, find_checkpoint
+from trainer.checkpointer import Checkpointer
 from trainer.processes import Processes
 from trainer.state import MOMENTS, WEIGHTS
 
@@ -127,13 +129,10 @@ def die_while_saving(processes: Processes, run_dir: Path, moment: str) -> None:
     def die(*args: object, **kwargs: object) -> NoReturn:
         os._exit(9)
 
-    def rename(path: Path, target: Path) -> Path:
-        return die() if path.name.endswith(".partial") else path.replace(target)
-
     moments = {
-        "after the tensors": (checkpoint_module, "_finish", die),
-        "before the marker": (Path, "touch", die),
-        "before the renaming": (Path, "rename", rename),
+        "after the tensors": (Checkpointer, "_complete", die),
+        "before the marker": (checkpointer_module, "write_marker", die),
+        "before the renaming": (checkpointer_module, "publish", die),
     }
     if processes.is_first:
         setattr(*moments[moment])

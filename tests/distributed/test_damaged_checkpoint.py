@@ -8,7 +8,7 @@ import pytest
 from tests.distributed.checkpoints import files_in
 from tests.distributed.setups import Layout, TinyRun, tiny
 from tests.distributed.spawn import run_distributed
-from trainer.checkpoint import PROGRESS, checkpoint_path
+from trainer.checkpoint_files import PROGRESS, checkpoint_path
 from trainer.errors import UserError
 from trainer.processes import Processes
 

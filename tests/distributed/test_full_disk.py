@@ -12,7 +12,7 @@ import pytest
 from tests.distributed.checkpoints import files_in
 from tests.distributed.setups import Layout, TinyRun, tiny
 from tests.distributed.spawn import run_distributed
-from trainer.checkpoint import checkpoint_path, complete_checkpoints
+from trainer.checkpoint_files import checkpoint_path, complete_checkpoints
 from trainer.errors import UserError
 from trainer.processes import Processes
 
@@ -51,7 +51,7 @@ FAILURES = {
     "first byte of rank 1": (1, lambda: no_file_larger_than(0)),
     "making the folder": (0, lambda: full_disk("mkdir")),
     "progress": (0, lambda: full_disk("write_text")),
-    "marker": (0, lambda: full_disk("touch")),
+    "its name": (0, lambda: full_disk("rename")),
 }
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.program import TINY, ended, ranks_of, started, wait_until
-from trainer.checkpoint import complete_checkpoints, read_progress
+from trainer.checkpoint import read_progress
+from trainer.checkpoint_files import complete_checkpoints
 
 pytestmark = pytest.mark.slow
 

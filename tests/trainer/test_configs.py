@@ -47,6 +47,17 @@ def test_a_router_composes(name: str):
     assert config.router.priority == ("gate" if name == "limoe" else "order")
 
 
+def test_the_default_router_is_the_papers():
+    router = compose_config([]).router
+    assert (router.top_k, router.capacity_factor, router.eval_capacity_factor, router.group_size) == (1, 1.0, None, None)
+    assert router.noise == 1.0  # in units of 1/E
+    aux = router.aux
+    assert aux.scale == 0.04
+    assert {aux.importance, aux.load, aux.z, aux.local_text, aux.global_image, aux.global_text} == {1.0}
+    assert aux.local_image == 0.0
+    assert (aux.image_share, aux.text_share) == (20 / 32, 9 / 32)
+
+
 @pytest.mark.parametrize("name", choices("schedule"))
 def test_a_schedule_composes_for_a_run_of_the_papers_length(name: str):
     config = compose_config([f"schedule={name}", "train.steps=500000"])

@@ -14,7 +14,7 @@ import torch.distributed.checkpoint as dcp
 from model.limoe import LIMoE
 from tests.trainer.data.shards_on_disk import pair, small_tokenizer, write_shard, write_shards
 from trainer import dry
-from trainer.checkpoint import MARKER, PROGRESS, TOKENIZER, checkpoint_path
+from trainer.checkpoint_files import PROGRESS, STATE, TOKENIZER, checkpoint_path, record_of, write_marker
 from trainer.compose import compose_config
 from trainer.config import Config
 from trainer.dry import Findings, dry_run, examine, space_problems
@@ -55,11 +55,12 @@ def saved(config: Config, step: int, tokenizer: Path) -> None:
     checkpoint.mkdir(parents=True)
     model = LIMoE(config.model, config.router).initialise(0)
     dcp.save(
-        {f"model/{name}": parameter.detach() for name, parameter in model.named_parameters()}, checkpoint_id=checkpoint / "state"
+        {f"model/{name}": parameter.detach() for name, parameter in model.named_parameters()}, checkpoint_id=checkpoint / STATE
     )
-    (checkpoint / PROGRESS).write_text(f'{{"step": {step}, "batches": {step}, "streams": 2}}')
+    (checkpoint / PROGRESS).write_text(f'{{"step": {step}, "pairs": {8 * step}, "streams": 2}}')
     (checkpoint / TOKENIZER).write_bytes(tokenizer.read_bytes())
-    (checkpoint / MARKER).touch()
+    files = [path for path in checkpoint.rglob("*") if path.is_file()]
+    write_marker(checkpoint, {str(path.relative_to(checkpoint)): record_of(path) for path in files})
     (Path(config.run.dir) / METRICS).write_text("{}\n")
 
 
@@ -85,8 +86,11 @@ def a_damaged_checkpoint(config: Config, folder: Path) -> None:
     (checkpoint_path(Path(config.run.dir), 5) / PROGRESS).write_text("{")
 
 
-def resume_from_nothing(config: Config, folder: Path) -> None:
-    config.resume = str(folder / "nothing")
+def set_to_top(name: str, value: str) -> Callable[[Config, Path], None]:
+    def spoil(config: Config, folder: Path) -> None:
+        setattr(config, name, value.replace("DIR", str(folder)))
+
+    return spoil
 
 
 def test_a_good_run_is_told_and_nothing_is_left(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -123,8 +127,9 @@ def test_a_good_run_is_told_and_nothing_is_left(config: Config, tmp_path: Path, 
         (set_to("run.device", "gpu"), ("run.device=gpu",)),
         (a_file_in_the_way, ("the run directory", "runs: Not a directory")),
         (another_architecture, ("step-00000005", "another architecture")),
-        (a_damaged_checkpoint, ("step-00000005", "damaged")),
-        (resume_from_nothing, ("resume=", "no complete checkpoint there")),
+        (a_damaged_checkpoint, ("none of the 1 checkpoints", "progress.json has 1 bytes")),
+        (set_to_top("init_from", "DIR/nothing"), ("init_from=", "no complete checkpoint there")),
+        (set_to_top("resume", "DIR/nothing"), ("resume=", "no complete checkpoint there")),
     ],
 )
 def test_what_would_end_a_run_is_one_line_and_nothing_is_left(
@@ -139,7 +144,7 @@ def test_what_would_end_a_run_is_one_line_and_nothing_is_left(
     assert dry_run(config) == 2
     said = capsys.readouterr()
     assert said.out == ""
-    first, *rest = said.err.splitlines()
+    first, *rest = [line for line in said.err.splitlines() if not line.startswith("WARNING: ")]
     assert first.startswith("error: ")
     assert all(part in first for part in parts), first
     assert rest == ["checked for one process: WORLD_SIZE=N before the command checks for N of them"]
@@ -183,6 +188,17 @@ def test_a_run_that_goes_on_says_from_where(config: Config, tmp_path: Path):
     assert dict(found.rows)["run"] == "going on from step 7, 993 steps are left"
     # The next checkpoint takes the second place of two, and one is written before the first goes.
     assert found.disk == 2 * checkpoint_bytes(config)
+
+
+def test_a_run_that_begins_with_the_weights_of_another_has_its_tokenizer(config: Config, tmp_path: Path):
+    saved(config, 7, tmp_path / "t.model")
+    old, config.run.dir, config.data.tokenizer = config.run.dir, str(tmp_path / "runs" / "next"), None
+    config.init_from = old
+    rows = dict(examine(config, 1).rows)
+    assert rows["run"] == f"new, 1000 steps, with the weights of {checkpoint_path(Path(old), 7)}"
+    assert rows["tokenizer"].startswith(str(checkpoint_path(Path(old), 7) / TOKENIZER))
+    config.model.width *= 2
+    assert "another architecture" in " ".join(examine(config, 1).problems)
 
 
 def test_a_resume_keeps_the_streams_of_its_data(config: Config, tmp_path: Path):

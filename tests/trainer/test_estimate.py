@@ -12,8 +12,6 @@ from trainer.estimate import (
     STATE_BYTES,
     checkpoint_bytes,
     estimate_memory,
-    estimate_sent,
-    local_pairs,
     readable_bytes,
 )
 
@@ -75,31 +73,6 @@ def test_checkpointing_keeps_less_and_offloading_still_less():
         for how in ("none", "blocks", "offload")
     ]
     assert kept[0] > 3 * kept[1] > 3 * kept[2] > 0
-
-
-def test_a_step_sends_each_token_there_and_back_twice():
-    config = compose_config(["model=limoe_b16", "parallel.expert_parallel=8", "train.batch_size=512", "train.accumulate=2"])
-    pairs = local_pairs(config, 8)
-    assert pairs == 32
-    tokens = pairs * (196 + 16)  # a capacity factor of 1: as many slots as tokens
-    sent = estimate_sent(config, 8)
-    assert sent.experts == pytest.approx(2 * 6 * 4 * tokens * 768 * 2 * 7 / 8)
-    assert sent.embeddings == pytest.approx(2 * 2 * pairs * 2 * 768 * 4 * 7)
-    recomputed = compose_config(["model=limoe_b16", "parallel.expert_parallel=8", "train.activation_checkpointing=blocks"])
-    stored = compose_config(["model=limoe_b16", "parallel.expert_parallel=8"])
-    assert estimate_sent(recomputed, 8).experts == pytest.approx(1.5 * estimate_sent(stored, 8).experts)
-
-
-@pytest.mark.parametrize(("stage", "accumulate", "times"), [(1, 1, 3), (1, 4, 3), (2, 4, 9), (3, 1, 3), (3, 4, 12)])
-def test_zero_sends_weights_and_gradients(stage: int, accumulate: int, times: int):
-    config = compose_config(["model=dense_tiny", f"parallel.zero_stage={stage}", f"train.accumulate={accumulate}"])
-    total, _ = counted(["model=dense_tiny"])
-    assert estimate_sent(config, 4).zero == pytest.approx(times * 2 * total * 3 / 4)
-
-
-def test_one_process_sends_nothing():
-    sent = estimate_sent(compose_config([]), 1)
-    assert (sent.experts, sent.zero, sent.embeddings) == (0, 0, 0)
 
 
 def test_a_checkpoint_has_a_weight_and_two_moments_of_each_parameter():

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from trainer.checkpoint import CONFIG, MARKER, checkpoint_path
+from trainer.checkpoint_files import CONFIG, MARKER, checkpoint_path
 from trainer.config import Config
 from trainer.errors import UserError
 from trainer.evaluate import read_arguments
+from trainer.layout import check_evaluation, check_layout
 
 
 @pytest.fixture
@@ -62,3 +63,10 @@ def test_a_damaged_configuration_is_named(run_dir: Path):
     path.write_text("a: [")
     with pytest.raises(UserError, match="no configuration of a run"):
         read_arguments([f"run={run_dir}"])
+
+
+def test_a_run_is_evaluated_on_processes_that_its_training_batch_does_not_fit(run_dir: Path):
+    _, config = read_arguments([f"run={run_dir}", "eval.batch_size=6"])
+    with pytest.raises(UserError, match="not divisible by 3 processes"):
+        check_layout(config, 3)
+    check_evaluation(config, 3)

@@ -8,7 +8,7 @@ import torch
 
 from trainer.config import Config
 from trainer.errors import UserError
-from trainer.layout import check_layout, layout_rows
+from trainer.layout import check_evaluation, check_layout, layout_rows
 from trainer.processes import Processes
 
 
@@ -80,6 +80,9 @@ def test_what_can_run_is_let_through(world: int, values: dict[str, Any]):
         (1, {"model__expert_layers": [1, 1]}, ("model.expert_layers=[1, 1]", "twice")),
         (1, {"train__precision": "fp16"}, ("train.precision=fp16", "bf16 or fp32")),
         (1, {"train__activation_checkpointing": "all"}, ("train.activation_checkpointing=all", "none, blocks or offload")),
+        (1, {"data__mean": [0.5]}, ("data.mean=[0.5]", "three")),
+        (1, {"data__std": [0.5, 0.5, float("nan")]}, ("data.std", "three")),
+        (1, {"data__std": [0.5, 0.5, 0.0]}, ("data.std=[0.5, 0.5, 0.0]", "above 0")),
         (1, {"train__steps": 0}, ("train.steps=0",)),
         (1, {"train__max_nonfinite_steps": 0}, ("train.max_nonfinite_steps=0",)),
         (1, {"optim__lr": 0.0}, ("optim.lr=0.0",)),
@@ -88,7 +91,12 @@ def test_what_can_run_is_let_through(world: int, values: dict[str, Any]):
         (1, {"optim__clip_norm": -1.0}, ("optim.clip_norm=-1.0",)),
         (1, {"log__every": -1}, ("log.every=-1",)),
         (1, {"checkpoint__every_minutes": -1.0}, ("checkpoint.every_minutes=-1.0",)),
+        (1, {"parallel__lost_after_seconds": 0.0}, ("parallel.lost_after_seconds=0.0",)),
         (1, {"checkpoint__keep": 0}, ("checkpoint.keep=0",)),
+        (1, {"checkpoint__keep_every": 0}, ("checkpoint.keep_every=0",)),
+        (1, {"checkpoint__best_mode": "most"}, ("checkpoint.best_mode=most", "max or min")),
+        (1, {"checkpoint__on_failure": "retry"}, ("checkpoint.on_failure=retry", "stop or continue")),
+        (1, {"checkpoint__timeout_minutes": 0.0}, ("checkpoint.timeout_minutes=0.0",)),
         (1, {"seed": -1}, ("seed=-1",)),
         (1, {"run__name": ""}, ("run.name",)),
     ],
@@ -99,6 +107,23 @@ def test_what_cannot_run_is_refused_in_one_line(world: int, values: dict[str, An
     told = str(caught.value)
     assert "\n" not in told
     assert all(part in told for part in parts), told
+
+
+@pytest.mark.parametrize(
+    ("values", "part"),
+    [
+        ({"eval__batch_size": 256}, "eval.batch_size=256"),
+        ({"parallel__expert_parallel": 2}, "parallel.expert_parallel=2"),
+        ({"train__precision": "fp16"}, "train.precision=fp16"),
+        ({"model__heads": 3}, "model.heads=3"),
+        ({"data__std": [1.0]}, "data.std"),
+    ],
+)
+def test_an_evaluation_asks_for_what_it_needs_and_no_training_batch(values: dict[str, Any], part: str):
+    good = {"eval__batch_size": 9, "train__batch_size": 7, "train__accumulate": 5}
+    check_evaluation(config_with(**good), world=3)
+    with pytest.raises(UserError, match=part):
+        check_evaluation(config_with(**good | values), world=3)
 
 
 @pytest.mark.parametrize(("rank", "owned"), [(0, [0, 1, 2, 3]), (1, [4, 5, 6, 7]), (2, [0, 1, 2, 3]), (3, [4, 5, 6, 7])])

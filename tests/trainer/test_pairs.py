@@ -1,5 +1,7 @@
 """Bad data at the start of a run: one line that names the key or the file, before anything is written."""
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ import pytest
 import torch
 
 from tests.trainer.data.shards_on_disk import jpeg, pair, small_tokenizer, write_shard
-from trainer.checkpoint import TOKENIZER
+from trainer.checkpoint_files import TOKENIZER
 from trainer.config import Config
 from trainer.errors import UserError
 from trainer.pairs import find_pairs, locate_data
@@ -111,3 +113,18 @@ def test_no_retrieval_needs_no_data_val(config: Config, tmp_path: Path, caplog: 
     config.data.val, config.eval.retrieval = None, False
     find_pairs(config, tmp_path / "run", ALONE)
     assert not caplog.records
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_disk_without_room_for_the_tokenizer_is_named(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: bool
+):
+    def refuse(path: Path, content: bytes) -> int:
+        path.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    config.data.tokenizer = None if trained else config.data.tokenizer
+    with pytest.raises(UserError, match=r"^cannot write .*tokenizer\.model \(No space left on device\): make room"):
+        find_pairs(config, tmp_path / "run", ALONE)
+    assert not list((tmp_path / "run").glob("*.tmp"))

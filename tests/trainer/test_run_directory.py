@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.checkpoint import CONFIG, MARKER, TOKENIZER, checkpoint_path
+from trainer.checkpoint_files import BEST, CONFIG, MARKER, TOKENIZER, checkpoint_path, point_best_to, record_of, write_marker
 from trainer.compose import load_config
 from trainer.config import Config
 from trainer.errors import UserError
 from trainer.processes import Processes
-from trainer.run_directory import METRICS, WANDB_ID, open_run_directory, write_config
+from trainer.run_directory import METRICS, WANDB_ID, initial_weights, open_run_directory, write_config
 
 ALONE = Processes(0, 1, 0, torch.device("cpu"))
 
@@ -36,7 +36,7 @@ def saved(run_dir: Path, step: int, complete: bool = True) -> Path:
     checkpoint.mkdir(parents=True)
     (checkpoint / TOKENIZER).write_text(f"tokenizer of step {step}")
     if complete:
-        (checkpoint / MARKER).touch()
+        write_marker(checkpoint, {TOKENIZER: record_of(checkpoint / TOKENIZER)})
     (run_dir / METRICS).write_text("{}\n")
     return checkpoint
 
@@ -56,6 +56,76 @@ def test_auto_goes_on_from_the_newest_complete_checkpoint(tmp_path: Path):
     saved(tmp_path, 15, complete=False)
     assert opened(tmp_path) == newest
     assert (tmp_path / TOKENIZER).read_text() == "tokenizer of step 10"
+
+
+def damage_tokenizer(checkpoint: Path) -> None:
+    (checkpoint / TOKENIZER).write_text("tokenizer of step 77")
+
+
+DAMAGES = {
+    "changed": damage_tokenizer,
+    "shorter": lambda checkpoint: (checkpoint / TOKENIZER).write_text("tok"),
+    "gone": lambda checkpoint: (checkpoint / TOKENIZER).unlink(),
+    "no marker": lambda checkpoint: (checkpoint / MARKER).unlink(),
+    "empty marker": lambda checkpoint: (checkpoint / MARKER).write_bytes(b""),
+    "marker of something else": lambda checkpoint: (checkpoint / MARKER).write_text('["no", "records"]'),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str):
+    sound = saved(tmp_path, 5)
+    newest = saved(tmp_path, 10)
+    DAMAGES[how](newest)
+    assert opened(tmp_path) == sound
+    assert f"checkpoint {newest} is damaged and passed over: " in caplog.text
+    assert (tmp_path / "earlier-1" / newest.name).is_dir(), "it is kept, where no resume takes it for the newest"
+
+
+def test_a_run_never_starts_anew_when_all_its_checkpoints_are_damaged(tmp_path: Path):
+    for step in (5, 10):
+        damage_tokenizer(saved(tmp_path, step))
+    before = files(tmp_path)
+    with pytest.raises(UserError, match=r"none of the 2 checkpoints in .* can be read .*resume=never"):
+        open_run_directory(configured(tmp_path), ALONE)
+    assert files(tmp_path) == before
+    assert opened(tmp_path, "never") is None, "unless told so"
+    assert (tmp_path / "earlier-1" / "checkpoints" / "step-00000010" / TOKENIZER).exists()
+
+
+def test_a_damaged_checkpoint_that_was_asked_for_is_an_error(tmp_path: Path):
+    older = saved(tmp_path, 5)
+    saved(tmp_path, 10)
+    damage_tokenizer(older)
+    with pytest.raises(UserError, match=f"checkpoint {older} is damaged"):
+        open_run_directory(configured(tmp_path, str(older)), ALONE)
+
+
+def test_the_best_checkpoint_can_be_asked_for_by_that_name(tmp_path: Path):
+    best = saved(tmp_path / "old", 5)
+    saved(tmp_path / "old", 10)
+    point_best_to(best)
+    assert opened(tmp_path / "new", str(tmp_path / "old" / "checkpoints" / BEST)) == best
+
+
+def test_what_was_cut_off_in_the_middle_is_swept_up(tmp_path: Path):
+    sound = saved(tmp_path, 5)
+    for name in (".step-00000010.partial", ".step-00000002.deleted"):
+        (sound.parent / name / "state").mkdir(parents=True)
+    assert opened(tmp_path) == sound
+    assert [path.name for path in sound.parent.iterdir()] == [sound.name]
+
+
+def test_the_weights_of_another_run_come_with_their_tokenizer(tmp_path: Path):
+    checkpoint = saved(tmp_path / "old", 5)
+    config = configured(tmp_path / "new")
+    opened(tmp_path / "new")
+    config.init_from = str(tmp_path / "old")
+    assert initial_weights(config, tmp_path / "new", ALONE) == checkpoint
+    assert (tmp_path / "new" / TOKENIZER).read_text() == "tokenizer of step 5"
+    config.init_from = str(tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"init_from=.*nothing: no complete checkpoint there"):
+        initial_weights(config, tmp_path / "new", ALONE)
 
 
 def test_never_refuses_a_run_and_changes_nothing(tmp_path: Path):

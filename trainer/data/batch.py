@@ -11,6 +11,7 @@ class Batch:
 
     images: uint8 [B, 3, H, W]; texts: int64 [B, T], 0 is padding; ids: `shard/key` of each pair.
     read, bad: samples read to make this batch, and the unusable ones among them by shard.
+    lengths: usable pairs by shard, of shards that were read to their end meanwhile.
     """
 
     images: Tensor
@@ -18,6 +19,7 @@ class Batch:
     ids: list[str]
     read: int = 0
     bad: dict[str, int] = field(default_factory=dict)
+    lengths: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass

@@ -14,8 +14,11 @@ from trainer.data.batch import Batch
 from trainer.data.captions import check_captions
 from trainer.data.evaluation import evaluation_batches as evaluation_batches  # the other loader
 from trainer.data.images import decode_image
-from trainer.data.order import Pair, Stream, choose_streams
+from trainer.data.order import choose_streams
+from trainer.data.progress import DataProgress, ShardLengths, add_counts, keep_longest
+from trainer.data.reading import Pair
 from trainer.data.samples import Unusable
+from trainer.data.stream import Stream
 from trainer.data.tokenizer import Tokenizer
 from trainer.data.transforms import least_side, random_crop
 from trainer.data.workers import WorkerIterator
@@ -38,7 +41,8 @@ class _Plan:
     pairs_per_stream: int  # of one batch
     streams_per_reader: int
     first_reader: int  # of this rank
-    start_batch: int
+    start: int  # pairs of each stream
+    lengths: dict[str, int]
     shuffle_buffer: int
     caption_key: str | None
     crop_scale: tuple[float, ...]
@@ -50,13 +54,15 @@ class TrainingLoader:
     """This rank's part of endless global batches.
 
     The rows of all ranks in rank order are the same for every number of ranks and workers that has the same `streams`.
-    `read` and `bad` (by shard) count the samples read so far by this rank and the unusable ones among them.
+    `read` and `bad` (by shard) count the samples read so far by this rank and the unusable ones among them; what was counted
+    before a resume is rank 0's.
     """
 
-    def __init__(self, plan: _Plan, workers: int) -> None:
+    def __init__(self, plan: _Plan, workers: int, before: DataProgress) -> None:
         self.streams = plan.streams
-        self.read = 0
-        self.bad: dict[str, int] = {}
+        self.read = before.read
+        self.bad = dict(before.bad)
+        self._lengths: dict[str, int] = {}  # learned since the last report
         self._parts_per_batch = max(1, workers)
         read = functools.partial(_read_parts, plan)
         self._parts: Iterator[Batch] = WorkerIterator(read, workers) if workers else read(0)
@@ -67,8 +73,14 @@ class TrainingLoader:
     def __next__(self) -> Batch:
         batch = _join([next(self._parts) for _ in range(self._parts_per_batch)])
         self.read += batch.read
-        _add(self.bad, batch.bad)
+        add_counts(self.bad, batch.bad)
+        keep_longest(self._lengths, batch.lengths)
         return batch
+
+    def report(self) -> DataProgress:
+        """This rank's counters, and the shard lengths it learned since the last report: its part of what a checkpoint keeps."""
+        lengths, self._lengths = self._lengths, {}
+        return DataProgress(self.read, dict(self.bad), lengths)
 
     def close(self) -> None:
         """Stop the workers; there are no batches after this."""
@@ -88,14 +100,19 @@ def training_loader(
     rank: int,
     world: int,
     seed: int,
-    start_batch: int = 0,
+    start: int = 0,
+    progress: DataProgress | None = None,
 ) -> TrainingLoader:
     """Rank `rank`'s loader of global batches of `batch_size` pairs, of which each rank has `batch_size / world`.
 
-    `start_batch=n` goes on as if n batches had been drawn; nothing before is decoded. Raises UserError when shards, batch,
-    ranks and workers do not fit together, or the shards hold no captions. Samples that cannot be used are replaced: one
-    without image or caption by the one after it, an image that cannot be decoded by a copy of a later pair of its stream.
+    `start=n` goes on as if n pairs had been drawn over all ranks, in batches of whatever size that `streams` divides; nothing
+    before is decoded. `progress` is what all ranks learned by then: its counters go on, and of the shards whose lengths it has
+    only those are read that still have pairs to give. Raises UserError when shards, batch, ranks and workers do not fit
+    together, or the shards hold no captions; drawing batches does for a shard that has become shorter. Samples that cannot be
+    used are replaced: one without image or caption by the one after it, an image that cannot be decoded by a copy of a later
+    pair of its stream.
     """
+    progress = progress or DataProgress()
     streams = check_reading(data, len(shards), batch_size, world)
     check_captions(shards, data.caption_key)
     plan = _Plan(
@@ -108,14 +125,15 @@ def training_loader(
         pairs_per_stream=batch_size // streams,
         streams_per_reader=streams // (world * max(1, data.workers)),
         first_reader=rank * max(1, data.workers),
-        start_batch=start_batch,
+        start=start // streams,
+        lengths=progress.lengths,
         shuffle_buffer=data.shuffle_buffer,
         caption_key=data.caption_key,
         crop_scale=tuple(data.crop_scale),
         crop_ratio=tuple(data.crop_ratio),
         flip=data.flip,
     )
-    return TrainingLoader(plan, data.workers)
+    return TrainingLoader(plan, data.workers, progress if rank == 0 else DataProgress())
 
 
 def check_reading(data: DataConfig, shards: int, batch_size: int, world: int) -> int:
@@ -156,17 +174,16 @@ def _check_range(values: list[float], key: str, most: float) -> None:
 def _read_parts(plan: _Plan, worker: int) -> Iterator[Batch]:
     """The endless parts of the batches that one reader makes: its streams' pairs, stream after stream."""
     first = (plan.first_reader + worker) * plan.streams_per_reader
+    lengths = ShardLengths(plan.lengths)
     streams = [
-        Stream(plan.shards, plan.seed, number, plan.streams, plan.shuffle_buffer, plan.caption_key)
+        Stream(plan.shards, plan.seed, number, plan.streams, plan.shuffle_buffer, plan.caption_key, plan.start, lengths)
         for number in range(first, first + plan.streams_per_reader)
     ]
-    for stream in streams:
-        stream.skip(plan.start_batch * plan.pairs_per_stream)
     while True:
-        yield _part(plan, streams)
+        yield _part(plan, streams, lengths)
 
 
-def _part(plan: _Plan, streams: list[Stream]) -> Batch:
+def _part(plan: _Plan, streams: list[Stream], lengths: ShardLengths) -> Batch:
     images, captions, ids = [], [], []
     for stream in streams:
         for image, caption, pair_id in _prepared(plan, stream):
@@ -177,7 +194,8 @@ def _part(plan: _Plan, streams: list[Stream]) -> Batch:
     for stream in streams:
         tally = stream.tally.take()
         batch.read += tally.read
-        _add(batch.bad, tally.bad)
+        add_counts(batch.bad, tally.bad)
+    batch.lengths = lengths.take_news()
     return batch
 
 
@@ -227,10 +245,6 @@ def _join(parts: list[Batch]) -> Batch:
         sum(part.read for part in parts),
     )
     for part in parts:
-        _add(batch.bad, part.bad)
+        add_counts(batch.bad, part.bad)
+        keep_longest(batch.lengths, part.lengths)
     return batch
-
-
-def _add(total: dict[str, int], more: Mapping[str, int]) -> None:
-    for shard, number in more.items():
-        total[shard] = total.get(shard, 0) + number

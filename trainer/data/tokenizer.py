@@ -25,9 +25,11 @@ class Tokenizer:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except (RuntimeError, ValueError, TypeError):
             raise UserError("not a SentencePiece model") from None
-        self._end: int = self._processor.eos_id()
-        if self._end <= 0:
+        if self._processor.eos_id() < 0:
             raise UserError("a SentencePiece model without an end-of-text token (</s>): train it with eos_id=2")
+        # Others' models often use 0 for a token (by default for the unknown), which would be masked: their ids move up by one.
+        self._shift = int(self._processor.pad_id() != PADDING)
+        self._end: int = self._processor.eos_id() + self._shift
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -43,21 +45,21 @@ class Tokenizer:
 
     @property
     def vocabulary(self) -> int:
-        """The number of token ids."""
-        return int(self._processor.vocab_size())
+        """The number of token ids, that of padding counted."""
+        return int(self._processor.vocab_size()) + self._shift
 
     def __call__(self, texts: Sequence[str], length: int) -> Tensor:
         """Token ids int64 `[n, length]`. The end-of-text token is the last one of every text, also of a truncated one."""
         ids = torch.full((len(texts), length), PADDING, dtype=torch.int64)
         # One thread: a loader worker has one core, and the texts are short.
         for row, tokens in enumerate(self._processor.encode(list(texts), out_type=int, num_threads=1) if texts else []):
-            kept = [*tokens[: length - 1], self._end]
+            kept = [*(token + self._shift for token in tokens[: length - 1]), self._end]
             ids[row, : len(kept)] = torch.tensor(kept)
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, as the tokenizer has normalised it; padding and end-of-text are left out."""
-        return str(self._processor.decode([int(token) for token in ids if token not in (PADDING, self._end)]))
+        return str(self._processor.decode([int(token) - self._shift for token in ids if token not in (PADDING, self._end)]))
 
     def __getstate__(self) -> bytes:
         return self.model
@@ -107,5 +109,8 @@ def train_tokenizer(captions: Iterable[str], path: str | Path, vocabulary: int, 
 def _write_whole(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    unfinished.write_bytes(content)
-    unfinished.replace(path)
+    try:
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """How far a run is: one live bar on a terminal, now and then a plain line elsewhere."""
 
 import contextlib
+import logging
 import math
 import sys
 import time
@@ -17,6 +18,7 @@ from rich.text import Text
 
 from trainer.errors import UserError, did_you_mean
 
+_log = logging.getLogger(__name__)
 _MODES = ("auto", "bar", "lines", "none")
 _REFRESHES_PER_SECOND = 4
 _MIN_BAR, _MAX_BAR = 10, 40  # characters
@@ -79,14 +81,19 @@ class Progress:
         """Tell that `step` steps are done; cheap enough for every step.
 
         loss: of the step; success: the routed share of the tokens, 0 to 1, by modality (empty for a dense model). What is None
-        stays as it was last told. report: print a line, when lines are what is printed.
+        stays as it was last told. report: keep a line in the log, and print it when lines are what is printed.
         """
         self._status.update(step, loss, success, pairs_per_second)
-        if report and self.mode == "lines":
-            _print_line(self._status.line())
+        if not report:
+            return
+        line = self._status.line()
+        _log.info("%s", line)
+        if self.mode == "lines":
+            _print_line(line)
 
     def message(self, text: str) -> None:
-        """Print a text above the bar, or as a line; nothing when the mode is "none"."""
+        """Print a text above the bar, or as a line; only keep it in the log when the mode is "none"."""
+        _log.info("%s", text)
         if self._live is not None:
             self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
         elif self.mode != "none":

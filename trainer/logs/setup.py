@@ -12,6 +12,13 @@ class _StandardError(logging.Handler):
         print(self.format(record), file=sys.stderr, flush=True)
 
 
+class _File(logging.FileHandler):
+    """A disk without room for the log is no reason to fill the terminal with tracebacks."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Let the line go."""
+
+
 def log_to_terminal(rank: int) -> None:
     """Warnings of this rank on standard error, a line each."""
     root = logging.getLogger()
@@ -23,13 +30,13 @@ def log_to_terminal(rank: int) -> None:
     who = "" if rank == 0 else f" (rank {rank})"
     terminal.setFormatter(logging.Formatter(f"%(levelname)s{who}: %(message)s"))
     root.addHandler(terminal)
-    for chatty in ("wandb", "git", "urllib3", "fsspec"):
+    for chatty in ("wandb", "git", "urllib3", "fsspec", "compilers"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def log_to_file(run_dir: Path, rank: int) -> None:
     """Rank 0 also keeps all lines in `train.log`, appended over resumes."""
     if rank == 0:
-        handler = logging.FileHandler(run_dir / "train.log")
+        handler = _File(run_dir / "train.log")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logging.getLogger().addHandler(handler)

@@ -1,13 +1,11 @@
-"""Canonical streams: their number, their order, their position."""
+"""Canonical streams: their number, and the shards of each."""
 
 from collections import Counter
 from itertools import islice
-from pathlib import Path
 
 import pytest
 
-from tests.trainer.data.shards_on_disk import write_shard, write_shards
-from trainer.data.order import Stream, choose_streams, stream_shards
+from trainer.data.order import choose_streams, stream_shards
 from trainer.errors import UserError
 
 
@@ -54,56 +52,3 @@ def test_streams_share_every_epoch_of_the_shards() -> None:
         assert Counter(shard for stream in streams for number, shard in stream if number == epoch) == Counter(shards)
     orders = [[shard for number, shard in islice(stream_shards(shards, 7, 0, 1), 20) if number == epoch] for epoch in range(2)]
     assert orders[0] != orders[1]
-
-
-def take(stream: Stream) -> str:
-    return stream.next()[0].id
-
-
-@pytest.mark.parametrize("buffer", [0, 1, 4, 100])
-def test_a_stream_has_each_sample_once_an_epoch(tmp_path: Path, buffer: int) -> None:
-    shards = write_shards(tmp_path, 3, 7)
-    stream = Stream(shards, 1, 0, 1, buffer)
-    epochs = [[take(stream) for _ in range(21)] for _ in range(3)]
-    assert all(len(set(epoch)) == 21 for epoch in epochs)
-    assert set(epochs[0]) == set(epochs[1]) == set(epochs[2])
-    assert epochs[0] != epochs[1]
-
-
-def test_the_buffer_shuffles_within_and_across_shards(tmp_path: Path) -> None:
-    shards = write_shards(tmp_path, 2, 30)
-    stream = Stream(shards, 1, 0, 1, 40)
-    keys = [take(stream) for _ in range(60)]
-    by_shard = [[key for key in keys if key.startswith(shard)] for shard in shards]
-    assert all(keys_of_one != sorted(keys_of_one) for keys_of_one in by_shard)
-    assert len({key.rsplit("/", 1)[0] for key in keys[:30]}) == 2
-
-
-def test_skipping_is_the_same_as_taking(tmp_path: Path) -> None:
-    shards = write_shards(tmp_path, 3, 7)
-    taken, skipped = Stream(shards, 1, 0, 2, 5), Stream(shards, 1, 0, 2, 5)
-    for _ in range(17):
-        take(taken)
-    skipped.skip(17)
-    assert skipped.tally.read == 0
-    for _ in range(20):
-        (pair, rng), (other_pair, other_rng) = taken.next(), skipped.next()
-        assert pair == other_pair
-        assert rng.random() == other_rng.random()
-
-
-def test_a_stream_without_a_usable_pair_gives_up(tmp_path: Path) -> None:
-    bare = [write_shard(tmp_path / f"{index}.tar", [{"cls": 1}] * 3) for index in range(4)]
-    with pytest.raises(UserError, match="shards in a row without one usable pair"):
-        Stream(bare, 1, 0, 2, 5).next()
-
-
-def test_some_shards_may_be_lost_in_mid_training(tmp_path: Path) -> None:
-    shards = write_shards(tmp_path, 4, 5)
-    Path(shards[2]).unlink()
-    stream = Stream(shards, 1, 0, 1, 3)
-    ids = {take(stream) for _ in range(30)}
-    assert len(ids) == 15
-    tally = stream.tally.take()
-    assert tally.bad == {shards[2]: tally.bad.total()}
-    assert tally.read == 30 + tally.bad.total()

@@ -1,9 +1,11 @@
 """The tokenizer."""
 
+import io
 import pickle
 from pathlib import Path
 
 import pytest
+import sentencepiece
 
 from trainer.data.tokenizer import END, PADDING, Tokenizer, train_tokenizer
 from trainer.errors import UserError
@@ -47,6 +49,25 @@ def test_it_survives_pickling_and_the_file(tokenizer: Tokenizer, tmp_path: Path)
     train_tokenizer(CAPTIONS, path, 100)
     assert Tokenizer.load(path)(CAPTIONS, 12).tolist() == expected  # the same captions give the same tokenizer
     assert [file.name for file in tmp_path.iterdir()] == ["t.model"]
+
+
+def test_no_token_of_a_model_trained_elsewhere_is_taken_for_padding(tmp_path: Path) -> None:
+    trained = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CAPTIONS), model_writer=trained, vocab_size=60, hard_vocab_limit=False, minloglevel=2
+    )
+    elsewhere = sentencepiece.SentencePieceProcessor(model_proto=trained.getvalue())
+    assert (elsewhere.unk_id(), elsewhere.pad_id()) == (0, -1)  # sentencepiece's defaults
+    (tmp_path / "theirs.model").write_bytes(trained.getvalue())
+    tokenizer = Tokenizer.load(tmp_path / "theirs.model")
+    assert tokenizer.vocabulary == elsewhere.vocab_size() + 1
+    caption = "a red \u661f"
+    assert elsewhere.unk_id() in elsewhere.encode(caption)
+    ids = tokenizer([caption, "a small green star"], 30).tolist()
+    assert [[token for token in row if token != PADDING] for row in ids] == [
+        [token + 1 for token in [*elsewhere.encode(text), elsewhere.eos_id()]] for text in (caption, "a small green star")
+    ]
+    assert tokenizer.decode(ids[1]) == "a small green star"
 
 
 def test_errors(tmp_path: Path) -> None:

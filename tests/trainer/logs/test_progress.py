@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import math
 import os
 import pty
@@ -55,6 +56,16 @@ def test_lines_are_printed_when_told_to_report(capsys):
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("step 2/10  loss nan  5.0 pairs/s  ")
     assert out[1:] == ["saved [x]"]
+
+
+@pytest.mark.parametrize("mode", ["lines", "none"])
+def test_what_is_reported_and_said_stays_in_the_log(caplog: pytest.LogCaptureFixture, mode: str):
+    caplog.set_level(logging.INFO, "trainer")
+    with Progress.start(10, 0, mode) as progress:
+        progress.update(1, loss=3.0, success={}, pairs_per_second=5.0)
+        progress.update(2, loss=2.5, success={}, pairs_per_second=5.0, report=True)
+        progress.message("saved 100% of it")
+    assert [line.split("  ")[0] for line in caplog.messages] == ["step 2/10", "saved 100% of it"]
 
 
 def test_auto_prints_lines_where_there_is_no_terminal(capsys):

@@ -1,0 +1,15 @@
+#!/bin/bash
+# In Python's place where only the batch script is looked at. Start n of the job does what the n-th word of PLAY says:
+#   CODE[:STEP:SAVED]   end with an exit code, with the position that a run would have left
+#   wait                end when a signal comes, as a run does: saved, 85
+#   deaf                be killed by it, as a run is that has not come as far as listening
+[ "${*: -1}" != run.dry=true ] || exit 0  # nothing is wrong with the job
+echo "start ${SLURM_RESTART_COUNT:-0} of rank $SLURM_PROCID:$(printf ' <%s>' "$@")"
+read -ra play <<< "$PLAY"
+IFS=: read -r what step saved <<< "${play[${SLURM_RESTART_COUNT:-0}]}"
+[ -z "$step" ] || echo "$step $saved running" > "$LIMOE_POSITION"
+case $what in
+  wait) trap 'echo "7 7 85" > "$LIMOE_POSITION"; exit 85' USR1 TERM ;;&
+  wait | deaf) echo ready; while :; do sleep 0.1; done ;;
+esac
+exit "$what"

@@ -1,0 +1,130 @@
+"""What the batch script makes of each way a job can end. The jobs run at once; a stand-in takes the program's place."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.slurm_lab import STAND_IN, Job, SlurmLab
+
+pytestmark = pytest.mark.cluster
+
+
+@dataclass(frozen=True)
+class Case:
+    """play: what the program does at each start; act: what befalls the job once it is ready."""
+
+    play: str
+    starts: int
+    state: str
+    code: str
+    says: str
+    options: list[str] = field(default_factory=list)
+    act: Callable[[SlurmLab, Job], object] = lambda lab, job: None
+    variables: dict[str, str] = field(default_factory=dict)
+
+
+def command(*words: str) -> Callable[[SlurmLab, Job], object]:
+    """Have the head run a command on the job."""
+    return lambda lab, job: lab.call("exec", *words, job.number)
+
+
+def preempt(lab: SlurmLab, job: Job) -> None:
+    """An urgent job takes the node."""
+    lab.call("exec", "sbatch", "--partition=urgent", "--nodelist=node4", "--exclusive", "--output=/dev/null", "--wrap=sleep 3")
+
+
+TWO_CRASHES = {"LIMOE_MAX_CRASHES": "2"}
+CASES = {
+    "finished": Case("0", 1, "COMPLETED", "0:0", "start 0: 1 task(s)"),
+    "mistake": Case("2", 1, "FAILED", "2:0", "not requeued: there is something to mend"),
+    "interrupted": Case("130:5:5", 1, "FAILED", "130:0", "interrupted and saved at step 5: not requeued"),
+    "stopped": Case("85:5:5 0", 2, "COMPLETED", "0:0", "stopped and saved at step 5: requeued"),
+    "not to be requeued": Case("85:5:5", 1, "FAILED", "85:0", "not requeued, as this job asks", ["--no-requeue"]),
+    "crash": Case("1:7:5 0", 2, "COMPLETED", "0:0", "crash 1 of at most 3 at step 7, exit code 1: requeued"),
+    "the same crash": Case(
+        "1:7:5 1:7:5 0",
+        2,
+        "FAILED",
+        "1:0",
+        "error: crashed 2 times without a new checkpoint (the last is of step 5; at step 7 7), exit code 1: not requeued",
+        variables=TWO_CRASHES,
+    ),
+    "crashes between checkpoints": Case(
+        "1:7:5 1:9:8 1:12:11 0", 4, "COMPLETED", "0:0", "crash 1 of at most 2 at step 12", variables=TWO_CRASHES
+    ),
+    "signal to the tasks": Case(
+        "wait 0", 2, "COMPLETED", "0:0", "stopped and saved at step 7: requeued", act=command("scancel", "--signal=USR1")
+    ),
+    "signal to the shell": Case(
+        "wait 0", 2, "COMPLETED", "0:0", "stopped and saved at step 7", act=command("scancel", "--batch", "--signal=USR1")
+    ),
+    # A limit nearer than the warning: the signal comes at once.
+    "time limit": Case("wait 0", 2, "COMPLETED", "0:0", "stopped and saved at step 7: requeued", ["--time=2"]),
+    "signal too early": Case(
+        "deaf 0",
+        2,
+        "COMPLETED",
+        "0:0",
+        "asked to stop before it could save: requeued",
+        act=command("scancel", "-b", "-s", "USR1"),
+    ),
+    "requeued by a person": Case(
+        "wait 0", 2, "COMPLETED", "0:0", "SLURM is ending this job itself", act=command("scontrol", "requeue")
+    ),
+    "cancelled": Case("wait 0", 1, "CANCELLED", "85:0", "SLURM is ending this job itself", act=command("scancel")),
+    "preempted": Case("wait 0", 2, "COMPLETED", "0:0", "saved at step 7", ["--nodelist=node4", "--exclusive"], act=preempt),
+}
+OVERRIDES = ["data.train=/x/{000..003}.tar", "run.name=a b", "log.project='\"q\"'", "$HOME", "*"]
+
+
+@pytest.fixture(scope="module")
+def jobs(lab: SlurmLab, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
+    """A job a case: submitted, and with what befalls it."""
+    folder = tmp_path_factory.mktemp("jobs")
+    submitted = {}
+    for name, case in CASES.items():
+        options = ["--ntasks=1", *(case.options if "--exclusive" in case.options else ["--exclude=node4", *case.options])]
+        variables = {"LIMOE_PYTHON": str(STAND_IN), "PLAY": case.play} | case.variables
+        submitted[name] = lab.submit(folder, options, OVERRIDES, **variables)
+    for name, case in CASES.items():
+        if case.play.startswith(("wait", "deaf")):
+            lab.wait_for_line(submitted[name], "ready")
+        case.act(lab, submitted[name])
+    return submitted
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_job_ends_as_it_should(lab: SlurmLab, jobs: dict[str, Job], name: str):
+    case, job = CASES[name], jobs[name]
+    ended = lab.end(job)
+    text = job.text()
+    assert (ended["JobState"], ended["ExitCode"]) == (case.state, case.code), text
+    assert int(ended["Restarts"]) == case.starts - 1, text
+    assert text.count("of rank 0:") == case.starts, text
+    assert case.says in text
+    assert text.count(": requeued\n") <= case.starts - 1
+
+
+def test_overrides_arrive_as_they_were_typed(lab: SlurmLab, jobs: dict[str, Job]):
+    lab.end(jobs["finished"])
+    assert "start 0 of rank 0: <-m> <trainer.train> " + " ".join(f"<{word}>" for word in OVERRIDES) in jobs["finished"].text()
+
+
+def test_without_scontrol_the_exit_code_and_a_line_remain(lab: SlurmLab, tmp_path: Path):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for tool in ("bash", "srun", "mkdir", "touch", "find", "tail", "grep", "sort", "head", "sleep", "cat", "timeout"):
+        (tools / tool).symlink_to(f"/usr/bin/{tool}")
+    variables = {"LIMOE_PYTHON": str(STAND_IN), "PLAY": "85:5:5"}
+    job = lab.submit(tmp_path, ["--ntasks=1", f"--export=ALL,PATH={tools}"], [], **variables)
+    ended = lab.end(job)
+    assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "85:0"), job.text()
+    assert "stopped and saved at step 5, but scontrol is not here to requeue the job" in job.text()
+
+
+def test_a_folder_that_is_not_the_project_is_named(lab: SlurmLab, tmp_path: Path):
+    job = lab.submit(tmp_path, [], [], LIMOE_HOME=str(tmp_path))
+    assert lab.end(job)["ExitCode"] == "2:0"
+    assert f"error: {tmp_path} is not the project's folder" in job.text()

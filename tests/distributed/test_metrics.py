@@ -1,0 +1,135 @@
+"""What a run measures and leaves behind: names that scripts and dashboards depend on, when they come, and that they are right."""
+
+import json
+from pathlib import Path
+from typing import cast
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.auxiliary import RoutingSums
+from model.limoe import LIMoE
+from model.objective import training_losses
+from model.peers import SingleProcess
+from model.stream import MODALITIES
+from tests.distributed.setups import BATCH, Layout, TinyRun, batch, rows_of, tiny
+from tests.distributed.spawn import run_distributed
+from tests.distributed.test_runs import COMMON, TWO, run_program
+from trainer.config import Config
+from trainer.data.batch import Batch
+from trainer.data.loader import TrainingLoader
+from trainer.data.transforms import normalise
+from trainer.processes import Processes
+from trainer.schedule import learning_rate
+from trainer.training import StepReport, Trainer
+
+pytestmark = pytest.mark.slow
+
+ACCUMULATE = 2
+# Half the wanted slots, so that the routing success is far from 1.
+LAYOUT = Layout(2, 2, 2).with_(train__accumulate=ACCUMULATE, router__capacity_factor=0.5)
+
+
+def pairs(micro: int, config: Config) -> tuple[Tensor, Tensor]:
+    """Pixels and tokens of one micro-batch over all processes."""
+    images, texts = batch(0, config, micro)
+    return (images.clamp(-1, 1) * 127.5 + 127.5).to(torch.uint8), texts
+
+
+class Batches:
+    """A TrainingLoader that gives this rank's rows of the micro-batches of one step."""
+
+    def __init__(self, run: TinyRun) -> None:
+        self.read = 0
+        self.bad: dict[str, int] = {}
+        self._run = run
+        self._micro = 0
+
+    def __next__(self) -> Batch:
+        """The next micro-batch."""
+        pixels, texts = rows_of(self._run.processes.rank, self._run.processes.world, *pairs(self._micro, self._run.config))
+        self._micro += 1
+        return Batch(pixels, texts, [""] * len(texts))
+
+
+def take_a_step(processes: Processes) -> StepReport:
+    """The report of the first step."""
+    run = TinyRun(tiny(LAYOUT), processes)
+    return Trainer(run.config, run.engine, cast(TrainingLoader, Batches(run)), run.progress, processes, run.peers).step()
+
+
+def test_a_step_reports_what_one_process_computes_over_all_its_micro_batches():
+    first, second = run_distributed(take_a_step, LAYOUT.world)
+    timed = {name for name in first.metrics if name.startswith("perf/")}
+    assert {name: first.metrics[name] for name in first.metrics.keys() - timed} == {
+        name: second.metrics[name] for name in second.metrics.keys() - timed
+    }
+    config = tiny(LAYOUT)
+    config.router.group_size = BATCH // ACCUMULATE // LAYOUT.world  # one process drops what the ranks drop
+    model = LIMoE(config.model, config.router).initialise(config.seed)
+    contrastive, auxiliary, parts, sums = [], [], [], []
+    for micro in range(ACCUMULATE):
+        pixels, texts = pairs(micro, config)
+        output = model(normalise(pixels, config.data.mean, config.data.std, torch.float32), texts)
+        losses = training_losses(output, config.router.aux, config.model.experts, SingleProcess())
+        contrastive.append(losses.contrastive.item())
+        auxiliary.append(losses.auxiliary.item())
+        parts.append(losses.parts)
+        sums.append(losses.routing)
+    told = first.metrics
+    assert told["train/loss_contrastive"] == pytest.approx(sum(contrastive) / ACCUMULATE, rel=1e-5)
+    assert told["train/loss_aux"] == pytest.approx(sum(auxiliary) / ACCUMULATE, rel=1e-5)
+    assert len(parts[0]) == 6
+    for name in parts[0]:
+        assert told[f"train/aux/{name}"] == pytest.approx(sum(part[name].item() for part in parts) / ACCUMULATE, rel=1e-4)
+    assert told["train/loss"] == first.loss == pytest.approx(told["train/loss_contrastive"] + told["train/loss_aux"])
+    assert told["train/lr"] == learning_rate(config.schedule, config.optim.lr, 0, config.train.steps)
+    assert told["train/logit_scale"] == pytest.approx(config.model.initial_scale)
+    for m, name in enumerate(MODALITIES):
+        layers = [share_kept([micro[layer] for micro in sums], m) for layer in config.model.expert_layers]
+        assert told[f"routing/success/{name}"] == pytest.approx(sum(layers) / len(layers))
+        assert 0.2 < first.success[name] < 0.9, "the test needs drops"
+
+
+def share_kept(micro: list[RoutingSums], m: int) -> float:
+    """Of a modality's tokens in all micro-batches, the share that got a slot in a layer."""
+    return float(sum(sums.kept_m[m].item() for sums in micro) / sum(sums.tokens_m[m].item() for sums in micro))
+
+
+STEPS = 5
+EVERY = 2
+
+EVALUATED = [
+    *("eval/zeroshot/top1", "eval/zeroshot/top1_chance", "eval/zeroshot/colour", "eval/zeroshot/shape"),
+    "eval/zeroshot_unseen/top1",
+    *(f"eval/retrieval/{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)),
+]
+MEASURED = [
+    *("train/loss", "train/loss_contrastive", "train/loss_aux", "train/lr", "train/grad_norm", "train/logit_scale"),
+    *(f"routing/success/{name}" for name in MODALITIES),
+    *(f"routing/layer01/{what}/{name}" for what in ("success", "entropy", "experts_used") for name in MODALITIES),
+    "routing/layer01/load/max",
+    *("perf/pairs_per_second", "perf/step_seconds", "perf/data_seconds", "perf/memory_gib"),
+]
+
+
+def test_a_run_evaluates_at_its_first_and_last_step_and_between_and_leaves_all_it_should(tmp_path: Path):
+    run_dir = tmp_path / "run"
+    settings = [f"data.cache={tmp_path / 'cache'}", f"run.dir={run_dir}", f"train.steps={STEPS}", f"eval.every={EVERY}"]
+    settings += ["eval.zeroshot=null", "eval.retrieval=true", f"checkpoint.every_steps={EVERY}", "log.wandb=offline"]
+    assert run_distributed(run_program, 2, [*COMMON, *TWO, *settings]) == [0, 0]
+
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    evaluated = [row for row in rows if "eval/zeroshot/top1" in row]
+    stepped = [row for row in rows if "train/loss" in row]
+    assert [row["step"] for row in evaluated] == [0, 2, 4, STEPS]
+    assert [row["step"] for row in stepped] == list(range(1, STEPS + 1))
+    for row, names in [(row, EVALUATED) for row in evaluated] + [(row, MEASURED) for row in stepped]:
+        assert not [name for name in names if not isinstance(row.get(name), float)]
+    written = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+    assert written == ["step-00000002", "step-00000004", "step-00000005"]
+    for name in ("config.yaml", "metrics.jsonl", "tokenizer.model", "wandb_run_id"):
+        assert (run_dir / name).stat().st_size > 0, name
+    assert (run_dir / "train.log").is_file()
+    assert list((run_dir / "wandb").glob("offline-run-*/*.wandb"))

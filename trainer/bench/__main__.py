@@ -1,0 +1,72 @@
+"""Measure, and write the table: `torchrun --nproc-per-node 2 -m trainer.bench checkpoint [models=dense_s32,limoe_s32]`.
+
+Each benchmark is a module of this package with a function `bench(processes, models)` that returns Markdown on rank 0.
+"""
+
+import os
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from trainer.bench import checkpoint
+from trainer.config import Config
+from trainer.errors import UserError, did_you_mean
+from trainer.processes import Processes
+from trainer.program import exit_with, run_program
+
+BENCHMARKS = {"checkpoint": checkpoint.bench}
+FOLDER = Path("benchmarks")
+
+
+def read_arguments(arguments: list[str]) -> tuple[str, list[str]]:
+    """The benchmark, and the models to measure; [] for its own choice. Raises UserError for anything else."""
+    names = [argument for argument in arguments if not argument.startswith("models=")]
+    models = [argument.removeprefix("models=").split(",") for argument in arguments if argument.startswith("models=")]
+    if len(names) != 1 or len(models) > 1:
+        raise UserError(f"say which benchmark: python -m trainer.bench NAME [models=a,b]; NAME is {' or '.join(BENCHMARKS)}")
+    if names[0] not in BENCHMARKS:
+        raise UserError(f"no benchmark '{names[0]}'{did_you_mean(names[0], BENCHMARKS)}; choose {' or '.join(BENCHMARKS)}")
+    return names[0], models[0] if models else []
+
+
+def measure(name: str, models: list[str], processes: Processes) -> int:
+    """Run a benchmark on all ranks; rank 0 writes the table."""
+    table = BENCHMARKS[name](processes, models)
+    if processes.is_first:
+        FOLDER.mkdir(exist_ok=True)
+        path = FOLDER / f"{name}.md"
+        path.write_text(f"{table}\n{_circumstances(name, models, processes)}")
+        print(path.read_text())
+        print(f"written to {path}")
+    return 0
+
+
+def _circumstances(name: str, models: list[str], processes: Processes) -> str:
+    command = f"torchrun --nproc-per-node {processes.world} -m trainer.bench {name}"
+    if models:
+        command += f" models={','.join(models)}"
+    on_gpu = processes.device.type == "cuda"
+    device = torch.cuda.get_device_name(processes.device) if on_gpu else f"{os.cpu_count()} CPU cores ({platform.machine()})"
+    return (
+        f"Measured with `{command}`: {processes.world} processes on {device}; Python {platform.python_version()}, "
+        f"torch {torch.__version__}, DeepSpeed {version('deepspeed')}.\n"
+    )
+
+
+def main() -> None:
+    """Read the command line and measure."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        return
+    try:
+        name, models = read_arguments(sys.argv[1:])
+    except UserError as problem:
+        exit_with(problem)
+    run_program(Config(), lambda processes: measure(name, models, processes))
+
+
+if __name__ == "__main__":
+    main()

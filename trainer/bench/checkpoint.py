@@ -1,0 +1,192 @@
+"""What a checkpoint costs: seconds and bytes of saving and resuming by model size, beside DeepSpeed's own for dense models."""
+
+import gc
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from model.limoe import LIMoE
+from model.objective import training_losses
+from trainer.agree import first_reads
+from trainer.checkpoint import TrainingProgress, check_sound, load_state
+from trainer.checkpoint_files import CONFIG, TOKENIZER, checkpoint_path
+from trainer.checkpointer import Checkpointer
+from trainer.compose import compose_config
+from trainer.config import Config
+from trainer.describe import readable
+from trainer.engine import build_engine, start_deepspeed
+from trainer.model_encoder import dtype_of
+from trainer.processes import Processes
+from trainer.state import ExpertSharding, set_optimizer_state, set_weights
+
+MODELS = ["dense_s32", "limoe_s32", "dense_b32", "limoe_b32"]
+PAIRS = 8  # a process and step
+WARM_UP, STEPS = 2, 5
+COLUMNS = (
+    *("model", "parameters", "on disk", "step", "stands still", "blocking", "resume"),
+    *("DeepSpeed saves", "loads", "on disk", "stands still / DeepSpeed", "blocking / DeepSpeed"),
+)
+HEADER = f"""# Checkpoints
+
+*Stands still*: seconds that one checkpoint keeps the training from going on, all told: the copy of the state to CPU memory,
+waiting, and what the steps beside the writing took longer than those before it. *Blocking* is the same state written while the
+training waits (`checkpoint.asynchronous=false`). DeepSpeed's `save_checkpoint` blocks too; of such experts it keeps only one
+rank's, so it is measured for dense models. Ours is digested (SHA-256) and synced to the disk, DeepSpeed's is neither; a resume
+checks the digests. Same disk, same run, ZeRO stage 2, bf16, {PAIRS} pairs a process and step.
+
+| {" | ".join(COLUMNS)} |
+|{"---|" * len(COLUMNS)}
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Seconds, and bytes where it says so; None: not measured."""
+
+    model: str
+    parameters: int
+    bytes: int
+    step: float
+    still: float
+    blocking: float
+    resume: float
+    deepspeed: tuple[float, float, int] | None  # save, load, bytes
+
+
+class _Subject:
+    """A model in training on random pairs."""
+
+    def __init__(self, name: str, processes: Processes) -> None:
+        self.config = _config(name, processes)
+        self.processes = processes
+        ep = self.config.parallel.expert_parallel
+        self.peers = start_deepspeed(processes, ep)
+        self.sharding = ExpertSharding(processes, ep)
+        self.model = LIMoE(self.config.model, self.config.router, self.peers).initialise(0)
+        self.parameters = int(processes.sum(torch.tensor(float(self._own_parameters()), device=processes.device)).item())
+        self.engine: Any = build_engine(self.config, self.model, processes, self.peers)
+        model, device = self.config.model, processes.device
+        dtype = dtype_of(self.config.train.precision)
+        self.images = torch.randn(PAIRS, 3, model.image_size, model.image_size, device=device).to(dtype)
+        self.texts = torch.randint(1, model.vocabulary, (PAIRS, model.text_length), device=device)
+
+    def _own_parameters(self) -> int:
+        """This rank's experts, and on rank 0 the dense parameters."""
+        sizes = {name: parameter.numel() for name, parameter in self.model.named_parameters()}
+        experts = sum(size for name, size in sizes.items() if ".experts." in name)
+        copies = self.processes.world // self.config.parallel.expert_parallel
+        return experts // copies + (sum(sizes.values()) - experts if self.processes.is_first else 0)
+
+    def step(self) -> float:
+        """A training step; the seconds it took."""
+        started = time.perf_counter()
+        losses = training_losses(
+            self.engine(self.images, self.texts), self.config.router.aux, self.config.model.experts, self.peers
+        )
+        self.engine.backward(losses.total)
+        self.engine.step()
+        losses.total.item()
+        return time.perf_counter() - started
+
+
+def _config(name: str, processes: Processes) -> Config:
+    ep = processes.world if name.startswith("limoe") else 1
+    overrides = [f"model={name}", f"train.batch_size={PAIRS * processes.world}", "parallel.zero_stage=2"]
+    return compose_config([*overrides, f"parallel.expert_parallel={ep}", f"eval.batch_size={processes.world}"])
+
+
+def bench(processes: Processes, models: list[str]) -> str:
+    """The table in Markdown. A collective."""
+    folder = Path(first_reads(lambda: tempfile.mkdtemp(prefix="limoe-bench-"), processes))
+    try:
+        rows = [_measure(name, folder / name, processes) for name in models or MODELS]
+    finally:
+        if processes.is_first:
+            shutil.rmtree(folder, ignore_errors=True)
+    return HEADER + "".join(map(_line, rows))
+
+
+def _measure(name: str, folder: Path, processes: Processes) -> Row:
+    gc.collect()  # the model before
+    subject = _Subject(name, processes)
+    if processes.is_first:
+        folder.mkdir()
+        for file in (TOKENIZER, CONFIG):
+            (folder / file).touch()
+    processes.barrier()
+    for _ in range(WARM_UP):
+        subject.step()
+    step = median(subject.step() for _ in range(STEPS))
+    checkpointer = Checkpointer(folder, subject.config.checkpoint, processes, subject.sharding)
+
+    def save_and_wait() -> None:
+        checkpointer.save(subject.engine, TrainingProgress(step=1))
+        checkpointer.wait()
+
+    blocking = _timed(save_and_wait, processes)
+    deepspeed = None if subject.config.model.expert_layers else _measure_deepspeed(subject, folder / "deepspeed", processes)
+    still, written = _beside(subject, checkpointer, step)
+    resume = _timed(lambda: _resume(subject, checkpoint_path(folder, 2)), processes)
+    if processes.is_first:
+        shutil.rmtree(folder)
+    return Row(name, subject.parameters, written, step, still, blocking, resume, deepspeed)
+
+
+def _beside(subject: _Subject, checkpointer: Checkpointer, step: float) -> tuple[float, int]:
+    """Seconds that a checkpoint written beside the training costs it, and the checkpoint's bytes."""
+    started, steps = time.perf_counter(), 0
+    checkpointer.save(subject.engine, TrainingProgress(step=2))
+    while not steps or subject.processes.any(not checkpointer.is_written):
+        subject.step()
+        steps += 1
+    report = checkpointer.wait()
+    assert report is not None  # or wait would have raised
+    return time.perf_counter() - started - steps * step, report.bytes
+
+
+def _resume(subject: _Subject, checkpoint: Path) -> None:
+    check_sound(checkpoint, subject.processes)
+    fresh = LIMoE(subject.config.model, subject.config.router, subject.peers)
+    state = load_state(checkpoint, fresh, subject.sharding, with_moments=True)
+    set_weights(fresh, state)
+    set_optimizer_state(subject.engine, state, 1)
+
+
+def _measure_deepspeed(subject: _Subject, folder: Path, processes: Processes) -> tuple[float, float, int]:
+    save = _timed(lambda: subject.engine.save_checkpoint(str(folder), tag="it"), processes)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    load = _timed(lambda: subject.engine.load_checkpoint(str(folder), tag="it"), processes)
+    processes.barrier()
+    if processes.is_first:
+        shutil.rmtree(folder)
+    return save, load, size
+
+
+def _timed(work: Callable[[], object], processes: Processes) -> float:
+    """Seconds until all ranks have done it."""
+    processes.barrier()
+    started = time.perf_counter()
+    work()
+    processes.barrier()
+    return time.perf_counter() - started
+
+
+def _line(row: Row) -> str:
+    cells = [row.model, readable(row.parameters), _size(row.bytes)]
+    cells += [f"{seconds:.2f} s" for seconds in (row.step, row.still, row.blocking, row.resume)]
+    if row.deepspeed is not None:
+        save, load, size = row.deepspeed
+        cells += [f"{save:.2f} s", f"{load:.2f} s", _size(size), f"{row.still / save:.2f}", f"{row.blocking / save:.2f}"]
+    cells += [""] * (len(COLUMNS) - len(cells))
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _size(number: int) -> str:
+    return f"{number / 2**30:.2f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"

@@ -1,0 +1,184 @@
+"""A checkpoint as files, and which ones a run has. No tensors and no processes here.
+
+    checkpoints/step-00001000/
+        state/           tensors, each rank's share (torch.distributed.checkpoint)
+        tokenizer.model
+        config.yaml
+        progress.json    what a resume needs beside tensors
+        complete         the marker, written last: size and SHA-256 of every other file
+    checkpoints/best -> step-00000900
+
+A checkpoint is written under a hidden name and renamed when it is whole; an old one is hidden before it is deleted. So whatever
+bears its name and has no marker, or does not match it, was damaged from outside.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from trainer.errors import UserError
+
+MARKER = "complete"
+PROGRESS = "progress.json"
+TOKENIZER = "tokenizer.model"
+CONFIG = "config.yaml"
+STATE = "state"
+BEST = "best"
+_NAME = re.compile(r"step-(\d{8,})")
+_HIDDEN = re.compile(r"\.step-\d{8,}\.(partial|deleted)")
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What a file must be for its checkpoint to be sound."""
+
+    bytes: int
+    sha256: str
+
+
+def checkpoint_path(run_dir: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return run_dir / "checkpoints" / f"step-{step:08d}"
+
+
+def partial_path(final: Path) -> Path:
+    """Where a checkpoint lies until it is whole."""
+    return final.with_name(f".{final.name}.partial")
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def all_checkpoints(run_dir: Path) -> list[Path]:
+    """Everything of a run that bears a checkpoint's name, sound or damaged, oldest first."""
+    folder = run_dir / "checkpoints"
+    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(found, key=step_of)
+
+
+def complete_checkpoints(run_dir: Path) -> list[Path]:
+    """The checkpoints of a run that have their marker, oldest first."""
+    return [path for path in all_checkpoints(run_dir) if (path / MARKER).is_file()]
+
+
+def checkpoint_itself(where: Path) -> Path | None:
+    """The checkpoint that a path names, sound or damaged, with `checkpoints/best` followed; None for anything else."""
+    named = where.resolve() if where.is_symlink() else where
+    return named if (named / MARKER).is_file() or (_NAME.fullmatch(named.name) and named.is_dir()) else None
+
+
+def find_checkpoint(where: Path) -> Path | None:
+    """`where` itself if it is a checkpoint, else the newest complete one of the run directory `where`, if any."""
+    itself = checkpoint_itself(where)
+    if itself is not None:
+        return itself
+    found = complete_checkpoints(where)
+    return found[-1] if found else None
+
+
+def record_of(path: Path) -> FileRecord:
+    """Size and digest of a file as it is on disk."""
+    with path.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    return FileRecord(path.stat().st_size, digest)
+
+
+def write_marker(checkpoint: Path, records: dict[str, FileRecord]) -> None:
+    """Mark a checkpoint as complete with the records of all its files, by their path in it."""
+    marker = checkpoint / MARKER
+    marker.write_text(json.dumps({name: asdict(record) for name, record in sorted(records.items())}, indent=1) + "\n")
+    sync(marker)
+    sync(checkpoint)
+
+
+def read_marker(checkpoint: Path) -> dict[str, FileRecord]:
+    """The records of all files of a checkpoint. Raises UserError, a few words only, when there is no whole marker."""
+    try:
+        records = json.loads((checkpoint / MARKER).read_text())
+        return {name: FileRecord(**record) for name, record in records.items()}
+    except FileNotFoundError:
+        raise UserError(f"it has no file '{MARKER}', which is written last") from None
+    except (OSError, ValueError, TypeError, AttributeError) as problem:
+        raise UserError(f"{MARKER}: {_few_words(problem)}") from None
+
+
+def damage_among(checkpoint: Path, records: dict[str, FileRecord], names: list[str], digests: bool = True) -> str | None:
+    """What is wrong with the first of the named files that is not as recorded; None when all are. digests: compare these too."""
+    for name in names:
+        try:
+            size = (checkpoint / name).stat().st_size
+            found = record_of(checkpoint / name) if digests else None
+        except OSError as problem:
+            return f"{name}: {_few_words(problem)}"
+        if size != records[name].bytes:
+            return f"{name} has {size} bytes in place of {records[name].bytes}"
+        if found is not None and found != records[name]:
+            return f"{name} is not what was written: its SHA-256 differs"
+    return None
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Give a whole checkpoint its name."""
+    if final.exists():  # the same step written again
+        delete(final)
+    partial.rename(final)
+    sync(final.parent)
+
+
+def point_best_to(final: Path) -> None:
+    """Let `checkpoints/best` lead to a checkpoint."""
+    link = final.with_name(BEST)
+    temporary = final.with_name(f".{BEST}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(final.name, target_is_directory=True)
+    temporary.replace(link)
+
+
+def delete_old(run_dir: Path, newest: Path, keep: int, keep_every: int | None) -> None:
+    """Delete all checkpoints but `newest`, the `keep - 1` before it, the best, and those of every `keep_every`-th step.
+
+    Later ones than `newest`, which are there after going back to an early one, count like those before it.
+    """
+    folder = run_dir / "checkpoints"
+    best = (folder / BEST).resolve().name
+    others = [path for path in complete_checkpoints(run_dir) if path != newest]
+    for old in others[: max(0, len(others) - (keep - 1))]:
+        if old.name != best and not (keep_every and step_of(old) % keep_every == 0):
+            delete(old)
+
+
+def delete(checkpoint: Path) -> None:
+    """Delete a checkpoint so that, if it is cut off in the middle, nothing half bears its name."""
+    hidden = checkpoint.with_name(f".{checkpoint.name}.deleted")
+    shutil.rmtree(hidden, ignore_errors=True)
+    checkpoint.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def sweep_up(run_dir: Path) -> None:
+    """Remove what writing or deleting left when it was cut off. Nothing may be writing there."""
+    folder = run_dir / "checkpoints"
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if _HIDDEN.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Let the disk have a file's content, or a folder's names, before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _few_words(problem: Exception) -> str:
+    if isinstance(problem, OSError):
+        return problem.strerror or type(problem).__name__
+    return f"not readable ({type(problem).__name__})"
