@@ -24,7 +24,7 @@ test-all: setup  ## the quick ones, and those that start several processes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not cluster" $(ARGS)
 
 test-cluster: setup  ## jobs of a real SLURM, which is started on this machine (root; Debian); skipped where that cannot be
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m cluster -rs tests/cluster $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m cluster tests/cluster $(ARGS)
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .

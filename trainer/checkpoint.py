@@ -17,7 +17,7 @@ from trainer.checkpoint_files import PROGRESS, STATE, FileRecord, all_checkpoint
 from trainer.data.progress import DataProgress
 from trainer.errors import UserError
 from trainer.processes import Processes
-from trainer.state import MOMENTS, WEIGHTS, ExpertSharding, empty_state
+from trainer.state import ExpertSharding, empty_state
 
 _log = logging.getLogger(__name__)
 
@@ -107,14 +107,14 @@ def _unreadable(checkpoint: Path, problem: BaseException | str) -> UserError:
     )
 
 
-def load_state(checkpoint: Path, model: nn.Module, sharding: ExpertSharding, with_moments: bool) -> dict[str, Tensor]:
+def load_state(checkpoint: Path, model: nn.Module, sharding: ExpertSharding | None, kinds: tuple[str, ...]) -> dict[str, Tensor]:
     """The tensors of a checkpoint for this model under this layout: dense ones whole, this rank's experts. A collective.
 
+    kinds: which of model, exp_avg, exp_avg_sq and ema; sharding: None for a process alone, without a process group.
     Raises UserError for a damaged checkpoint and for one of another architecture, naming the tensors that differ.
     """
-    state = empty_state(model, (WEIGHTS, *MOMENTS) if with_moments else (WEIGHTS,), sharding)
-    logging.getLogger("torch.distributed.checkpoint").setLevel(logging.ERROR)
-    check_architecture(checkpoint, {key: tuple(value.shape) for key, value in state.items()})
+    state = empty_state(model, kinds, sharding)
+    check_architecture(checkpoint, {key: tuple(value.shape) for key, value in state.items()}, prefix=f"{kinds[0]}/")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -124,22 +124,28 @@ def load_state(checkpoint: Path, model: nn.Module, sharding: ExpertSharding, wit
     return state
 
 
+def saved_kinds(checkpoint: Path) -> set[str]:
+    """Which of model, exp_avg, exp_avg_sq and ema a checkpoint holds. Raises UserError when it is damaged."""
+    return {key.partition("/")[0] for key in _saved_shapes(checkpoint)}
+
+
+def _saved_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
+    logging.getLogger("torch.distributed.checkpoint").setLevel(logging.ERROR)
+    try:
+        entries = FileSystemReader(checkpoint / STATE).read_metadata().state_dict_metadata
+        return {key: tuple(entry.size) for key, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+    except Exception as problem:  # whatever a damaged pickle raises
+        raise _unreadable(checkpoint, problem) from problem
+
+
 def _first_failure(problem: CheckpointException) -> BaseException:
     failure = next(iter(problem.failures.values()), None)
     return failure[0] if isinstance(failure, tuple) else problem
 
 
-def check_architecture(checkpoint: Path, wanted: dict[str, tuple[int, ...]]) -> None:
-    """Raise UserError for a damaged checkpoint and for one whose weights (`model/…`) have other shapes. Reads no tensor."""
-    try:
-        saved = {
-            key: tuple(entry.size)
-            for key, entry in FileSystemReader(checkpoint / STATE).read_metadata().state_dict_metadata.items()
-            if isinstance(entry, TensorStorageMetadata)
-        }
-    except Exception as problem:  # whatever a damaged pickle raises
-        raise _unreadable(checkpoint, problem) from problem
-    prefix = f"{WEIGHTS}/"
+def check_architecture(checkpoint: Path, wanted: dict[str, tuple[int, ...]], prefix: str) -> None:
+    """Raise UserError for a damaged checkpoint, and for one whose tensors under a prefix have other shapes. Reads no tensor."""
+    saved = _saved_shapes(checkpoint)
     names = sorted(key for key in saved.keys() | wanted.keys() if key.startswith(prefix) and saved.get(key) != wanted.get(key))
     if not names:
         return

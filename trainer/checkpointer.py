@@ -100,7 +100,8 @@ class Checkpointer:
     def save(self, engine: Any, progress: TrainingProgress, best: bool = False) -> SaveReport | None:
         """Copy the state to CPU memory and start to write it; returns the report of the one before, if that was still open.
 
-        `best`: let `checkpoints/best` lead to this one. Raises UserError when the one before could not be written and
+        With `checkpoint.asynchronous=false` it waits until this one is complete, and returns its report.
+        `best`: let `checkpoints/best` lead to this one. Raises UserError when one could not be written and
         `checkpoint.on_failure=stop`.
         """
         before = self.wait()
@@ -112,7 +113,7 @@ class Checkpointer:
         write.thread = threading.Thread(target=self._write_share, args=(write, share), daemon=True, name="checkpoint")
         write.thread.start()
         self._write = write
-        return before
+        return before if self._config.asynchronous else self.wait()
 
     def wait(self, must_succeed: bool = False) -> SaveReport | None:
         """Wait until the checkpoint that is being written is complete; None when there is none, or it failed.

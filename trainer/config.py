@@ -52,6 +52,7 @@ class TrainConfig:
     compile: bool = False  # torch.compile the blocks
     activation_checkpointing: str = "none"  # "none", "blocks", or "offload" (blocks, inputs kept in CPU memory)
     max_nonfinite_steps: int = 10  # non-finite steps in a row that end the run
+    ema: float | None = None  # decay a step of a moving average of the weights (0.9999 in long runs); null: none is kept
 
 
 @dataclass

@@ -211,7 +211,7 @@ def _look_at_architecture(config: Config, weights: Path | None, found: Findings)
     with torch.device("meta"):
         model = LIMoE(config.model, config.router)
     wanted = {f"{WEIGHTS}/{name}": tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    found.attempt(partial(check_architecture, weights, wanted))
+    found.attempt(partial(check_architecture, weights, wanted, prefix=f"{WEIGHTS}/"))
 
 
 def _look_at_disk(config: Config, found: Findings) -> None:

@@ -1,14 +1,12 @@
-"""Errors that are the user's to mend, as opposed to bugs, which keep their traceback."""
+"""Errors that are the user's to mend, and the help they give."""
 
 import difflib
 from collections.abc import Callable, Iterable
 
+from model.errors import UserError as UserError  # one class, whoever meets the mistake
+
 Check = Callable[[], object]
 """Raises UserError when something is wrong."""
-
-
-class UserError(Exception):
-    """Bad input: the message is one clear line that says what is wrong, where, and how to mend it."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -9,6 +9,8 @@ from trainer.model_encoder import dtype_of
 
 STATE_BYTES = 12
 """Of a parameter in the optimizer and in a checkpoint: the float32 master and Adam's two moments."""
+EMA_BYTES = 4
+"""And of its float32 average, which train.ema keeps in both."""
 BUCKET_ELEMENTS = 500_000_000
 """Gradients are reduced through a buffer of so many, whatever the model's size: DeepSpeed's reduce_bucket_size (0.19.8)."""
 
@@ -58,7 +60,7 @@ def estimate_memory(config: Config, world: int) -> Memory:
     shard = counts.total / world  # the experts of a rank are sharded over their world / ep copies
     return Memory(
         weights=weight * (whole if stage < 3 else shard),
-        optimizer=STATE_BYTES * shard,
+        optimizer=_state_bytes(config) * shard,
         # Before the optimizer steps, each shard is turned into float32.
         gradients=weight * (whole if stage == 1 else shard) + 4 * shard + weight * BUCKET_ELEMENTS,
         activations=_activations(config, world),
@@ -87,7 +89,11 @@ def _activations(config: Config, world: int) -> float:
 
 def checkpoint_bytes(config: Config) -> int:
     """A checkpoint's tensors; what else lies in one is small."""
-    return STATE_BYTES * count_parameters(config.model, config.router).total
+    return _state_bytes(config) * count_parameters(config.model, config.router).total
+
+
+def _state_bytes(config: Config) -> int:
+    return STATE_BYTES + (EMA_BYTES if config.train.ema is not None else 0)
 
 
 def readable_bytes(number: float) -> str:

@@ -1,7 +1,7 @@
-"""Evaluate a trained run: `python -m trainer.evaluate run=DIR [overrides]`, alone, under torchrun, or under srun.
+"""Evaluate a trained run: `python -m trainer.evaluate run=DIR [weights=ema] [overrides]`, alone, under torchrun, or under srun.
 
-`run` is a run directory or one of its checkpoints. Overrides such as `eval.zeroshot=PATH` or `parallel.expert_parallel=2`
-apply to the run's own configuration.
+`run` is a run directory or one of its checkpoints; `weights=ema` evaluates the moving average of the weights (train.ema).
+Overrides such as `eval.zeroshot=PATH` or `parallel.expert_parallel=2` apply to the run's own configuration.
 """
 
 import sys
@@ -11,25 +11,30 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainer.checkpoint import check_sound, load_state, read_progress
-from trainer.checkpoint_files import CONFIG, TOKENIZER, find_checkpoint
+from trainer.checkpoint_files import CONFIG, TOKENIZER
 from trainer.compose import GROUPS, check_key, explain, load_config, parse_overrides, to_config
 from trainer.config import Config
 from trainer.errors import UserError
 from trainer.processes import Processes
 from trainer.program import exit_with, run_program
+from trainer.state import EMA, WEIGHTS
+from trainer.trained import check_weights, checkpoint_of
 
-USAGE = "python -m trainer.evaluate run=DIR [eval.zeroshot=PATH …]: DIR is a run directory, or one of its checkpoints"
+USAGE = "python -m trainer.evaluate run=DIR [weights=ema] [eval.zeroshot=PATH …]: DIR is a run directory or a checkpoint of one"
 
 
-def read_arguments(arguments: list[str]) -> tuple[Path, Config]:
-    """The checkpoint and the configuration that a command line means. Raises UserError for what is missing or mistyped."""
-    overrides = [argument for argument in arguments if not argument.startswith("run=")]
-    runs = [Path(argument.removeprefix("run=")) for argument in arguments if argument.startswith("run=")]
+def read_arguments(arguments: list[str]) -> tuple[Path, str, Config]:
+    """The checkpoint, the kind of weights and the configuration that a command line means.
+
+    Raises UserError for what is missing or mistyped.
+    """
+    overrides = [argument for argument in arguments if not argument.startswith(("run=", "weights="))]
+    runs = [argument.removeprefix("run=") for argument in arguments if argument.startswith("run=")]
     if len(runs) != 1:
         raise UserError(f"say which run to evaluate: {USAGE}")
-    checkpoint = find_checkpoint(runs[0])
-    if checkpoint is None:
-        raise UserError(f"run={runs[0]}: no complete checkpoint there; give a run directory, or one of its checkpoints")
+    checkpoint = checkpoint_of(runs[0])
+    kinds = [argument.removeprefix("weights=") for argument in arguments if argument.startswith("weights=")]
+    kind = check_weights(kinds[-1] if kinds else WEIGHTS, checkpoint)
     values = load_config(checkpoint / CONFIG)
     try:
         for override in parse_overrides(overrides):
@@ -41,11 +46,11 @@ def read_arguments(arguments: list[str]) -> tuple[Path, Config]:
             OmegaConf.update(values, override.key_or_group, override.value(), merge=False)
     except OmegaConfBaseException as problem:
         raise UserError(explain(problem)) from problem
-    return checkpoint, to_config(values)
+    return checkpoint, kind, to_config(values)
 
 
-def evaluate_run(checkpoint: Path, config: Config, processes: Processes) -> int:
-    """Evaluate one checkpoint on all ranks together; rank 0 prints the table."""
+def evaluate_run(checkpoint: Path, kind: str, config: Config, processes: Processes) -> int:
+    """Evaluate the weights of one checkpoint on all ranks together; rank 0 prints the table."""
     from model.limoe import LIMoE
     from trainer.engine import start_deepspeed
     from trainer.evaluation.suite import evaluate, summary_rows
@@ -62,13 +67,14 @@ def evaluate_run(checkpoint: Path, config: Config, processes: Processes) -> int:
     peers = start_deepspeed(processes, config.parallel.expert_parallel)
     model = LIMoE(config.model, config.router, peers)
     sharding = ExpertSharding(processes, config.parallel.expert_parallel)
-    set_weights(model, load_state(checkpoint, model, sharding, with_moments=False))
+    set_weights(model, load_state(checkpoint, model, sharding, (kind,)), kind)
     dtype = dtype_of(config.train.precision)
     model.to(processes.device, dtype).eval()
     metrics = evaluate(located, ModelEncoder(model, config.data, dtype), tokenizer, processes)
     if processes.is_first:
         step = read_progress(checkpoint).step
-        summary_table(f"{config.run.name}, step {step}", summary_rows(metrics), [("checkpoint", str(checkpoint))])
+        name = f"{config.run.name}, step {step}" + (", moving average of the weights" if kind == EMA else "")
+        summary_table(name, summary_rows(metrics), [("checkpoint", str(checkpoint))])
     return 0
 
 
@@ -78,13 +84,13 @@ def main() -> None:
         print(__doc__)
         return
     try:
-        checkpoint, config = read_arguments(sys.argv[1:])
+        checkpoint, kind, config = read_arguments(sys.argv[1:])
         # A run trained on many processes is evaluated on however many there are now.
         if not any(argument.startswith("parallel.expert_parallel=") for argument in sys.argv[1:]):
             config.parallel.expert_parallel = 1
     except UserError as problem:
         exit_with(problem)
-    run_program(config, lambda processes: evaluate_run(checkpoint, config, processes))
+    run_program(config, lambda processes: evaluate_run(checkpoint, kind, config, processes))
 
 
 if __name__ == "__main__":

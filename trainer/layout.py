@@ -103,6 +103,8 @@ def _check_training(train: TrainConfig) -> None:
         raise UserError(f"train.steps={train.steps} must be at least 1")
     if train.max_nonfinite_steps < 1:
         raise UserError(f"train.max_nonfinite_steps={train.max_nonfinite_steps} must be at least 1")
+    if train.ema is not None and not 0 < train.ema < 1:
+        raise UserError(f"train.ema={train.ema} must lie between 0 and 1, such as 0.9999; null keeps no average")
 
 
 def check_evaluation(config: Config, world: int) -> None:

@@ -8,10 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from model.limoe import LIMoE
 from trainer.checkpoint import TrainingProgress, load_state, read_progress
 from trainer.checkpointer import Checkpointer, SaveReport
 from trainer.config import Config
+from trainer.ema import resumed_kinds, start_ema
 from trainer.engine import build_engine, start_deepspeed
 from trainer.errors import UserError, did_you_mean
 from trainer.evaluation.suite import evaluate, is_constant, summary_rows
@@ -27,8 +30,8 @@ from trainer.position import Position
 from trainer.processes import Processes
 from trainer.run_directory import METRICS, initial_weights, open_run_directory, write_config
 from trainer.schedule import check_schedule
-from trainer.state import ExpertSharding, set_optimizer_state, set_weights
-from trainer.stopping import StopRequest, exit_code
+from trainer.state import WEIGHTS, ExpertSharding, set_optimizer_state, set_weights
+from trainer.stopping import EXIT_INTERRUPTED, EXIT_STOPPED, StopRequest, exit_code
 from trainer.training import StepReport, Trainer
 from trainer.watchdog import Watchdog
 
@@ -61,7 +64,7 @@ class Recorder:
         """Finish; `code` is the exit code that W&B shows."""
         if self._journal and self._wandb:
             self._journal.close()
-            self._wandb.finish(code)
+            self._wandb.finish(code, stopped=code in (EXIT_STOPPED, EXIT_INTERRUPTED))
 
 
 class Run:
@@ -69,7 +72,7 @@ class Run:
 
     def __init__(self, config: Config, processes: Processes) -> None:
         """Open everything. Raises UserError for whatever is wrong with the configuration, the data or the run directory."""
-        self.stop = StopRequest()
+        self.stop = StopRequest(announce=processes.is_first)
         check_layout(config, processes.world)
         check_schedule(config.schedule, config.train.steps)
         self.processes = processes
@@ -94,61 +97,60 @@ class Run:
 
     def _build_engine(self, checkpoint: Path | None, weights: Path | None) -> Any:
         model = LIMoE(self.config.model, self.config.router, self.peers).initialise(self.config.seed)
-        if checkpoint is None:
-            if weights is not None:
-                set_weights(model, load_state(weights, model, self.sharding, with_moments=False))
-            return build_engine(self.config, model, self.processes, self.peers)
-        self.progress = read_progress(checkpoint)
-        state = load_state(checkpoint, model, self.sharding, with_moments=True)
-        set_weights(model, state)
+        state: dict[str, Tensor] = {}
+        if checkpoint is not None:
+            self.progress = read_progress(checkpoint)
+            state = load_state(checkpoint, model, self.sharding, resumed_kinds(checkpoint, self.config.train))
+            set_weights(model, state)
+        elif weights is not None:
+            set_weights(model, load_state(weights, model, self.sharding, (WEIGHTS,)))
         engine = build_engine(self.config, model, self.processes, self.peers)
-        set_optimizer_state(engine, state, self.progress.optimizer_steps)
+        if checkpoint is not None:
+            set_optimizer_state(engine, state, self.progress.optimizer_steps)
+        start_ema(engine, self.config.train, state, self.progress.step, self.processes)
         return engine
 
     def train(self) -> int:
         """Train to the last step, or until asked to stop; returns the process's exit code."""
         steps = self.config.train.steps
-        started = time.monotonic()
+        started = self._saved_at = time.monotonic()
         metrics: dict[str, float] = {}
         last: StepReport | None = None
         with self._progress_bar() as bar:
             if self.progress.step == 0:
                 self._is_best(self._evaluate(bar))  # tells now, not after hours, that there is no such metric
-            saved_at = time.monotonic()
             while self.progress.step < steps:
-                self.position.at(self.progress.step + 1)
-                self.watchdog.note(f"training step {self.progress.step + 1}")
-                last = self.trainer.step(self.stop.signal, self.checkpointer.is_written)
-                step, done = last.step, last.step == steps
-                report = done or _due(step, self.config.log.every) or step == self.first_step + 1
-                bar.update(
-                    step,
-                    loss=last.loss,
-                    success=last.success,
-                    pairs_per_second=last.metrics["perf/pairs_per_second"],
-                    report=report,
-                )
-                if report:
-                    self.recorder.write(step, last.metrics)
-                if last.all_written:
-                    self._record_save(self.checkpointer.wait())
+                last = self._step(bar)
                 best = False
-                if done or _due(step, self.config.eval.every):
+                if last.step == steps or _due(last.step, self.config.eval.every):
                     metrics = self._evaluate(bar)
                     best = self._is_best(metrics)
-                if done or best or last.stop_signal or self._checkpoint_due(step, saved_at):
-                    self.watchdog.note(f"saving after step {step}")
-                    self._gather_data_progress()
-                    self._record_save(self.checkpointer.save(self.engine, self.progress, best))
-                    saved_at = time.monotonic()
-                if done or last.stop_signal:
+                ends = last.step == steps or last.stop_signal != 0
+                if ends or best or self._checkpoint_due(last.step):
+                    self._save(best)
+                if ends:
                     self._record_save(self.checkpointer.wait(must_succeed=True))
-                if last.stop_signal and not done:
+                if last.stop_signal and last.step < steps:
                     return self._stopped(bar, last.stop_signal)
         if not metrics:  # nothing was left to train
             metrics = self._evaluate(bar)
         self._summarise(metrics, last, time.monotonic() - started)
         return 0
+
+    def _step(self, bar: Progress) -> StepReport:
+        """Take the next step and tell of it where that is due."""
+        self.position.at(self.progress.step + 1)
+        self.watchdog.note(f"training step {self.progress.step + 1}")
+        last = self.trainer.step(self.stop.signal, self.checkpointer.is_written)
+        ends = last.step == self.config.train.steps or last.stop_signal != 0
+        report = ends or _due(last.step, self.config.log.every) or last.step == self.first_step + 1
+        speed = last.metrics["perf/pairs_per_second"]
+        bar.update(last.step, loss=last.loss, success=last.success, pairs_per_second=speed, report=report)
+        if report:
+            self.recorder.write(last.step, last.metrics)
+        if last.all_written:
+            self._record_save(self.checkpointer.wait())
+        return last
 
     def close(self, code: int) -> None:
         """Stop the loader and finish the records."""
@@ -182,14 +184,21 @@ class Run:
             bar.message(f"step {self.progress.step}: {shown}")
         return metrics
 
-    def _checkpoint_due(self, step: int, saved_at: float) -> bool:
+    def _checkpoint_due(self, step: int) -> bool:
         config = self.config.checkpoint
         if _due(step, config.every_steps):
             return True
         if not config.every_minutes:
             return False
         # Clocks differ between ranks: rank 0's counts.
-        return bool(self.processes.from_first(time.monotonic() - saved_at >= 60 * config.every_minutes))
+        return bool(self.processes.from_first(time.monotonic() - self._saved_at >= 60 * config.every_minutes))
+
+    def _save(self, best: bool) -> None:
+        self.watchdog.note(f"saving after step {self.progress.step}")
+        # A new value, since the old one may be on its way to the disk.
+        self.progress.data = self.progress.data.merged(self.processes.gather_objects(self.loader.report()))
+        self._record_save(self.checkpointer.save(self.engine, self.progress, best))
+        self._saved_at = time.monotonic()
 
     def _is_best(self, metrics: dict[str, float]) -> bool:
         """Whether the metric that `checkpoint.best` names is better than ever before."""
@@ -206,10 +215,6 @@ class Run:
             return False
         self.progress.best = value
         return True
-
-    def _gather_data_progress(self) -> None:
-        # A new value, since the old one may be on its way to the disk.
-        self.progress.data = self.progress.data.merged(self.processes.gather_objects(self.loader.report()))
 
     def _record_save(self, report: SaveReport | None) -> None:
         if report is not None:

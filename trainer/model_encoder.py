@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from model.preprocess import normalise
 from trainer.config import DataConfig
-from trainer.data.transforms import normalise
 
 
 class ModelEncoder:

@@ -137,6 +137,8 @@ def evaluation_checks(config: Config) -> list[Check]:
 
 def _make_tokenizer(config: Config, shards: list[str], path: Path) -> None:
     if path.exists():  # of the checkpoint that the run goes on from
+        if config.data.tokenizer and Tokenizer.load(config.data.tokenizer).model != path.read_bytes():
+            _log.warning("data.tokenizer=%s is not this run's tokenizer, which stays: %s", config.data.tokenizer, path)
         return
     try:
         if config.data.tokenizer:

@@ -55,10 +55,13 @@ def run_program(config: Config, work: Callable[[Processes], int]) -> NoReturn:
         processes = start_processes(config.run.device, config.parallel.timeout_minutes)
     except UserError as problem:
         exit_with(problem, speaks=local_rank_from_environment() == 0)  # hosts differ
+    except KeyboardInterrupt:
+        _leave(EXIT_INTERRUPTED, "interrupted: ended before it began" if rank_from_environment() == 0 else None)
     try:
         code = work(processes)
         processes.barrier()
     except UserError as problem:
+        logging.getLogger(__name__).info("error: %s", problem)  # for train.log
         _tell_torchrun(f"error: {problem}")
         _leave(EXIT_USER_ERROR, f"error: {problem}" if _is_first_to_speak(processes) else None)
     except KeyboardInterrupt:

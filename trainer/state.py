@@ -1,7 +1,7 @@
 """The logical state of a training run: tensors by parameter name, whatever the layout.
 
 Dense tensors are whole; experts are `[E, ...]`, of which a rank holds its own as a DTensor shard. Keys: `model/<name>`,
-`exp_avg/<name>`, `exp_avg_sq/<name>`, all float32.
+`exp_avg/<name>`, `exp_avg_sq/<name>`, and with train.ema `ema/<name>`, all float32.
 """
 
 from typing import Any
@@ -16,6 +16,8 @@ from trainer.processes import Processes
 
 WEIGHTS = "model"
 MOMENTS = ("exp_avg", "exp_avg_sq")
+EMA = "ema"
+"""The moving average of the weights (trainer.ema)."""
 
 
 class ExpertSharding:
@@ -41,21 +43,31 @@ def expert_names(model: nn.Module) -> set[str]:
     }
 
 
+def masters(optimizer: Any) -> list[Tensor]:
+    """The flat pieces of the float32 weights that ZeRO gave this rank."""
+    return getattr(optimizer, "fp32_partitioned_groups_flat", None) or optimizer.single_partition_of_fp32_groups
+
+
 def prepare_optimizer_state(engine: Any) -> None:
     """Let DeepSpeed's accessors find the moments of ALL groups; before the first applied step they are zeros.
 
     Stages 1 and 2 link them after the first group's first step, and never again: other groups stay unlinked (DeepSpeed 0.19.8).
     """
     optimizer = engine.optimizer
-    for partition in getattr(optimizer, "fp32_partitioned_groups_flat", None) or optimizer.single_partition_of_fp32_groups:
-        adam = optimizer.optimizer.state[partition]
+    for master in masters(optimizer):
+        adam = optimizer.optimizer.state[master]
         if not adam:
             adam["step"] = torch.tensor(0.0)
             for moment in MOMENTS:
-                adam[moment] = torch.zeros_like(partition)
+                adam[moment] = torch.zeros_like(master)
     if hasattr(optimizer, "_lazy_init_hp_params_optimizer_state"):
         optimizer._hp_optimizer_states_linked = False
         optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def kept_kinds(engine: Any) -> tuple[str, ...]:
+    """What this run keeps for each weight: its moments, and its average if it has one."""
+    return (*MOMENTS, EMA) if any(EMA in adam for adam in engine.optimizer.optimizer.state.values()) else MOMENTS
 
 
 def read_state(engine: Any, processes: Processes, sharding: ExpertSharding) -> dict[str, Tensor]:
@@ -66,12 +78,13 @@ def read_state(engine: Any, processes: Processes, sharding: ExpertSharding) -> d
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     prepare_optimizer_state(engine)
+    kept = kept_kinds(engine)
     experts = expert_names(engine.module)
     share: dict[str, Tensor] = {}
     written = [0] * processes.world
     for name, parameter in engine.module.named_parameters():
         values = {WEIGHTS: safe_get_full_fp32_param(parameter)}
-        values |= {moment: safe_get_full_optimizer_state(parameter, moment) for moment in MOMENTS}
+        values |= {kind: safe_get_full_optimizer_state(parameter, kind) for kind in kept}
         writer = written.index(min(written))
         if name not in experts:
             written[writer] += values[WEIGHTS].numel()
@@ -82,14 +95,14 @@ def read_state(engine: Any, processes: Processes, sharding: ExpertSharding) -> d
     return share
 
 
-def empty_state(model: nn.Module, kinds: tuple[str, ...], sharding: ExpertSharding) -> dict[str, Tensor]:
-    """Room for the whole dense state and this rank's experts, to be filled from a checkpoint."""
-    experts = expert_names(model)
+def empty_state(model: nn.Module, kinds: tuple[str, ...], sharding: ExpertSharding | None) -> dict[str, Tensor]:
+    """Room for the whole dense state and this rank's experts, or without sharding all experts, to be filled from a checkpoint."""
+    experts = expert_names(model) if sharding else set()
     state: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         for kind in kinds:
             local = torch.empty(parameter.shape, dtype=torch.float32)
-            state[f"{kind}/{name}"] = sharding.wrap(local) if name in experts else local
+            state[f"{kind}/{name}"] = sharding.wrap(local) if sharding and name in experts else local
     return state
 
 
@@ -99,10 +112,10 @@ def local_tensor(value: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def set_weights(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Copy `model/*` into a module that DeepSpeed has not wrapped yet."""
+def set_weights(model: nn.Module, state: dict[str, Tensor], kind: str = WEIGHTS) -> None:
+    """Copy `model/*`, or the averages `ema/*`, into a module that DeepSpeed has not wrapped yet."""
     for name, parameter in model.named_parameters():
-        parameter.copy_(local_tensor(state[f"{WEIGHTS}/{name}"]))
+        parameter.copy_(local_tensor(state[f"{kind}/{name}"]))
 
 
 @torch.no_grad()
@@ -115,18 +128,18 @@ def set_optimizer_state(engine: Any, state: dict[str, Tensor], optimizer_steps: 
     for adam in engine.optimizer.optimizer.state.values():
         adam["step"].fill_(optimizer_steps)
     for name, parameter in engine.module.named_parameters():
-        _set_full(engine.optimizer, parameter, local_tensor(state[f"{WEIGHTS}/{name}"]), None)
+        set_full(engine.optimizer, parameter, local_tensor(state[f"{WEIGHTS}/{name}"]), None)
         for moment in MOMENTS:
-            _set_full(engine.optimizer, parameter, local_tensor(state[f"{moment}/{name}"]), moment)
+            set_full(engine.optimizer, parameter, local_tensor(state[f"{moment}/{name}"]), moment)
 
 
-def _set_full(optimizer: Any, parameter: nn.Parameter, value: Tensor, moment: str | None) -> None:
-    """Set this rank's piece of a parameter's float32 master (None) or of one of its moments, from the whole."""
+def set_full(optimizer: Any, parameter: nn.Parameter, value: Tensor, kind: str | None) -> None:
+    """Set this rank's piece of a parameter's float32 master (None), moment or average, from the whole."""
     if not hasattr(parameter, "ds_id"):  # stages 1 and 2
-        parameter.set_full_hp_param(value, moment)  # type: ignore[attr-defined]  # DeepSpeed's
+        parameter.set_full_hp_param(value, kind)  # type: ignore[attr-defined]  # DeepSpeed's
         return
     # Stage 3 pads a parameter that its ranks do not divide, and DeepSpeed's setter (0.19.8) fails where the padding begins.
-    piece, _ = optimizer._get_fp32_opt_state_partition(parameter, release_swap_buffers=False, optim_state_key=moment)
+    piece, _ = optimizer._get_fp32_opt_state_partition(parameter, release_swap_buffers=False, optim_state_key=kind)
     start = piece.numel() * optimizer._get_param_partition_rank(parameter)
     mine = value.flatten()[start : start + piece.numel()]
     piece[: mine.numel()].copy_(mine)

@@ -1,5 +1,6 @@
 """Asking a run to stop: a signal sets a flag that is read, by all ranks together, at the next step boundary."""
 
+import os
 import signal
 import time
 from types import FrameType
@@ -18,8 +19,10 @@ SAME_SECONDS = 1.0
 class StopRequest:
     """Set by the first SIGINT, SIGTERM, SIGUSR1 or SIGUSR2 to this process; a second Ctrl-C ends the process at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, announce: bool = False) -> None:
+        """`announce`: say at the first one that it was heard, since a step or an evaluation may take its time."""
         self.signal: int = 0
+        self._announce = announce
         self._interrupted: float | None = None  # when Ctrl-C came first, in seconds
         for number in SIGNALS:
             signal.signal(number, self._note)
@@ -30,6 +33,9 @@ class StopRequest:
             if self._interrupted is not None and now - self._interrupted > SAME_SECONDS:
                 raise KeyboardInterrupt
             self._interrupted = self._interrupted or now
+        if self._announce and not self.signal:
+            # Not print: the interrupted code may be in the middle of one.
+            os.write(2, b"\nstopping after this step, which is then saved (Ctrl-C again: at once, unsaved)\n")
         # torchrun follows a Ctrl-C with SIGTERM: the first reason stays.
         self.signal = self.signal or number
 

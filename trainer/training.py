@@ -12,10 +12,11 @@ from torch import Tensor
 
 from model.auxiliary import RoutingSums, routing_metrics
 from model.objective import Losses, training_losses
+from model.preprocess import normalise
 from trainer.checkpoint import TrainingProgress
 from trainer.config import Config
-from trainer.data.loader import TrainingLoader, check_bad_share
-from trainer.data.transforms import normalise
+from trainer.data.loader import TrainingLoader, check_bad_share, is_bad_share
+from trainer.ema import update_ema
 from trainer.errors import UserError
 from trainer.model_encoder import dtype_of
 from trainer.peers import DistributedPeers
@@ -87,6 +88,8 @@ class Trainer:
             micro_losses.append(losses)
             scale = output.scale.detach()
         applied = not self.engine.optimizer.overflow
+        if applied and config.train.ema is not None:
+            update_ema(self.engine, config.train.ema)
         progress.step += 1
         progress.optimizer_steps += applied
         progress.skipped_steps += not applied
@@ -121,14 +124,16 @@ class Trainer:
         read_out["train/loss_contrastive"] = contrastive / self.processes.world
         read_out = {"train/loss": read_out["train/loss_contrastive"] + read_out["train/loss_aux"]} | read_out
         if bad:
-            self._check_bad(int(read))
+            if is_bad_share(int(read), int(bad), self.config.data.max_bad_share):
+                self._refuse_bad(int(read))
             read_out["data/bad_samples"] = bad
         asked = max(self.processes.gather_objects(stop_signal)) if stop else 0
         success = {name.rpartition("/")[2]: value for name, value in read_out.items() if name.startswith("routing/success/")}
         all_written = int(done) == self.processes.world
         return StepReport(self.progress.step, read_out["train/loss"], success, asked, all_written, 0.0, read_out)
 
-    def _check_bad(self, read: int) -> None:
+    def _refuse_bad(self, read: int) -> None:
+        """Name the worst shards of all ranks, which are asked for only now."""
         by_shard: dict[str, int] = {}
         for counts in self.processes.gather_objects(self.loader.bad):
             for shard, count in counts.items():

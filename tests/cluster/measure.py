@@ -14,7 +14,7 @@ from trainer.compose import compose_config
 from trainer.layout import check_layout
 from trainer.processes import start_processes, stop_processes
 
-WARM_UP, MEASURED = 2, 5
+WARM_UP, MEASURED = 1, 3
 
 
 def main() -> None:

@@ -112,6 +112,24 @@ def test_overrides_arrive_as_they_were_typed(lab: SlurmLab, jobs: dict[str, Job]
     assert "start 0 of rank 0: <-m> <trainer.train> " + " ".join(f"<{word}>" for word in OVERRIDES) in jobs["finished"].text()
 
 
+def test_a_task_a_gpu_and_a_log_a_rank(lab: SlurmLab, tmp_path: Path):
+    options = ["--nodes=2", "--gpus-per-node=2", "--cpus-per-gpu=3"]
+    job = lab.submit(tmp_path, options, [], LIMOE_PYTHON=str(STAND_IN), PLAY="told")
+    assert lab.end(job)["ExitCode"] == "2:0"
+    assert "start 0: 4 task(s), 3 CPU(s) each, on node[" in job.text()
+    for rank in (1, 2, 3):
+        assert (job.logs / f"rank-{rank}.log").read_text().startswith(f"start 0 of rank {rank}:")
+        assert f"\nerror: seen by rank {rank}\n" in job.text(), "what other ranks met is told where a person looks"
+    assert "start 0 of rank 0:" in job.text()
+    assert "start 0 of rank 1:" not in job.text()
+
+
+def test_gpus_without_cores_are_an_error(lab: SlurmLab, tmp_path: Path):
+    job = lab.submit(tmp_path, ["--gpus-per-node=2"], [], LIMOE_PYTHON=str(STAND_IN), PLAY="0")
+    assert lab.end(job)["ExitCode"] == "2:0"
+    assert "error: 2 tasks share 1 CPUs a node: give each some by --cpus-per-gpu or --cpus-per-task" in job.text()
+
+
 def test_without_scontrol_the_exit_code_and_a_line_remain(lab: SlurmLab, tmp_path: Path):
     tools = tmp_path / "tools"
     tools.mkdir()

@@ -70,6 +70,7 @@ def test_a_run_on_two_nodes_ends_and_is_not_requeued(lab: SlurmLab, undisturbed:
     text = undisturbed.text()
     assert "node1" in text and "node2" in text, "the table of ranks is in the job's log"
     assert f"step {STEPS}/{STEPS}" in text
+    assert (undisturbed.logs / "position").read_text().split() == [str(STEPS), str(STEPS), "running"]
     assert load_config(undisturbed.folder / "runs" / NAME / "config.yaml").run.name == NAME
 
 

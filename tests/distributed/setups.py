@@ -17,6 +17,7 @@ from trainer.checkpoint import TrainingProgress, load_state, read_progress
 from trainer.checkpoint_files import checkpoint_path
 from trainer.checkpointer import Checkpointer
 from trainer.config import CheckpointConfig, Config
+from trainer.ema import resumed_kinds, start_ema, update_ema
 from trainer.engine import build_engine, start_deepspeed
 from trainer.model_encoder import dtype_of
 from trainer.peers import DistributedPeers
@@ -95,14 +96,15 @@ class TinyRun:
         self.peers: DistributedPeers = start_deepspeed(processes, config.parallel.expert_parallel)
         self.sharding = ExpertSharding(processes, config.parallel.expert_parallel)
         model = LIMoE(config.model, config.router, self.peers).initialise(config.seed)
-        if checkpoint is None:
-            self.engine = build_engine(config, model, processes, self.peers)
-            return
-        self.progress = read_progress(checkpoint)
-        state = load_state(checkpoint, model, self.sharding, with_moments=True)
-        set_weights(model, state)
+        state: dict[str, Tensor] = {}
+        if checkpoint is not None:
+            self.progress = read_progress(checkpoint)
+            state = load_state(checkpoint, model, self.sharding, resumed_kinds(checkpoint, config.train))
+            set_weights(model, state)
         self.engine = build_engine(config, model, processes, self.peers)
-        set_optimizer_state(self.engine, state, self.progress.optimizer_steps)
+        if checkpoint is not None:
+            set_optimizer_state(self.engine, state, self.progress.optimizer_steps)
+        start_ema(self.engine, config.train, state, self.progress.step, processes)
 
     def step(self) -> tuple[float, float]:
         """The next optimizer step: the global loss, and the gradient's norm before clipping."""
@@ -114,6 +116,8 @@ class TinyRun:
             self.engine.backward(loss.total)
             self.engine.step()
             losses.append(self.processes.sum(loss.total) / self.processes.world)
+        if config.train.ema is not None:
+            update_ema(self.engine, config.train.ema)
         self.progress.step += 1
         self.progress.optimizer_steps += 1
         return float(torch.stack(losses).mean()), float(self.engine.get_global_grad_norm())

@@ -70,6 +70,22 @@ def save_at_once(processes: Processes, run_dir: Path, stage: int) -> None:
     run.save(run_dir)
 
 
+def save_and_look(processes: Processes, run_dir: Path) -> None:
+    """A checkpoint that the training waits for."""
+    run = TinyRun(tiny(Layout(2, 2, 2)), processes)
+    run.step()
+    checkpointer = Checkpointer(run_dir, CheckpointConfig(asynchronous=False), processes, run.sharding)
+    report = checkpointer.save(run.engine, run.progress)
+    assert report is not None
+    assert report.step == 1
+    assert complete_checkpoints(run_dir) == [checkpoint_path(run_dir, 1)]
+    assert checkpointer.wait() is None
+
+
+def test_a_run_may_wait_for_its_checkpoints(run_dir):
+    run_distributed(save_and_look, 2, run_dir)
+
+
 def fail_and_go_on(processes: Processes, run_dir: Path) -> None:
     """The disk of rank 1 refuses a checkpoint; the next one is written."""
     run = TinyRun(tiny(Layout(2, 2, 2)), processes)

@@ -12,6 +12,7 @@ from model.auxiliary import RoutingSums
 from model.limoe import LIMoE
 from model.objective import training_losses
 from model.peers import SingleProcess
+from model.preprocess import normalise
 from model.stream import MODALITIES
 from tests.distributed.setups import BATCH, Layout, TinyRun, batch, rows_of, tiny
 from tests.distributed.spawn import run_distributed
@@ -19,7 +20,6 @@ from tests.distributed.test_runs import COMMON, TWO, run_program
 from trainer.config import Config
 from trainer.data.batch import Batch
 from trainer.data.loader import TrainingLoader
-from trainer.data.transforms import normalise
 from trainer.processes import Processes
 from trainer.schedule import learning_rate
 from trainer.training import StepReport, Trainer

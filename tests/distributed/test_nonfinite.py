@@ -14,6 +14,7 @@ from trainer.data.batch import Batch
 from trainer.data.loader import TrainingLoader
 from trainer.errors import UserError
 from trainer.processes import Processes
+from trainer.state import EMA, MOMENTS, WEIGHTS
 from trainer.training import Trainer
 
 pytestmark = pytest.mark.slow
@@ -78,7 +79,7 @@ def trainer_of(run: TinyRun, numbers: list[int]) -> Trainer:
 
 
 def held(run: TinyRun) -> list[Tensor]:
-    """Copies of all that a step changes and this rank holds: forward weights, masters, moments."""
+    """Copies of all that a step changes and this rank holds: forward weights, masters, moments and averages."""
     optimizer = run.engine.optimizer
     masters = getattr(optimizer, "fp32_partitioned_groups_flat", None) or optimizer.single_partition_of_fp32_groups
     moments = [tensor for master in masters for _, tensor in sorted(optimizer.optimizer.state[master].items())]
@@ -114,6 +115,7 @@ def skip(processes: Processes, case: Case) -> list[tuple[float, float, float]]:
     good.step()
     good.step()
     spoilt_once, never = run.share(), clean.share()  # not `held`: ZeRO-3 pads with what lay in memory
+    assert {name.partition("/")[0] for name in never} == {WEIGHTS, *MOMENTS, EMA}
     for name, value in never.items():
         expected, actual = (value, spoilt_once[name]) if isinstance(value, Tensor) else (value[1], spoilt_once[name][1])
         torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-9, msg=name)
@@ -123,7 +125,7 @@ def skip(processes: Processes, case: Case) -> list[tuple[float, float, float]]:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_no_rank_takes_a_step_that_one_rank_spoilt(stage, precision):
-    layout = Layout(2, 2, stage).with_(**STEADY, train__precision=precision)
+    layout = Layout(2, 2, stage).with_(**STEADY, train__precision=precision, train__ema=0.9)
     for case in (Case(layout, EXPERT, 1), Case(layout, DENSE, 0)):
         print(case)
         first, second = run_distributed(skip, 2, case)

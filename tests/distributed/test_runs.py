@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.spawn import run_distributed
+from tests.distributed.spawn import RanksFailed, run_distributed
 from trainer.compose import compose_config
 from trainer.processes import Processes
 from trainer.train import train
@@ -115,3 +115,39 @@ def test_a_run_goes_on_with_other_processes(tmp_path, cache):
     together = in_forks(2, tmp_path / "two", cache, *NO_DROPS_NO_NOISE, *TWO, f"train.steps={STEPS}", start)
     assert len(together) == STEPS - EVERY
     assert together == pytest.approx(alone[EVERY:], rel=1e-4)
+
+
+def test_the_best_checkpoint_and_those_of_every_so_many_steps_are_kept(tmp_path, cache):
+    keeping = [
+        "checkpoint.keep=1",
+        "checkpoint.keep_every=4",
+        "checkpoint.every_steps=2",
+        "checkpoint.best=eval/retrieval/i2t_r5",
+    ]
+    in_forks(2, tmp_path / "run", cache, *TWO, f"train.steps={STEPS}", "eval.every=3", "eval.retrieval=true", *keeping)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    values = {row["step"]: row["eval/retrieval/i2t_r5"] for row in rows if "eval/retrieval/i2t_r5" in row}
+    assert list(values) == [0, 3, 6, 9, 12]
+    folder = tmp_path / "run" / "checkpoints"
+    kept = {path.name for path in folder.iterdir()}
+    expected = {f"step-{step:08d}" for step in (4, 8, STEPS)}
+    best = max(values, key=lambda step: values[step])  # the first of equal ones
+    if best:
+        assert (folder / "best").resolve().name == f"step-{best:08d}"
+        expected |= {"best", f"step-{best:08d}"}
+    assert kept == expected
+
+
+def test_a_metric_that_no_evaluation_measures_cannot_be_the_best(tmp_path, cache):
+    with pytest.raises(RanksFailed, match=r"checkpoint.best=eval/top1: no evaluation measures it.*eval/retrieval/i2t_r1"):
+        in_forks(1, tmp_path / "run", cache, "eval.retrieval=true", "checkpoint.best=eval/top1", "train.steps=3")
+
+
+def test_a_run_may_start_with_the_weights_of_another(tmp_path, cache):
+    first = in_forks(2, tmp_path / "first", cache, *TWO, f"train.steps={STEPS}")
+    start = f"init_from={tmp_path / 'first'}"
+    after = in_forks(1, tmp_path / "after", cache, start, "train.steps=4")
+    assert list(after) != list(first[:4])
+    assert after[0] < first[0] - 0.1, "it does not begin where an untrained one does"
+    assert (tmp_path / "after" / "tokenizer.model").read_bytes() == (tmp_path / "first" / "tokenizer.model").read_bytes()
+    assert json.loads((tmp_path / "after" / "metrics.jsonl").read_text().splitlines()[0])["step"] <= 1, "its steps are its own"

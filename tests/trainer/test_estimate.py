@@ -67,6 +67,12 @@ def test_activations_are_about_what_a_forward_pass_keeps(model: str):
     assert 0.9 < estimate_memory(config, 1).activations / sum(kept.values()) < 1.6
 
 
+def test_a_moving_average_is_spread_like_the_optimizer():
+    total, _ = counted(["model=limoe_tiny"])
+    optimizer = [estimate_memory(compose_config(overrides), 8).optimizer for overrides in (["train.ema=0.999"], [])]
+    assert optimizer[0] - optimizer[1] == pytest.approx(4 * total / 8)
+
+
 def test_checkpointing_keeps_less_and_offloading_still_less():
     kept = [
         estimate_memory(compose_config(["model=limoe_b16", f"train.activation_checkpointing={how}"]), 1).activations
@@ -77,7 +83,8 @@ def test_checkpointing_keeps_less_and_offloading_still_less():
 
 def test_a_checkpoint_has_a_weight_and_two_moments_of_each_parameter():
     total, _ = counted(["model=limoe_tiny"])
-    assert checkpoint_bytes(compose_config([])) == STATE_BYTES * total
+    assert checkpoint_bytes(compose_config([])) == STATE_BYTES * total == 12 * total
+    assert checkpoint_bytes(compose_config(["train.ema=0.999"])) == 16 * total
 
 
 @pytest.mark.parametrize(

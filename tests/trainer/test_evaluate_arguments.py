@@ -23,17 +23,18 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 def test_the_newest_checkpoint_and_the_runs_own_configuration_with_overrides(run_dir: Path):
-    checkpoint, config = read_arguments(
+    checkpoint, kind, config = read_arguments(
         [f"run={run_dir}", "eval.zeroshot={a: /x}", "eval.retrieval=/v/val-{000..003}.tar", "eval.batch_size=8"]
     )
     assert checkpoint.name == "step-00000010"
+    assert kind == "model"
     assert config.eval.zeroshot == {"a": "/x"}
     assert config.eval.retrieval == "/v/val-{000..003}.tar"
     assert config.eval.batch_size == 8
 
 
 def test_a_checkpoint_can_be_named_itself(run_dir: Path):
-    checkpoint, _ = read_arguments([f"run={checkpoint_path(run_dir, 5)}"])
+    checkpoint, _, _ = read_arguments([f"run={checkpoint_path(run_dir, 5)}"])
     assert checkpoint.name == "step-00000005"
 
 
@@ -43,6 +44,7 @@ def test_a_checkpoint_can_be_named_itself(run_dir: Path):
         ([], "say which run to evaluate"),
         (["run=a", "run=b"], "say which run to evaluate"),
         (["run=/nowhere"], "run=/nowhere: no complete checkpoint there"),
+        (["run=RUN", "weights=best"], "weights=best: choose model (as trained) or ema"),
         (["run=RUN", "eval.zershot=/x"], "(did you mean 'eval.zeroshot'?)"),
         (["run=RUN", "eval.batch_size=many"], "eval.batch_size: Value 'many'"),
         (["run=RUN", "eval.batch_size=[1"], "'eval.batch_size=[1' cannot be parsed"),
@@ -66,7 +68,7 @@ def test_a_damaged_configuration_is_named(run_dir: Path):
 
 
 def test_a_run_is_evaluated_on_processes_that_its_training_batch_does_not_fit(run_dir: Path):
-    _, config = read_arguments([f"run={run_dir}", "eval.batch_size=6"])
+    *_, config = read_arguments([f"run={run_dir}", "eval.batch_size=6"])
     with pytest.raises(UserError, match="not divisible by 3 processes"):
         check_layout(config, 3)
     check_evaluation(config, 3)

@@ -85,6 +85,8 @@ def test_what_can_run_is_let_through(world: int, values: dict[str, Any]):
         (1, {"data__std": [0.5, 0.5, 0.0]}, ("data.std=[0.5, 0.5, 0.0]", "above 0")),
         (1, {"train__steps": 0}, ("train.steps=0",)),
         (1, {"train__max_nonfinite_steps": 0}, ("train.max_nonfinite_steps=0",)),
+        (1, {"train__ema": 1.0}, ("train.ema=1.0", "between 0 and 1")),
+        (1, {"train__ema": 0.0}, ("train.ema=0.0",)),
         (1, {"optim__lr": 0.0}, ("optim.lr=0.0",)),
         (1, {"optim__lr": float("nan")}, ("optim.lr=nan",)),
         (1, {"optim__beta2": 1.0}, ("optim.beta2=1.0",)),

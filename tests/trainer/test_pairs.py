@@ -12,6 +12,7 @@ import torch
 from tests.trainer.data.shards_on_disk import jpeg, pair, small_tokenizer, write_shard
 from trainer.checkpoint_files import TOKENIZER
 from trainer.config import Config
+from trainer.data.tokenizer import train_tokenizer
 from trainer.errors import UserError
 from trainer.pairs import find_pairs, locate_data
 from trainer.processes import Processes
@@ -95,6 +96,18 @@ def test_a_caption_key_that_no_sample_has_is_named(config: Config, tmp_path: Pat
     config.data.caption_key = "text"
     with pytest.raises(UserError, match=r"no captions under data.caption_key=text in shard .*json.tar"):
         find_pairs(config, tmp_path / "run", ALONE)
+
+
+def test_a_run_keeps_its_tokenizer_and_says_so(config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    find_pairs(config, tmp_path, ALONE)
+    find_pairs(config, tmp_path, ALONE)
+    assert not caplog.text
+    kept = (tmp_path / TOKENIZER).read_bytes()
+    config.data.tokenizer = str(tmp_path / "other.model")
+    train_tokenizer(["quite other words", "than those before"], config.data.tokenizer, 40)
+    find_pairs(config, tmp_path, ALONE)
+    assert "other.model is not this run's tokenizer, which stays" in caplog.text
+    assert (tmp_path / TOKENIZER).read_bytes() == kept
 
 
 def test_a_tokenizer_larger_than_the_models_table_says_what_to_set(config: Config, tmp_path: Path):

@@ -33,6 +33,13 @@ def test_the_first_reason_stays():
     assert stop.signal == signal.SIGINT
 
 
+def test_it_is_said_once_that_a_signal_was_heard(capfd: pytest.CaptureFixture[str]):
+    StopRequest(announce=True)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert capfd.readouterr().err.count("stopping after this step") == 1
+
+
 def test_an_interrupt_that_torchrun_passes_on_is_not_a_second_one():
     stop = StopRequest()
     os.kill(os.getpid(), signal.SIGINT)

@@ -24,7 +24,7 @@ from trainer.describe import readable
 from trainer.engine import build_engine, start_deepspeed
 from trainer.model_encoder import dtype_of
 from trainer.processes import Processes
-from trainer.state import ExpertSharding, set_optimizer_state, set_weights
+from trainer.state import MOMENTS, WEIGHTS, ExpertSharding, set_optimizer_state, set_weights
 
 MODELS = ["dense_s32", "limoe_s32", "dense_b32", "limoe_b32"]
 PAIRS = 8  # a process and step
@@ -154,7 +154,7 @@ def _beside(subject: _Subject, checkpointer: Checkpointer, step: float) -> tuple
 def _resume(subject: _Subject, checkpoint: Path) -> None:
     check_sound(checkpoint, subject.processes)
     fresh = LIMoE(subject.config.model, subject.config.router, subject.peers)
-    state = load_state(checkpoint, fresh, subject.sharding, with_moments=True)
+    state = load_state(checkpoint, fresh, subject.sharding, (WEIGHTS, *MOMENTS))
     set_weights(fresh, state)
     set_optimizer_state(subject.engine, state, 1)
 

@@ -1,14 +1,12 @@
-"""Image files into RGB images, whatever lies in them."""
+"""The image of a sample, whatever lies in it."""
 
-import io
-
-import numpy as np
 from PIL import Image
 
+from model import preprocess
 from trainer.data.samples import Sample, Unusable
+from trainer.errors import UserError
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-MOST_PIXELS = 64 * 1024 * 1024  # larger ones are taken for decompression bombs: 192 MiB decoded
 
 
 def image_bytes(sample: Sample) -> bytes:
@@ -20,32 +18,8 @@ def image_bytes(sample: Sample) -> bytes:
 
 
 def decode_image(content: bytes, least_side: int = 0) -> Image.Image:
-    """A JPEG, PNG or WebP file as an RGB image, loaded.
-
-    A JPEG may come at 1/2, 1/4 or 1/8 of its size, but with no side under `least_side` pixels (0: at full size), which
-    takes a fraction of the time. Raises Unusable for anything that cannot be decoded whole.
-    """
+    """model.preprocess.decode_image of a sample's file. Raises Unusable for anything that cannot be decoded whole."""
     try:
-        image: Image.Image = Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP"))
-        if image.width * image.height > MOST_PIXELS:
-            raise Unusable(f"image of {image.width} x {image.height} pixels")
-        if least_side:
-            image.draft(None, (least_side, least_side))
-        image.load()
-        return _to_rgb(image)
-    except Unusable:
-        raise
-    # Decoders meet foreign bytes here and raise nearly anything: OSError, SyntaxError, ValueError, struct.error, ...
-    except Exception as problem:
-        raise Unusable(f"image cannot be decoded: {problem}") from None
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I"):
-        # 16 bits a pixel: convert() would clip everything above 255 to white.
-        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
+        return preprocess.decode_image(content, least_side)
+    except UserError as problem:
+        raise Unusable(str(problem)) from None

@@ -151,10 +151,15 @@ def check_reading(data: DataConfig, shards: int, batch_size: int, world: int) ->
     return choose_streams(shards, batch_size, world * workers, data.streams, f" ({world} ranks x {workers} workers)")
 
 
+def is_bad_share(read: int, bad: int, limit: float) -> bool:
+    """Whether of at least 100 samples read more than the share `limit` was unusable."""
+    return read >= JUDGED_AFTER and bad > limit * read
+
+
 def check_bad_share(read: int, bad: Mapping[str, int], limit: float) -> None:
     """Raise UserError when of at least 100 samples read more than the share `limit` was unusable (`bad`: counts by shard)."""
     total = sum(bad.values())
-    if read < JUDGED_AFTER or total <= limit * read:
+    if not is_bad_share(read, total, limit):
         return
     worst = sorted(bad, key=lambda shard: (-bad[shard], shard))[:WORST_SHOWN]
     named = ", ".join(f"{shard} ({bad[shard]})" for shard in worst)

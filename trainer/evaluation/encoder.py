@@ -8,7 +8,7 @@ from torch import Tensor
 
 from trainer.processes import Processes
 
-# A batch of texts and a length T to int64 tokens [n, T]; 0 is padding. `trainer.data.tokenizer.Tokenizer` is one.
+# A batch of texts and a length T to int64 tokens [n, T]; 0 is padding. `model.tokenizer.Tokenizer` is one.
 Tokenize = Callable[[list[str], int], Tensor]
 
 

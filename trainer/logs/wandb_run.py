@@ -74,11 +74,13 @@ class WandbRun:
             _log.warning("wandb failed at step %d (%s): training goes on without it", step, _first_line(problem))
             self._run = None
 
-    def finish(self, exit_code: int = 0) -> None:
-        """Upload what is left, for a minute at most, and mark the run as finished (0) or failed (anything else)."""
+    def finish(self, exit_code: int = 0, stopped: bool = False) -> None:
+        """Upload what is left, for a minute at most, and mark the run as finished (0), preempted (`stopped`) or failed."""
         if self._run is None:
             return
         try:
+            if stopped:
+                self._run.mark_preempting()
             self._run.finish(exit_code=exit_code)
         except Exception as problem:  # See `start`.
             _log.warning("wandb could not finish (%s): its files are complete on disk", _first_line(problem))

@@ -12,8 +12,7 @@
 #   cluster.sh slow RATE     let each node send no more than RATE to the others (tc, as 100mbit); "off" lifts it
 # Environment: SLURMLAB_DIR, SLURMLAB_NODES, SLURMLAB_CPUS, SLURMLAB_GPUS, SLURMLAB_DBD=1, SLURMLAB_CGROUP=1
 set -euo pipefail
-HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-S=${SLURMLAB_DIR:-$HERE/run}            # keep it short: unix socket paths are limited to 107 bytes
+S=${SLURMLAB_DIR:-/tmp/slurm-lab}        # keep it short: unix socket paths are limited to 107 bytes
 [ -r "$S/env" ] && . "$S/env"           # what `up` was called with
 N=${SLURMLAB_NODES:-4}
 CPUS=${SLURMLAB_CPUS:-8}                # claimed per node (config_overrides): more than the machine has
@@ -27,7 +26,7 @@ say() { printf '%s\n' "cluster: $*" >&2; }
 die() { say "$*"; exit 1; }
 # --- recorded processes: "pid starttime", so that a recycled pid is never signalled -------------
 start_of() { # empty for a pid that is gone or a zombie
-  local f; f=$(<"/proc/$1/stat") 2>/dev/null || return 0
+  local f; { f=$(<"/proc/$1/stat"); } 2>/dev/null || return 0
   read -ra f <<< "${f##*) }"; [ "${f[0]}" = Z ] || echo "${f[19]}"
 }
 record() { echo "$2 $(start_of "$2")" > "$S/pids/$1"; }
@@ -64,7 +63,7 @@ install() {
   export DEBIAN_FRONTEND=noninteractive
   apt-get install -y -q --no-install-recommends "${miss[@]}" > "$S/log/apt.log" 2>&1 ||
     { apt-get update -q >> "$S/log/apt.log" 2>&1 && apt-get install -y -q --no-install-recommends "${miss[@]}" >> "$S/log/apt.log" 2>&1; } ||
-    die "apt-get failed, see $S/log/apt.log"
+    die "apt-get failed: $(tail -n 1 "$S/log/apt.log")"
 }
 
 configure() {

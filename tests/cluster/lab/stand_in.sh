@@ -2,6 +2,7 @@
 # In Python's place where only the batch script is looked at. Start n of the job does what the n-th word of PLAY says:
 #   CODE[:STEP:SAVED]   end with an exit code, with the position that a run would have left
 #   wait                end when a signal comes, as a run does: saved, 85
+#   told                end with 2, all but rank 0 with a word about it
 #   deaf                be killed by it, as a run is that has not come as far as listening
 [ "${*: -1}" != run.dry=true ] || exit 0  # nothing is wrong with the job
 echo "start ${SLURM_RESTART_COUNT:-0} of rank $SLURM_PROCID:$(printf ' <%s>' "$@")"
@@ -10,6 +11,7 @@ IFS=: read -r what step saved <<< "${play[${SLURM_RESTART_COUNT:-0}]}"
 [ -z "$step" ] || echo "$step $saved running" > "$LIMOE_POSITION"
 case $what in
   wait) trap 'echo "7 7 85" > "$LIMOE_POSITION"; exit 85' USR1 TERM ;;&
+  told) [ "$SLURM_PROCID" = 0 ] || echo "error: seen by rank $SLURM_PROCID" >&2; exit 2 ;;
   wait | deaf) echo ready; while :; do sleep 0.1; done ;;
 esac
 exit "$what"

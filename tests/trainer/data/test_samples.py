@@ -144,7 +144,7 @@ def test_undecodable_images_are_unusable(monkeypatch: pytest.MonkeyPatch) -> Non
             decode_image(content)
     with pytest.raises(Unusable):
         image_bytes(sample(txt=b"a"))
-    monkeypatch.setattr("trainer.data.images.MOST_PIXELS", 100)
+    monkeypatch.setattr("model.preprocess.MOST_PIXELS", 100)
     with pytest.raises(Unusable, match="200 x 200"):
         decode_image(whole)
 

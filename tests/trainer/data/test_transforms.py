@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer.data.transforms import centre_crop, least_side, normalise, random_crop
+from model.preprocess import centre_crop, normalise
+from trainer.data.transforms import least_side, random_crop
 
 
 def gradient(width: int, height: int) -> Image.Image:

@@ -1,0 +1,63 @@
+"""SentencePiece: texts into token ids."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import sentencepiece
+import torch
+from torch import Tensor
+
+from model.errors import UserError
+
+PADDING, UNKNOWN, END = 0, 1, 2
+
+
+class Tokenizer:
+    """A SentencePiece model whose texts end with the end-of-text token and are padded with 0. Can be pickled."""
+
+    def __init__(self, model: bytes) -> None:
+        """From a serialised SentencePiece model; raises UserError when it is none."""
+        self.model = model
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except (RuntimeError, ValueError, TypeError):
+            raise UserError("not a SentencePiece model") from None
+        if self._processor.eos_id() < 0:
+            raise UserError("a SentencePiece model without an end-of-text token (</s>): train it with eos_id=2")
+        # Others' models often use 0 for a token (by default for the unknown), which would be masked: their ids move up by one.
+        self._shift = int(self._processor.pad_id() != PADDING)
+        self._end: int = self._processor.eos_id() + self._shift
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """From a `.model` file. Raises UserError when it is missing, unreadable, or no SentencePiece model."""
+        try:
+            return cls(Path(path).expanduser().read_bytes())
+        except OSError as problem:
+            raise UserError(f"tokenizer {path}: {problem.strerror}; it should be the PATH.model of SentencePiece") from None
+        except UserError as problem:
+            raise UserError(f"tokenizer {path}: {problem}") from None
+
+    @property
+    def vocabulary(self) -> int:
+        """The number of token ids, that of padding counted."""
+        return int(self._processor.vocab_size()) + self._shift
+
+    def __call__(self, texts: Sequence[str], length: int) -> Tensor:
+        """Token ids int64 `[n, length]`. The end-of-text token is the last one of every text, also of a truncated one."""
+        ids = torch.full((len(texts), length), PADDING, dtype=torch.int64)
+        # One thread: a loader worker has one core, and the texts are short.
+        for row, tokens in enumerate(self._processor.encode(list(texts), out_type=int, num_threads=1) if texts else []):
+            kept = [*(token + self._shift for token in tokens[: length - 1]), self._end]
+            ids[row, : len(kept)] = torch.tensor(kept)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, as the tokenizer has normalised it; padding and end-of-text are left out."""
+        return str(self._processor.decode([int(token) - self._shift for token in ids if token not in (PADDING, self._end)]))
+
+    def __getstate__(self) -> bytes:
+        return self.model
+
+    def __setstate__(self, state: bytes) -> None:
+        self.__init__(state)  # type: ignore[misc]

@@ -1,0 +1,174 @@
+"""What `python -m trainer.export` writes, from checkpoints that one process made, and what is wrong with what it is asked."""
+
+import json
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from omegaconf import OmegaConf
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+import model
+from model.limoe import LIMoE
+from model.pretrained import FILES
+from tests.trainer.data.shards_on_disk import small_tokenizer
+from trainer import export as export_module
+from trainer.checkpoint import TrainingProgress
+from trainer.checkpoint_files import CONFIG, PROGRESS, STATE, TOKENIZER, checkpoint_path, record_of, write_marker
+from trainer.config import Config
+from trainer.errors import UserError
+from trainer.export import read_arguments, write_export
+
+STEPS = (10, 20, 30)
+
+
+def config() -> Config:
+    made = Config()
+    made.model.width, made.model.mlp, made.model.embedding, made.model.layers = 16, 24, 8, 2
+    made.model.expert_layers, made.model.image_size, made.model.patch, made.model.vocabulary = [1], 16, 8, 200
+    made.run.name, made.train.ema = "photos", 0.9
+    return made
+
+
+def weights(seed: int) -> dict[str, Tensor]:
+    made = config()
+    return dict(LIMoE(made.model, made.router).initialise(seed).state_dict())
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """A run with three complete checkpoints, whose weights are those of the seeds 10, 20, 30, and averages of seed + 1."""
+    run = tmp_path / "photos"
+    for step in STEPS:
+        checkpoint = checkpoint_path(run, step)
+        checkpoint.mkdir(parents=True)
+        state = {f"model/{name}": value for name, value in weights(step).items()}
+        state |= {f"ema/{name}": value for name, value in weights(step + 1).items()}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dcp.save(state, checkpoint_id=checkpoint / STATE, no_dist=True)
+        (checkpoint / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.structured(config())))
+        (checkpoint / PROGRESS).write_text(json.dumps(asdict(TrainingProgress(step=step))))
+        small_tokenizer(tmp_path)
+        (tmp_path / "t.model").rename(checkpoint / TOKENIZER)
+        files = [path for path in checkpoint.rglob("*") if path.is_file()]
+        write_marker(checkpoint, {str(path.relative_to(checkpoint)): record_of(path) for path in files})
+    return run
+
+
+def exported(*arguments: str) -> tuple[dict[str, Tensor], str]:
+    """What lies in the file then, and what was told."""
+    asked = read_arguments(list(arguments))
+    told = write_export(asked)
+    assert sorted(path.name for path in asked.output.iterdir()) == sorted(FILES)
+    assert [path.name for path in asked.output.parent.iterdir() if path.name.startswith(".")] == []
+    return load_file(asked.output / "model.safetensors"), "\n".join(told)
+
+
+def assert_equal(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(actual[name], value), name
+
+
+def test_the_newest_checkpoint_under_the_models_own_names(run_dir: Path):
+    found, told = exported(f"run={run_dir}")
+    assert_equal(found, weights(30))
+    assert found["towers.0.blocks.1.mlp.experts.up"].shape == (8, 16, 24)
+    assert len({path.stat().st_mode for path in (run_dir / "export").iterdir()}) == 1, "who reads one file may read all"
+    assert f"wrote {run_dir}/export: model.safetensors, config.yaml, tokenizer.model" in told
+    assert "photos: weights of step 30" in told
+    with safe_open(run_dir / "export" / "model.safetensors", "pt") as file:
+        assert file.metadata()["origin"] == "photos: weights of step 30"
+    rows = model.load(run_dir / "export").embed_texts(["picture number 3"])
+    assert rows.shape == (1, 8)
+
+
+def test_a_checkpoint_another_place_and_bfloat16(run_dir: Path, tmp_path: Path):
+    found, told = exported(f"run={checkpoint_path(run_dir, 10)}", f"output={tmp_path / 'there' / 'small'}", "dtype=bf16")
+    assert_equal(found, {name: value.bfloat16() for name, value in weights(10).items()})
+    assert "step 10" in told
+    assert read_arguments([f"run={checkpoint_path(run_dir, 10)}"]).output == run_dir / "export"
+
+
+@pytest.mark.parametrize("arguments", [["--average", "last:3"], ["--average=last:3"], ["average=last:3"]])
+def test_the_mean_of_the_last_checkpoints(run_dir: Path, arguments: list[str]):
+    found, told = exported(f"run={run_dir}", *arguments)
+    for name, value in found.items():
+        mean = torch.stack([weights(step)[name].double() for step in STEPS]).mean(0)
+        torch.testing.assert_close(value.double(), mean, rtol=1e-6, atol=1e-7)
+    assert "steps 10, 20, 30, averaged" in told
+    assert_equal(exported(f"run={run_dir}", "average=last:1")[0], weights(30))
+
+
+def test_the_moving_average(run_dir: Path):
+    found, told = exported(f"run={run_dir}", "weights=ema")
+    assert_equal(found, weights(31))
+    assert "moving average of the weights (train.ema=0.9) of step 30" in told
+
+
+def test_an_earlier_export_is_replaced_and_said_to_be(run_dir: Path):
+    assert "replaced" not in exported(f"run={run_dir}")[1]
+    found, told = exported(f"run={checkpoint_path(run_dir, 20)}")
+    assert_equal(found, weights(20))
+    assert f"replaced the export in {run_dir}/export" in told
+
+
+def test_what_is_not_an_export_is_not_replaced(run_dir: Path):
+    with pytest.raises(UserError, match=r"holds something else \(photos\)"):
+        write_export(read_arguments([f"run={run_dir}", f"output={run_dir.parent}"]))
+    (run_dir / "notes").write_text("mine")
+    with pytest.raises(UserError, match=r"holds something else \(notes\)"):
+        write_export(read_arguments([f"run={run_dir}", f"output={run_dir / 'notes'}"]))
+
+
+def test_an_export_that_fails_leaves_the_earlier_one(run_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    exported(f"run={run_dir}")
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export_module, "save_file", full)
+    with pytest.raises(UserError, match=r"could not be written .*No space left on device"):
+        write_export(read_arguments([f"run={checkpoint_path(run_dir, 20)}"]))
+    monkeypatch.undo()
+    assert_equal(load_file(run_dir / "export" / "model.safetensors"), weights(30))
+    assert [path.name for path in run_dir.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_damaged_checkpoint_is_not_exported(run_dir: Path):
+    (data,) = (checkpoint_path(run_dir, 20) / STATE).glob("*.distcp")
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    with pytest.raises(UserError, match=r"step-00000020 is damaged .*SHA-256 differs"):
+        write_export(read_arguments([f"run={run_dir}", "average=last:2"]))
+    assert not (run_dir / "export").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "say which run to export"),
+        (["run=/nowhere"], "run=/nowhere: no complete checkpoint there"),
+        (["run=RUN", "avarage=last:2"], "(did you mean 'average'?)"),
+        (["run=RUN", "run=RUN"], "run is given twice"),
+        (["run=RUN", "--average"], "average has no value"),
+        (["run=RUN", "average=5"], "write average=last:N"),
+        (["run=RUN", "average=last:0"], "write average=last:N"),
+        (["run=RUN", "average=last:4"], "holds 3 complete checkpoints"),
+        (["run=RUN/checkpoints/step-00000030", "average=last:2"], "holds 0 complete checkpoints"),
+        (["run=RUN", "dtype=fp16"], "dtype=fp16: choose fp32 or bf16"),
+        (["run=RUN", "weights=best"], "weights=best: choose model"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(run_dir: Path, arguments: list[str], told: str):
+    with pytest.raises(UserError) as caught:
+        read_arguments([argument.replace("RUN", str(run_dir)) for argument in arguments])
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
