@@ -43,14 +43,14 @@ class TrainingProgress:
     """Counters of the data and the lengths of its shards, over all ranks."""
 
 
-def newest_sound(run_dir: Path, processes: Processes) -> Path | None:
+def newest_sound(run_dir: Path, processes: Processes, digests: bool = True) -> Path | None:
     """The newest checkpoint of a run whose files are what was written; warns of damaged ones on the way. A collective.
 
-    None when there are no checkpoints. Raises UserError when there are some and all are damaged.
+    digests: as in `damage`. None when there are no checkpoints. Raises UserError when there are some and all are damaged.
     """
     candidates = first_reads(lambda: all_checkpoints(run_dir), processes)
     for checkpoint in reversed(candidates):
-        problem = damage(checkpoint, processes)
+        problem = damage(checkpoint, processes, digests)
         if problem is None:
             return checkpoint
         if processes.is_first:
@@ -63,20 +63,23 @@ def newest_sound(run_dir: Path, processes: Processes) -> Path | None:
     return None
 
 
-def check_sound(checkpoint: Path, processes: Processes) -> None:
+def check_sound(checkpoint: Path, processes: Processes, digests: bool = True) -> None:
     """Raise UserError on every rank when the files of a checkpoint are not what was written. A collective."""
-    problem = damage(checkpoint, processes)
+    problem = damage(checkpoint, processes, digests)
     if problem is not None:
         raise _unreadable(checkpoint, problem)
 
 
-def damage(checkpoint: Path, processes: Processes) -> str | None:
-    """What is wrong with the files of a checkpoint, if anything; each rank reads its share of them. A collective."""
+def damage(checkpoint: Path, processes: Processes, digests: bool = True) -> str | None:
+    """What is wrong with the files of a checkpoint, if anything; each rank reads its share of them. A collective.
+
+    digests: False looks at their sizes only, which takes no time however large they are.
+    """
     records, problem = first_reads(lambda: _marker_of(checkpoint), processes)
     if problem is not None:
         return problem
     by_size = sorted(records, key=lambda name: (records[name].bytes, name))
-    mine = damage_among(checkpoint, records, by_size[processes.rank :: processes.world])
+    mine = damage_among(checkpoint, records, by_size[processes.rank :: processes.world], digests)
     return next((found for found in processes.gather_objects(mine) if found is not None), None)
 
 
@@ -111,7 +114,7 @@ def load_state(checkpoint: Path, model: nn.Module, sharding: ExpertSharding | No
     Raises UserError for a damaged checkpoint and for one of another architecture, naming the tensors that differ.
     """
     state = empty_state(model, kinds, sharding)
-    _check_architecture(checkpoint, _saved_shapes(checkpoint), state, prefix=f"{kinds[0]}/")
+    check_architecture(checkpoint, {key: tuple(value.shape) for key, value in state.items()}, prefix=f"{kinds[0]}/")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -140,8 +143,9 @@ def _first_failure(problem: CheckpointException) -> BaseException:
     return failure[0] if isinstance(failure, tuple) else problem
 
 
-def _check_architecture(checkpoint: Path, saved: dict[str, tuple[int, ...]], state: dict[str, Tensor], prefix: str) -> None:
-    wanted = {key: tuple(value.shape) for key, value in state.items()}
+def check_architecture(checkpoint: Path, wanted: dict[str, tuple[int, ...]], prefix: str) -> None:
+    """Raise UserError for a damaged checkpoint, and for one whose tensors under a prefix have other shapes. Reads no tensor."""
+    saved = _saved_shapes(checkpoint)
     names = sorted(key for key in saved.keys() | wanted.keys() if key.startswith(prefix) and saved.get(key) != wanted.get(key))
     if not names:
         return

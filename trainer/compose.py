@@ -33,6 +33,8 @@ def compose_config(overrides: list[str]) -> Config:
     parsed = parse_overrides(overrides)
     for override in parsed:
         check_key(override)
+        if override.key_or_group.startswith(("hydra/launcher", "hydra.launcher")):
+            raise UserError(f"'{override.input_line}' is for sweeps: add -m, or submit one run by sbatch slurm/train.sbatch")
         if override.is_sweep_override():
             raise UserError(
                 f"'{override.input_line}' names several values: -m trains with each in turn, key=[a,b] is one list, "
@@ -152,5 +154,5 @@ TEXT_KEYS = [name for name, kind in _names(Config) if kind in (str, str | None, 
 """Those whose value may be a text."""
 OPEN_KEYS = [name for name, kind in _names(Config) if kind is Any]
 """Those whose value may be a mapping with names of the user's own."""
-GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
-"""The groups of `conf/`."""
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
+"""The groups of `conf/` that make up the configuration; hydra/ says how a sweep is started."""

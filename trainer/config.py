@@ -109,6 +109,7 @@ class RunConfig:
     name: str = "limoe"
     dir: str = "runs/${run.name}"
     device: str = "auto"  # auto | cpu | cuda
+    dry: bool = False  # check everything, print what the run would be, and end before it starts
 
 
 @dataclass

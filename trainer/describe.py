@@ -3,22 +3,17 @@
 import os
 import sys
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from model.count import count_parameters
-from model.routing import capacity
 from trainer.compose import compose_config
 from trainer.config import Config
 from trainer.errors import UserError
+from trainer.estimate import estimate_memory, expert_slots, local_pairs, readable_bytes
 from trainer.layout import check_model, check_parallel
+from trainer.logs.tables import facts_table
 from trainer.performance import step_flops
+from trainer.processes import world_from_environment
 from trainer.program import exit_with
-from trainer.traffic import estimate_leaving
-
-ADAM_BYTES = 12  # float32 master and two moments a parameter
-EMA_BYTES = 4  # and with train.ema their float32 average
+from trainer.traffic import estimate_leaving, estimate_sent
 
 
 def readable(number: float) -> str:
@@ -31,12 +26,10 @@ def readable(number: float) -> str:
 
 def describe(config: Config, world: int) -> list[tuple[str, str]]:
     """What a person asks of a model before training it, as (what, value) rows; sizes are for `world` processes."""
-    model, router, ep = config.model, config.router, config.parallel.expert_parallel
+    model, router = config.model, config.router
     check_model(model, router)
     check_parallel(config, world)
     counts = count_parameters(model, router)
-    dense = counts.total - counts.experts
-    weight = 2 if config.train.precision == "bf16" else 4
     rows = [
         (
             "model",
@@ -52,19 +45,9 @@ def describe(config: Config, world: int) -> list[tuple[str, str]]:
             ("expert layers", f"{len(model.expert_layers)} of {model.layers} ({', '.join(map(str, model.expert_layers))})")
         )
         rows.append(("experts", f"{model.experts} a layer, {readable(counts.experts)} parameters in all"))
-        rows += _exchange_rows(config, world, weight)
-    stage = config.parallel.zero_stage
-    copies = world // ep
-    kept = ADAM_BYTES + (EMA_BYTES if config.train.ema is not None else 0)
-    state = kept * (dense / world + counts.experts / ep / copies)
-    weights = weight * ((dense + counts.experts / ep) if stage < 3 else (dense / world + counts.experts / ep / copies))
-    rows.append(
-        (
-            f"state a rank (world {world}, EP {ep}, ZeRO-{stage})",
-            f"{(state + weights) / 2**30:.2f} GiB without activations and gradients",
-        )
-    )
-    return [*rows, *leaving_rows(config, world)]
+        slots, pairs = expert_slots(config, world), local_pairs(config, world)
+        rows.append(("slots an expert", f"{slots} for {pairs} pairs a process"))
+    return [*rows, *memory_rows(config, world), *sent_rows(config, world), *leaving_rows(config, world)]
 
 
 def leaving_rows(config: Config, world: int) -> list[tuple[str, str]]:
@@ -75,27 +58,38 @@ def leaving_rows(config: Config, world: int) -> list[tuple[str, str]]:
     if not 0 < int(local) < world:
         return []
     leaving = estimate_leaving(config, world, int(local))
-    gib = f"{leaving.tokens / 2**30:.1f} GiB of tokens, {leaving.synchronised / 2**30:.1f} GiB of gradients and weights"
-    return [(f"leaves a node of {local} processes in a step", gib)]
+    parts = f"{readable_bytes(leaving.tokens)} of tokens, {readable_bytes(leaving.synchronised)} of gradients and weights"
+    return [(f"leaves a node of {local} processes in a step", parts)]
 
 
-def _exchange_rows(config: Config, world: int, weight: int) -> list[tuple[str, str]]:
-    model, router, ep = config.model, config.router, config.parallel.expert_parallel
-    pairs = max(1, config.train.batch_size // world // config.train.accumulate)
-    slots = capacity(pairs * (model.image_tokens + model.text_length), model.experts, router.top_k, router.capacity_factor)
-    buffer = model.experts * slots * model.width * weight
-    sent = 4 * len(model.expert_layers) * buffer * (ep - 1) / ep  # there and back, forward and backward
+def memory_rows(config: Config, world: int) -> list[tuple[str, str]]:
+    """Memory of one process of `world`, in parts and in all."""
+    memory = estimate_memory(config, world)
+    pairs, saved = local_pairs(config, world), config.train.activation_checkpointing
+    how = "" if saved == "none" else f", activation_checkpointing={saved}"
     return [
-        ("slots an expert", f"{slots} for {pairs} pairs a process"),
-        ("sent a rank and micro-batch", f"{sent / 2**20:.1f} MiB by all-to-all" if ep > 1 else "nothing (expert_parallel=1)"),
+        (
+            f"memory a process (world {world}, EP {config.parallel.expert_parallel}, ZeRO-{config.parallel.zero_stage})",
+            f"about {readable_bytes(memory.total)}, and 1 to 2 GiB of CUDA's own on a GPU",
+        ),
+        ("  weights", readable_bytes(memory.weights)),
+        ("  gradients", f"{readable_bytes(memory.gradients)}, DeepSpeed's buffers counted"),
+        ("  optimizer", readable_bytes(memory.optimizer)),
+        ("  activations", f"about {readable_bytes(memory.activations)} for {pairs} pairs{how}"),
     ]
 
 
-def _world(config: Config) -> int:
-    wanted = os.environ.get("WORLD_SIZE")
-    if wanted is not None and not (wanted.isdigit() and int(wanted) > 0):
-        raise UserError(f"WORLD_SIZE={wanted} in the environment should be the number of processes")
-    return int(wanted) if wanted else max(1, config.parallel.expert_parallel)
+def sent_rows(config: Config, world: int) -> list[tuple[str, str]]:
+    """What one process of `world` sends in an optimizer step."""
+    sent = estimate_sent(config, world)
+    rows = [
+        ("sent a process and step: gradients and weights", readable_bytes(sent.synchronised)),
+        ("  embeddings", readable_bytes(sent.embeddings)),
+    ]
+    if config.model.expert_layers:
+        alone = "nothing (expert_parallel=1)"
+        rows.append(("  tokens to experts and back", f"{readable_bytes(sent.tokens)} by all-to-all" if sent.tokens else alone))
+    return rows
 
 
 def main() -> None:
@@ -105,13 +99,10 @@ def main() -> None:
         return
     try:
         config = compose_config(sys.argv[1:])
-        rows = describe(config, _world(config))
+        rows = describe(config, world_from_environment() or max(1, config.parallel.expert_parallel))
     except UserError as problem:
         exit_with(problem)
-    table = Table(box=box.SIMPLE_HEAD, show_header=False, pad_edge=False)
-    for what, value in rows:
-        table.add_row(what, value)
-    Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 120).print(table)
+    facts_table(rows)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
 """Errors that are the user's to mend, and the help they give."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from model.errors import UserError as UserError  # one class, whoever meets the mistake
+
+Check = Callable[[], object]
+"""Raises UserError when something is wrong."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

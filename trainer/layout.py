@@ -7,8 +7,8 @@ import torch
 
 from model.config import ModelConfig, RouterConfig
 from model.routing import PRIORITIES
-from trainer.config import CheckpointConfig, Config, DataConfig, OptimConfig
-from trainer.errors import UserError
+from trainer.config import CheckpointConfig, Config, DataConfig, OptimConfig, TrainConfig
+from trainer.errors import Check, UserError
 from trainer.logs.tables import LayoutRow
 from trainer.processes import Processes
 
@@ -77,23 +77,34 @@ def check_parallel(config: Config, world: int) -> None:
 
 def check_layout(config: Config, world: int) -> None:
     """Raise UserError when the configuration does not fit `world` processes."""
-    check_model(config.model, config.router)
-    check_parallel(config, world)
-    _check_precision(config)
-    _check_colours(config.data)
-    train = config.train
+    for check in layout_checks(config, world):
+        check()
+
+
+def layout_checks(config: Config, world: int) -> list[Check]:
+    """The parts of `check_layout`; none needs another to have passed."""
+    return [
+        lambda: check_model(config.model, config.router),
+        lambda: check_parallel(config, world),
+        lambda: _check_precision(config),
+        lambda: _check_colours(config.data),
+        lambda: _check_training(config.train),
+        lambda: _check_optimizer(config.optim),
+        lambda: _check_training_batch(config, world),
+        lambda: _check_evaluation_batch(config, world),
+        lambda: _check_rest(config),
+    ]
+
+
+def _check_training(train: TrainConfig) -> None:
     if train.activation_checkpointing not in ("none", "blocks", "offload"):
         raise UserError(f"train.activation_checkpointing={train.activation_checkpointing}: choose none, blocks or offload")
-    if train.steps < 1 or train.accumulate < 1:
-        raise UserError(f"train.steps={train.steps} and train.accumulate={train.accumulate} must be at least 1")
+    if train.steps < 1:
+        raise UserError(f"train.steps={train.steps} must be at least 1")
     if train.max_nonfinite_steps < 1:
         raise UserError(f"train.max_nonfinite_steps={train.max_nonfinite_steps} must be at least 1")
     if train.ema is not None and not 0 < train.ema < 1:
         raise UserError(f"train.ema={train.ema} must lie between 0 and 1, such as 0.9999; null keeps no average")
-    _check_optimizer(config.optim)
-    _check_training_batch(config, world)
-    _check_evaluation_batch(config, world)
-    _check_rest(config)
 
 
 def check_evaluation(config: Config, world: int) -> None:
@@ -160,6 +171,8 @@ def _check_checkpoint(config: CheckpointConfig) -> None:
 
 def _check_training_batch(config: Config, world: int) -> None:
     train = config.train
+    if train.accumulate < 1:
+        raise UserError(f"train.accumulate={train.accumulate} must be at least 1")
     pieces = world * train.accumulate
     if train.batch_size < pieces or train.batch_size % pieces:
         raise UserError(

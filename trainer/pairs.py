@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from trainer.agree import first_reads
@@ -15,7 +16,7 @@ from trainer.data.progress import DataProgress
 from trainer.data.shapes import write_shapes
 from trainer.data.shards import list_shards
 from trainer.data.tokenizer import Tokenizer, train_tokenizer
-from trainer.errors import UserError, did_you_mean
+from trainer.errors import Check, UserError, did_you_mean
 from trainer.evaluation.classification_set import read_classification_set
 from trainer.evaluation.suite import classification_sets, retrieval_shards
 from trainer.processes import Processes
@@ -30,15 +31,25 @@ def locate_data(config: Config, processes: Processes) -> Config:
 
     The embedded data set is written on the first use, once a host.
     """
-    kind = config.data.kind
-    if kind not in KINDS:
-        raise UserError(f"data.kind={kind}: choose {' or '.join(KINDS)}{did_you_mean(kind, KINDS)}")
-    if kind == "webdataset":
+    check_kind(config)
+    if config.data.kind == "webdataset":
         return config
     if processes.local_rank == 0:
         write_shapes(config.data, config.model.image_size)
     processes.barrier()
-    folder = write_shapes(config.data, config.model.image_size)  # there already; gives its place
+    # There already; this only gives its place.
+    return with_shapes(config, write_shapes(config.data, config.model.image_size))
+
+
+def check_kind(config: Config) -> None:
+    """Raise UserError when `data.kind` is none of KINDS."""
+    kind = config.data.kind
+    if kind not in KINDS:
+        raise UserError(f"data.kind={kind}: choose {' or '.join(KINDS)}{did_you_mean(kind, KINDS)}")
+
+
+def with_shapes(config: Config, folder: Path) -> Config:
+    """A copy of the configuration that reads the embedded data set in `folder` wherever it names no data of its own."""
     located = deepcopy(config)
     located.data.train = located.data.train or f"{folder}/train-*.tar"
     located.data.val = located.data.val or f"{folder}/val-*.tar"
@@ -98,15 +109,30 @@ def load_tokenizer(config: Config, path: Path) -> Tokenizer:
 
 def _check_all(config: Config) -> list[str]:
     """The training shards; evaluation data is looked at too, so that a mistake shows now and not after hours."""
-    shards = list_shards(config.data.train, "data.train")
-    check_captions(shards, config.data.caption_key)
-    for folder in classification_sets(config.eval.zeroshot).values():
-        read_classification_set(folder)
-    if retrieval_shards(config) is not None:
-        list_shards(retrieval_shards(config), "data.val" if config.eval.retrieval is True else "eval.retrieval")
-    elif config.eval.retrieval is True:
+    shards = check_training_data(config)
+    for check in evaluation_checks(config):
+        check()
+    if config.eval.retrieval is True and retrieval_shards(config) is None:
         _log.warning("data.val is not set: retrieval is not evaluated (eval.retrieval=false says that this is meant)")
     return shards
+
+
+def check_training_data(config: Config) -> list[str]:
+    """The training shards. Raises UserError when one is missing, or they hold no captions."""
+    shards = list_shards(config.data.train, "data.train")
+    check_captions(shards, config.data.caption_key)
+    return shards
+
+
+def evaluation_checks(config: Config) -> list[Check]:
+    """A check of each evaluation set that the configuration names. Raises UserError for a setting that names none."""
+    checks: list[Check] = [
+        partial(read_classification_set, folder) for folder in classification_sets(config.eval.zeroshot).values()
+    ]
+    shards = retrieval_shards(config)
+    if shards is not None:
+        checks.append(lambda: list_shards(shards, "data.val" if config.eval.retrieval is True else "eval.retrieval"))
+    return checks
 
 
 def _make_tokenizer(config: Config, shards: list[str], path: Path) -> None:

@@ -96,6 +96,33 @@ def launched() -> bool:
     return "WORLD_SIZE" in os.environ or started_by_srun()
 
 
+def world_from_environment() -> int | None:
+    """How many processes the launcher, or the SLURM allocation around this process, is for; None outside of both.
+
+    Raises UserError for a WORLD_SIZE that is no number of processes.
+    """
+    wanted = os.environ.get("WORLD_SIZE")
+    if wanted is not None:
+        if not (wanted.isdigit() and int(wanted) > 0):
+            raise UserError(f"WORLD_SIZE={wanted} in the environment should be the number of processes")
+        return int(wanted)
+    nodes, each = os.environ.get("SLURM_JOB_NUM_NODES"), os.environ.get("SLURM_NTASKS_PER_NODE")
+    if nodes and each:  # before SLURM_NTASKS, which --nodes=MIN-MAX leaves at what MIN nodes have
+        return int(nodes) * int(each)
+    return int(os.environ.get("SLURM_NTASKS", "0")) or (int(nodes) if nodes else None)
+
+
+def in_allocation() -> bool:
+    """Whether SLURM has given this process its nodes: what is missing here will be missing in the run."""
+    return "SLURM_JOB_ID" in os.environ
+
+
+def array_task_from_environment() -> int | None:
+    """Which task of a SLURM job array this process belongs to; None outside of one."""
+    task = os.environ.get("SLURM_ARRAY_TASK_ID")
+    return None if task is None else int(task)
+
+
 def _adopt_launcher_variables() -> None:
     """Set torch.distributed's variables from srun's, or for a single process; torchrun has set them already."""
     if "WORLD_SIZE" in os.environ:
@@ -120,7 +147,8 @@ def _adopt_launcher_variables() -> None:
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
 
 
-def _choose_device(wanted: str, local_rank: int) -> torch.device:
+def choose_device(wanted: str, local_rank: int) -> torch.device:
+    """The device that `run.device` means for a process. Raises UserError when it is not there."""
     if wanted not in ("auto", "cpu", "cuda"):
         raise UserError(f"run.device={wanted}: choose auto, cpu or cuda")
     if wanted == "cuda" and not torch.cuda.is_available():
@@ -138,7 +166,7 @@ def start_processes(device: str = "auto", timeout_minutes: float = 10.0) -> Proc
     """
     _adopt_launcher_variables()
     rank, world, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    chosen = _choose_device(device, local_rank)
+    chosen = choose_device(device, local_rank)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     else:

@@ -1,6 +1,8 @@
 """What a run keeps on disk, and where it goes on from. Rank 0 decides and writes; the others follow."""
 
+import errno
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -28,6 +30,32 @@ def open_run_directory(config: Config, processes: Processes) -> tuple[Path, Path
     checkpoint = resume_from(config, run_dir, processes)
     first_reads(lambda: _prepare(run_dir, checkpoint), processes)
     return run_dir, checkpoint
+
+
+def inspect_run_directory(config: Config, alone: Processes) -> tuple[Path | None, Path | None]:
+    """The checkpoints that a run would go on from and take its first weights from, if any; changes nothing.
+
+    Raises UserError where `open_run_directory` and `initial_weights` would, as far as one process can tell without writing and
+    in no time.
+    """
+    run_dir = Path(config.run.dir)
+    try:
+        checkpoint = resume_from(config, run_dir, alone, digests=False)
+        place = existing_part(run_dir)
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+    except OSError as problem:
+        raise _unwritable(run_dir, problem) from problem
+    if checkpoint is not None or config.init_from is None:
+        return checkpoint, None
+    return None, _sound_in(Path(config.init_from), f"init_from={config.init_from}", alone, digests=False)
+
+
+def existing_part(path: Path) -> Path:
+    """The path itself if it exists, else the nearest parent that does."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
 
 
 def initial_weights(config: Config, run_dir: Path, processes: Processes) -> Path | None:
@@ -79,20 +107,23 @@ def _unwritable(run_dir: Path, problem: OSError) -> UserError:
     )
 
 
-def resume_from(config: Config, run_dir: Path, processes: Processes) -> Path | None:
-    """The sound checkpoint that a run goes on from as `resume` says, None for a new run; changes nothing. A collective."""
+def resume_from(config: Config, run_dir: Path, processes: Processes, digests: bool = True) -> Path | None:
+    """The sound checkpoint that a run goes on from as `resume` says, None for a new run; changes nothing. A collective.
+
+    digests: as in `trainer.checkpoint.damage`.
+    """
     if config.resume == "auto":
-        return newest_sound(run_dir, processes)
+        return newest_sound(run_dir, processes, digests)
     kept = first_reads(lambda: all_checkpoints(run_dir), processes)
     if config.resume == "never":
-        sound = next((path for path in reversed(kept) if damage(path, processes) is None), None)
+        sound = next((path for path in reversed(kept) if damage(path, processes, digests) is None), None)
         if sound:
             raise UserError(f"resume=never, but {run_dir} holds a run ({sound.name}): choose another run.name, or resume=auto")
         return None
     same_command = first_reads(lambda: _was_started_with(config.resume, run_dir), processes)
     if kept and same_command:
-        return newest_sound(run_dir, processes)  # the same command again, as after a stop
-    found = _sound_in(Path(config.resume), f"resume={config.resume}", processes)
+        return newest_sound(run_dir, processes, digests)  # the same command again, as after a stop
+    found = _sound_in(Path(config.resume), f"resume={config.resume}", processes, digests)
     if kept and not _is_of(run_dir, found):
         raise UserError(
             f"resume={config.resume}, but {run_dir} holds another run ({kept[-1].name}): choose another run.name, or resume=auto"
@@ -100,13 +131,13 @@ def resume_from(config: Config, run_dir: Path, processes: Processes) -> Path | N
     return found
 
 
-def _sound_in(where: Path, asked: str, processes: Processes) -> Path:
+def _sound_in(where: Path, asked: str, processes: Processes, digests: bool = True) -> Path:
     """The checkpoint that `where` is, or the newest sound one of the run directory that it is. A collective."""
     itself = first_reads(lambda: checkpoint_itself(where), processes)
     if itself is not None:
-        check_sound(itself, processes)
+        check_sound(itself, processes, digests)
         return itself
-    found = newest_sound(where, processes)
+    found = newest_sound(where, processes, digests)
     if found is None:
         raise UserError(f"{asked}: no complete checkpoint there; give a run directory, or one of its checkpoints")
     return found

@@ -1,13 +1,12 @@
-"""Several runs, one after the other: `python -m trainer.train -m optim.lr=1e-3,3e-4 'run.name=lr-${optim.lr}'`.
+"""Several runs: `python -m trainer.train -m optim.lr=1e-3,3e-4`, one after the other or as a job array (trainer.submit).
 
-Each run has a process of its own: what a training leaves in a process (groups, handlers, memory) would meet the next one.
+Here each run has a process of its own: what a training leaves in a process (groups, handlers, memory) would meet the next one.
 """
 
 import itertools
 import signal
 import subprocess
 import sys
-from collections import Counter
 from types import FrameType
 
 from hydra.errors import HydraException
@@ -15,9 +14,11 @@ from hydra.errors import HydraException
 from trainer.compose import compose_config, parse_overrides
 from trainer.config import Config
 from trainer.errors import UserError
+from trainer.launcher import read_launcher
 from trainer.layout import check_layout
 from trainer.processes import launched
 from trainer.stopping import EXIT_INTERRUPTED, EXIT_STOPPED, SIGNALS
+from trainer.sweep_names import check_directories, differences, name_runs
 
 FLAGS = ("-m", "--multirun")
 
@@ -41,12 +42,23 @@ def sweep(arguments: list[str]) -> int:
             "-m starts a process of its own for each run, which torchrun and srun do not allow: start the runs one by one "
             "(for lr in 1e-3 3e-4; do torchrun … -m trainer.train optim.lr=$lr run.name=lr-$lr; done)"
         )
-    runs = list_runs([argument for argument in arguments if argument not in FLAGS])
-    check_runs([compose_config(overrides) for overrides in runs])
+    slurm, overrides = read_launcher([argument for argument in arguments if argument not in FLAGS])
+    runs = list_runs(overrides)
+    if slurm:
+        from trainer.submit import submit_sweep
+
+        return submit_sweep(runs, slurm)
+    return _train_all(runs)
+
+
+def _train_all(runs: list[list[str]]) -> int:
+    own = differences(runs)
+    runs = name_runs(runs)
+    configs = [compose_config(overrides) for overrides in runs]
+    check_runs(configs)
     failed = 0
     for number, overrides in enumerate(runs, start=1):
-        own = [override for override in overrides if any(override not in other for other in runs)]
-        print(f"run {number} of {len(runs)}: {' '.join(own)}", flush=True)
+        print(f"run {number} of {len(runs)}: {' '.join(own[number - 1])} in {configs[number - 1].run.dir}", flush=True)
         code = _train(overrides)
         if code in (EXIT_STOPPED, EXIT_INTERRUPTED):
             return code
@@ -74,12 +86,7 @@ def check_runs(configs: list[Config]) -> None:
     """Raise UserError when a run cannot be, or two would write into the same directory."""
     for config in configs:
         check_layout(config, world=1)
-    shared, times = Counter(config.run.dir for config in configs).most_common(1)[0]
-    if times > 1:
-        raise UserError(
-            f"{times} runs of this sweep would share run.dir={shared}: name each after what differs, "
-            f"as in 'run.name=lr-${{optim.lr}}' (in single quotes)"
-        )
+    check_directories(configs)
 
 
 def _train(overrides: list[str]) -> int:

@@ -1,11 +1,23 @@
-"""What of a step's traffic leaves a node: where the experts lie decides it, and the network between nodes is the slow one."""
+"""What a process sends in a step, and what of it leaves a node: where the experts lie decides it."""
 
 from dataclasses import dataclass
 
 from model.count import count_parameters
-from model.routing import capacity
 from trainer.config import Config
 from trainer.errors import UserError
+from trainer.estimate import expert_slots, local_pairs, weight_bytes
+
+
+@dataclass(frozen=True)
+class Sent:
+    """Bytes that a process sends in an optimizer step. tokens: by all-to-all; synchronised: gradients and weights, by ZeRO;
+
+    embeddings: of the global batch, for the contrastive loss.
+    """
+
+    tokens: float
+    synchronised: float
+    embeddings: float
 
 
 @dataclass(frozen=True)
@@ -14,6 +26,21 @@ class Leaving:
 
     tokens: float
     synchronised: float
+
+
+def estimate_sent(config: Config, world: int) -> Sent:
+    """For each of `world` processes; collectives counted as rings."""
+    ep = config.parallel.expert_parallel
+    weight = weight_bytes(config)
+    counts = count_parameters(config.model, config.router)
+    dense, experts = weight * (counts.total - counts.experts), weight * counts.experts / ep
+    once = dense * (1 - 1 / world) + experts * (1 - ep / world)
+    rows = 2 * 4 * config.model.embedding * local_pairs(config, world)  # an image's and a text's, float32
+    return Sent(
+        tokens=_exchanged(config, world, weight) * (1 - 1 / ep),
+        synchronised=_times(config) * once,
+        embeddings=2 * config.train.accumulate * rows * (world - 1),  # gathered, and their gradients scattered
+    )
 
 
 def estimate_leaving(config: Config, world: int, local: int) -> Leaving:
@@ -27,7 +54,7 @@ def estimate_leaving(config: Config, world: int, local: int) -> Leaving:
             f"LOCAL_WORLD_SIZE={local}: it should divide the {world} processes, and one of it and "
             f"parallel.expert_parallel={ep} the other"
         )
-    weight = 2 if config.train.precision == "bf16" else 4
+    weight = weight_bytes(config)
     counts = count_parameters(config.model, config.router)
     nodes = world // local
     # A ring passes through a node once, however many of the node's ranks are on it: so the dense layers count once a node. So do
@@ -41,11 +68,11 @@ def estimate_leaving(config: Config, world: int, local: int) -> Leaving:
 
 def _exchanged(config: Config, world: int, weight: int) -> float:
     """Bytes of the slots that a rank exchanges in a step, its own among them."""
-    model, router, train = config.model, config.router, config.train
-    tokens = max(1, train.batch_size // world // train.accumulate) * (model.image_tokens + model.text_length)
-    slots = capacity(tokens, model.experts, router.top_k, router.capacity_factor)
+    model, train = config.model, config.train
     passes = 6 if train.activation_checkpointing != "none" else 4  # there and back: forward, (recomputed,) backward
-    return passes * len(model.expert_layers) * train.accumulate * model.experts * slots * model.width * weight
+    return (
+        passes * len(model.expert_layers) * train.accumulate * model.experts * expert_slots(config, world) * model.width * weight
+    )
 
 
 def _times(config: Config) -> int:

@@ -1,6 +1,7 @@
 """Train a model: `python -m trainer.train [overrides]`, alone, under torchrun, or under srun."""
 
 import sys
+from typing import NoReturn
 
 import hydra
 from omegaconf import DictConfig
@@ -8,6 +9,7 @@ from omegaconf import DictConfig
 from trainer.compose import CONF, compose_config, overrides_among, quote_text, register_schema, to_config
 from trainer.config import Config
 from trainer.errors import UserError
+from trainer.job_array import read_array_line
 from trainer.processes import Processes
 from trainer.program import exit_with, run_program
 from trainer.slurm import name_after_job
@@ -30,6 +32,15 @@ def train(config: Config, processes: Processes) -> int:
     return code
 
 
+def run_or_check(config: Config) -> NoReturn:
+    """Train, or with run.dry=true only check that it can be done; then exit with an honest code."""
+    if config.run.dry:
+        from trainer.dry import dry_run
+
+        sys.exit(dry_run(config))
+    run_program(config, lambda processes: train(config, processes))
+
+
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def hydra_main(values: DictConfig) -> None:
     """The way through Hydra's own front end, for its flags (--help, --cfg job, --config-dir)."""
@@ -38,13 +49,14 @@ def hydra_main(values: DictConfig) -> None:
         name_after_job(config, overrides_among(sys.argv[1:]))
     except UserError as problem:
         exit_with(problem)
-    run_program(config, lambda processes: train(config, processes))
+    run_or_check(config)
 
 
 def main() -> None:
     """Compose the configuration and train."""
     arguments = sys.argv[1:]
     try:
+        arguments = read_array_line(arguments)
         if is_sweep(arguments):
             sys.exit(sweep(arguments))
         if not any(argument.startswith(OWN_CONFIGURATION) for argument in arguments):
@@ -59,7 +71,7 @@ def main() -> None:
         register_schema()
         hydra_main()
         return
-    run_program(config, lambda processes: train(config, processes))
+    run_or_check(config)
 
 
 if __name__ == "__main__":

@@ -78,6 +78,11 @@ def test_what_cannot_be_parsed_is_named_with_the_form(override: str):
     assert "key=value" in told
 
 
+@pytest.mark.parametrize("override", ["hydra/launcher=slurm", "hydra.launcher.nodes=2"])
+def test_a_launcher_without_a_sweep_says_what_to_type(override: str):
+    assert "add -m, or submit one run by sbatch" in message([override])
+
+
 def test_several_values_without_a_sweep_say_how_to_ask_for_one():
     assert "-m trains with each" in message(["optim.lr=1e-3,3e-4"])
 

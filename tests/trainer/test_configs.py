@@ -102,15 +102,6 @@ def test_the_largest_model_has_the_papers_size():
     assert rows["applied per token"].startswith("675M")
 
 
-def test_a_moving_average_is_counted_in_the_state_of_a_rank():
-    def gib(*overrides: str) -> float:
-        config = compose_config(["model=dense_b16", *overrides])
-        return next(float(value.split()[0]) for what, value in describe(config, world=1) if what.startswith("state a rank"))
-
-    parameters = count_parameters(compose_config(["model=dense_b16"]).model, compose_config(["model=dense_b16"]).router).total
-    assert gib("train.ema=0.999") - gib() == pytest.approx(4 * parameters / 2**30, abs=0.011)
-
-
 @pytest.mark.slow
 def test_describe_prints_the_papers_size():
     command = [sys.executable, "-m", "trainer.describe", "model=limoe_h14", "parallel.expert_parallel=8"]

@@ -6,6 +6,7 @@ from trainer import sweep as module
 from trainer.compose import compose_config
 from trainer.errors import UserError
 from trainer.sweep import check_runs, is_sweep, list_runs, sweep
+from trainer.sweep_names import name_runs
 
 
 def test_every_combination_is_a_run_and_the_last_key_varies_fastest():
@@ -24,9 +25,10 @@ def test_ranges_and_shard_patterns_are_understood():
 
 
 def test_runs_that_would_share_a_directory_are_refused():
-    with pytest.raises(UserError, match=r"2 runs of this sweep would share run.dir=runs/limoe: name each"):
-        check_runs([compose_config(run) for run in list_runs(["optim.lr=1e-3,3e-4"])])
-    check_runs([compose_config(run) for run in list_runs(["optim.lr=1e-3,3e-4", "run.name=lr-${optim.lr}"])])
+    shared = [compose_config(run) for run in name_runs(list_runs(["optim.lr=1e-3,3e-4", "run.dir=runs/one"]))]
+    with pytest.raises(UserError, match=r"2 runs of this sweep would share run.dir=runs/one: leave run.dir out"):
+        check_runs(shared)
+    check_runs([compose_config(run) for run in name_runs(list_runs(["optim.lr=1e-3,3e-4"]))])
 
 
 @pytest.mark.parametrize(
@@ -36,6 +38,9 @@ def test_runs_that_would_share_a_directory_are_refused():
         (["-m", "train.stpes=1,2", "run.name=${seed}"], "the configuration has no 'train.stpes'"),
         (["optim.lr=1,-1", "run.name=${optim.lr}", "--multirun"], "optim.lr=-1.0 must be above 0"),
         (["-m", "--cfg", "job"], "--cfg does not go together with -m"),
+        (["-m", "seed=1,1"], "would train the same run twice: seed=1"),
+        (["-m", "seed=1,2", "hydra/launcher=slrm"], "did you mean 'slurm'?"),
+        (["-m", "seed=1,2", "hydra.launcher.nodes=2"], "hydra.launcher.nodes is for SLURM: add hydra/launcher=slurm"),
         (["-m", "model=glob(limoe_*)"], "write the values with commas between them"),
     ],
 )
@@ -61,8 +66,20 @@ def test_a_failure_does_not_end_a_sweep_and_a_stop_does(
     monkeypatch.setattr(module, "_train", lambda overrides: left.pop(0))
     assert sweep(["-m", "seed=0,1", "run.name=s${seed}"]) == code
     said = capsys.readouterr()
-    assert said.out.splitlines() == ["run 1 of 2: seed=0", "run 2 of 2: seed=1"][:runs]
+    assert said.out.splitlines() == ["run 1 of 2: seed=0 in runs/s0", "run 2 of 2: seed=1 in runs/s1"][:runs]
     assert ("error: 1 of 2 runs failed" in said.err) == (code == 1)
+
+
+def test_the_local_launcher_trains_here_in_directories_named_after_what_differs(monkeypatch: pytest.MonkeyPatch):
+    started: list[list[str]] = []
+
+    def note(overrides: list[str]) -> int:
+        started.append(overrides)
+        return 0
+
+    monkeypatch.setattr(module, "_train", note)
+    assert sweep(["-m", "hydra/launcher=local", "seed=0,1"]) == 0
+    assert started == [["seed=0", "run.name=limoe-seed-0"], ["seed=1", "run.name=limoe-seed-1"]]
 
 
 def test_a_run_is_the_program_itself_with_its_exit_code(capfd: pytest.CaptureFixture[str]):

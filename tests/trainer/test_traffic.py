@@ -1,4 +1,4 @@
-"""Bytes that leave a node, worked out by hand for a model of round numbers."""
+"""Bytes that a process sends and that leave a node, worked out by hand for a model of round numbers."""
 
 import pytest
 
@@ -6,7 +6,8 @@ from model.count import count_parameters
 from trainer.compose import compose_config
 from trainer.describe import leaving_rows
 from trainer.errors import UserError
-from trainer.traffic import estimate_leaving
+from trainer.estimate import local_pairs
+from trainer.traffic import estimate_leaving, estimate_sent
 
 MODEL = ["model=limoe_tiny", "model.width=64", "model.experts=8", "router.capacity_factor=1", "train.precision=bf16"]
 
@@ -79,3 +80,28 @@ def test_describe_tells_it_when_it_knows_the_nodes(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "four")
     with pytest.raises(UserError, match="LOCAL_WORLD_SIZE=four"):
         leaving_rows(config(), 8)
+
+
+def test_a_step_sends_each_token_there_and_back_twice():
+    built = compose_config(["model=limoe_b16", "parallel.expert_parallel=8", "train.batch_size=512", "train.accumulate=2"])
+    pairs = local_pairs(built, 8)
+    assert pairs == 32
+    tokens = pairs * (196 + 16)  # a capacity factor of 1: as many slots as tokens
+    sent = estimate_sent(built, 8)
+    assert sent.tokens == pytest.approx(2 * 6 * 4 * tokens * 768 * 2 * 7 / 8)
+    assert sent.embeddings == pytest.approx(2 * 2 * pairs * 2 * 768 * 4 * 7)
+    recomputed = compose_config(["model=limoe_b16", "parallel.expert_parallel=8", "train.activation_checkpointing=blocks"])
+    stored = compose_config(["model=limoe_b16", "parallel.expert_parallel=8"])
+    assert estimate_sent(recomputed, 8).tokens == pytest.approx(1.5 * estimate_sent(stored, 8).tokens)
+
+
+@pytest.mark.parametrize(("stage", "accumulate", "times"), [(1, 1, 3), (1, 4, 3), (2, 4, 9), (3, 1, 3), (3, 4, 12)])
+def test_zero_sends_weights_and_gradients(stage: int, accumulate: int, times: int):
+    built = compose_config(["model=dense_tiny", f"parallel.zero_stage={stage}", f"train.accumulate={accumulate}"])
+    total = count_parameters(built.model, built.router).total
+    assert estimate_sent(built, 4).synchronised == pytest.approx(times * 2 * total * 3 / 4)
+
+
+def test_one_process_sends_nothing():
+    sent = estimate_sent(compose_config([]), 1)
+    assert (sent.tokens, sent.synchronised, sent.embeddings) == (0, 0, 0)

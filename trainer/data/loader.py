@@ -113,15 +113,7 @@ def training_loader(
     pair of its stream.
     """
     progress = progress or DataProgress()
-    if data.workers < 0:
-        raise UserError(f"data.workers={data.workers} should be 0 (read in the training process) or more")
-    if data.shuffle_buffer < 0:
-        raise UserError(f"data.shuffle_buffer={data.shuffle_buffer} should be 0 (no shuffling within shards) or more")
-    _check_range(data.crop_scale, "data.crop_scale", 1.0)
-    _check_range(data.crop_ratio, "data.crop_ratio", float("inf"))
-    workers = max(1, data.workers)
-    readers = world * workers
-    streams = choose_streams(len(shards), batch_size, readers, data.streams, f" ({world} ranks x {workers} workers)")
+    streams = check_reading(data, len(shards), batch_size, world)
     check_captions(shards, data.caption_key)
     plan = _Plan(
         shards=list(shards),
@@ -131,8 +123,8 @@ def training_loader(
         seed=seed,
         streams=streams,
         pairs_per_stream=batch_size // streams,
-        streams_per_reader=streams // readers,
-        first_reader=rank * workers,
+        streams_per_reader=streams // (world * max(1, data.workers)),
+        first_reader=rank * max(1, data.workers),
         start=start // streams,
         lengths=progress.lengths,
         shuffle_buffer=data.shuffle_buffer,
@@ -142,6 +134,21 @@ def training_loader(
         flip=data.flip,
     )
     return TrainingLoader(plan, data.workers, progress if rank == 0 else DataProgress())
+
+
+def check_reading(data: DataConfig, shards: int, batch_size: int, world: int) -> int:
+    """The number of canonical streams that so many shards are dealt into, for global batches of `batch_size` pairs.
+
+    Raises UserError when the settings cannot be, or shards, batch, ranks and workers do not fit together.
+    """
+    if data.workers < 0:
+        raise UserError(f"data.workers={data.workers} should be 0 (read in the training process) or more")
+    if data.shuffle_buffer < 0:
+        raise UserError(f"data.shuffle_buffer={data.shuffle_buffer} should be 0 (no shuffling within shards) or more")
+    _check_range(data.crop_scale, "data.crop_scale", 1.0)
+    _check_range(data.crop_ratio, "data.crop_ratio", float("inf"))
+    workers = max(1, data.workers)
+    return choose_streams(shards, batch_size, world * workers, data.streams, f" ({world} ranks x {workers} workers)")
 
 
 def is_bad_share(read: int, bad: int, limit: float) -> bool:

@@ -51,14 +51,10 @@ def write_shapes(data: DataConfig, image_size: int) -> Path:
     `class_attributes.json`). Several processes may call it at once. Raises UserError when the counts are too small or the
     folder cannot be written.
     """
-    for key, count, least in (("train", data.shapes_train, TRAIN_SHARDS), ("val", data.shapes_val, VAL_SHARDS)):
-        if count < least:
-            raise UserError(f"data.shapes_{key}={count} should be at least {least}, one image a shard")
-    settings = [VERSION, image_size, data.shapes_train, data.shapes_val, data.shapes_seed]
-    cache = Path(data.cache).expanduser()
-    folder = cache / f"shapes-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]}"
+    folder = shapes_folder(data, image_size)
     if folder.is_dir():
         return folder
+    cache = folder.parent
     try:
         cache.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".tmp", dir=cache))
@@ -71,6 +67,15 @@ def write_shapes(data: DataConfig, image_size: int) -> Path:
     except OSError as problem:
         raise UserError(f"data.cache={data.cache}: cannot write the embedded data set there: {problem}") from None
     return folder
+
+
+def shapes_folder(data: DataConfig, image_size: int) -> Path:
+    """Where `write_shapes` puts the data set of these settings. Raises UserError when the counts are too small."""
+    for key, count, least in (("train", data.shapes_train, TRAIN_SHARDS), ("val", data.shapes_val, VAL_SHARDS)):
+        if count < least:
+            raise UserError(f"data.shapes_{key}={count} should be at least {least}, one image a shard")
+    settings = [VERSION, image_size, data.shapes_train, data.shapes_val, data.shapes_seed]
+    return Path(data.cache).expanduser() / f"shapes-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]}"
 
 
 def _rename(unfinished: Path, folder: Path) -> None:

@@ -7,7 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-_LAYOUT_WIDTH, _SUMMARY_WIDTH = 100, 80  # characters, where there is no terminal to ask
+_LAYOUT_WIDTH, _SUMMARY_WIDTH, _FACTS_WIDTH = 100, 80, 120  # characters, where there is no terminal to ask
 _ALL_RANKS = 16  # up to so many are all shown
 _FIRST_RANKS, _LAST_RANKS = 8, 2  # shown of more
 
@@ -47,6 +47,16 @@ def layout_table(rows: list[LayoutRow]) -> None:
     console.print(table)
 
 
+def facts_table(rows: Sequence[tuple[str, str]], title: str | None = None) -> None:
+    """Print (what, value) rows; a `what` that begins with blanks belongs to the one above it."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=False, title=title, title_justify="left", title_style="bold")
+    table.add_column("")
+    table.add_column("", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    _console(_FACTS_WIDTH).print(table)
+
+
 def summary_table(title: str, rows: Sequence[tuple[str, str, str]], notes: Sequence[tuple[str, str]]) -> None:
     """Print what a run came to.
 
@@ -68,6 +78,22 @@ def summary_table(title: str, rows: Sequence[tuple[str, str, str]], notes: Seque
             what if is_heading else f"  {what}", value, *([chance] if with_chance else []), style="bold" if is_heading else None
         )
     console.print(table)
+    _print_notes(console, notes)
+
+
+def sweep_table(title: str, rows: Sequence[tuple[str, str, str, str]], notes: Sequence[tuple[str, str]]) -> None:
+    """Print the runs of a sweep: (index, what differs, run directory, log); notes as in `summary_table`."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", title_style="bold")
+    for name in ("index", "run", "run directory", "log"):
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = _console(_FACTS_WIDTH)
+    console.print(table)
+    _print_notes(console, notes)
+
+
+def _print_notes(console: Console, notes: Sequence[tuple[str, str]]) -> None:
     for label, text in notes:
         console.print(label, style="dim")
         # Not wrapped and not cut: a terminal may break the line to show it, but copies it as one.

@@ -1,5 +1,7 @@
 """Weights & Biases: a run that survives resumes, and that neither waits for a network nor ends the training when it fails."""
 
+import contextlib
+import functools
 import logging
 import os
 import secrets
@@ -7,9 +9,10 @@ import shlex
 import shutil
 import socket
 import sys
+import tempfile
 import threading
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,11 +46,7 @@ class WandbRun:
         log.wandb=auto is online when logged in and the server can be reached, else offline.
         Raises UserError for an unknown log.wandb, and for log.wandb=online without a login or a server that accepts it.
         """
-        if log.wandb not in _MODES:
-            raise UserError(f"log.wandb={log.wandb}: choose one of {', '.join(_MODES)}{did_you_mean(log.wandb, _MODES)}")
-        if log.wandb == "disabled":
-            return cls(None, "disabled")
-        mode = _choose_mode(log.wandb)
+        mode = choose_mode(log.wandb)
         if mode == "disabled":
             return cls(None, "disabled")
         run_id = _run_id(run_dir)
@@ -113,9 +112,12 @@ def _from_here(path: Path) -> str:
     return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute)
 
 
-def _choose_mode(wanted: str) -> str:
-    if wanted == "offline":
-        return "offline"
+def choose_mode(wanted: str) -> str:
+    """What log.wandb comes to here: "online", "offline" or "disabled". Raises UserError as `WandbRun.start` does."""
+    if wanted not in _MODES:
+        raise UserError(f"log.wandb={wanted}: choose one of {', '.join(_MODES)}{did_you_mean(wanted, _MODES)}")
+    if wanted in ("offline", "disabled"):
+        return wanted
     settings = _quiet_settings()
     if wanted == "auto" and settings.mode in ("offline", "dryrun", "disabled"):  # WANDB_MODE, or `wandb offline` once typed.
         return "disabled" if settings.mode == "disabled" else "offline"
@@ -135,11 +137,36 @@ def _choose_mode(wanted: str) -> str:
     return "online" if logged_in and _reachable(settings.base_url) else "offline"
 
 
+def check_login(wanted: str) -> str:
+    """`choose_mode` before a run: it leaves nothing on disk, and for log.wandb=online the server must answer too."""
+    with tempfile.TemporaryDirectory() as cache, _environment("WANDB_CACHE_DIR", cache):
+        try:
+            mode = choose_mode(wanted)
+            if wanted == "online" and not _reachable(url := _quiet_settings().base_url):
+                raise UserError(f"log.wandb=online, but {url} does not answer: use log.wandb=auto or offline")
+            return mode
+        finally:
+            wandb.teardown()
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+
+
 def _quiet_settings() -> wandb.Settings:
     """wandb's settings from its files and environment, with its messages switched off; its own log is `wandb/debug.log`."""
     return wandb.setup(settings=wandb.Settings(silent=True, quiet=True, console="off")).settings
 
 
+@functools.cache  # a sweep asks for each of its runs
 def _reachable(url: str) -> bool:
     """Whether the server, or the proxy before it, takes a connection within three seconds."""
     parts = urlsplit(url)
