@@ -39,6 +39,10 @@ class TrainingProgress:
     """Canonical streams that the data was dealt from: their number decides its order, so a resume keeps it."""
     best: float | None = None
     """The best value of `checkpoint.best` so far."""
+    best_step: int | None = None
+    """The step that had it; `checkpoints/best` leads there as soon as the next checkpoint is complete."""
+    evaluation_due: bool = False
+    """Whether this step was to be evaluated, but the run was asked to stop before."""
     data: DataProgress = field(default_factory=DataProgress)
     """Counters of the data and the lengths of its shards, over all ranks."""
 
