@@ -107,7 +107,7 @@ def _unreadable(checkpoint: Path, problem: BaseException | str) -> UserError:
     reason = (str(problem).strip().splitlines() or [type(problem).__name__])[-1][:160]
     return UserError(
         f"checkpoint {checkpoint} is damaged ({reason}): "
-        f"move it away to go on from the one before, or choose another with resume=DIR"
+        f"move it away so that the one before is taken, or name another"
     )
 
 
@@ -159,7 +159,7 @@ def check_architecture(checkpoint: Path, wanted: dict[str, tuple[int, ...]], pre
     more = f"; and {len(names) - 3} more" if len(names) > 3 else ""
     raise UserError(
         f"checkpoint {checkpoint} is of another architecture ({shown}{more}): "
-        f"use the model it was trained with, or another run.name"
+        f"use the model it was trained with, or begin anew (another run.name, no init_from)"
     )
 
 

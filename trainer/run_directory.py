@@ -97,13 +97,16 @@ def _prepare(run_dir: Path, checkpoint: Path | None) -> None:
 
 def _write_config(config: Config, run_dir: Path) -> None:
     try:
-        (run_dir / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+        # All at once: a start that is killed here must not leave half a file in the way of the next one.
+        temporary = run_dir / f"{CONFIG}.tmp"
+        temporary.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+        temporary.replace(run_dir / CONFIG)
     except OSError as problem:
         raise _unwritable(run_dir, problem) from problem
 
 
 def _unwritable(run_dir: Path, problem: OSError) -> UserError:
-    where = problem.filename or run_dir
+    where = problem.filename2 or problem.filename or run_dir
     return UserError(
         f"the run directory {run_dir} cannot be used ({where}: {problem.strerror}): mend it or choose another run.dir"
     )
