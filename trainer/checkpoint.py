@@ -106,8 +106,7 @@ def read_progress(checkpoint: Path) -> TrainingProgress:
 def _unreadable(checkpoint: Path, problem: BaseException | str) -> UserError:
     reason = (str(problem).strip().splitlines() or [type(problem).__name__])[-1][:160]
     return UserError(
-        f"checkpoint {checkpoint} is damaged ({reason}): "
-        f"move it away so that the one before is taken, or name another"
+        f"checkpoint {checkpoint} is damaged ({reason}): move it away so that the one before is taken, or name another"
     )
 
 

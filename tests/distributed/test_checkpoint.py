@@ -13,7 +13,7 @@ from tests.distributed.spawn import RanksFailed, run_distributed
 from tests.distributed.test_layouts import assert_same_state
 from trainer import checkpointer as checkpointer_module
 from trainer.checkpoint import read_progress
-from trainer.checkpoint_files import BEST, MARKER, checkpoint_path, complete_checkpoints, find_checkpoint
+from trainer.checkpoint_files import MARKER, checkpoint_path, complete_checkpoints, find_checkpoint
 from trainer.checkpointer import Checkpointer
 from trainer.processes import Processes
 from trainer.state import MOMENTS, WEIGHTS
@@ -152,24 +152,6 @@ def test_a_checkpoint_that_was_cut_off_never_counts(moment, run_dir):
     run_distributed(go_on, 1, Layout(), run_dir, 1, 2)
     assert complete_checkpoints(run_dir) == [checkpoint_path(run_dir, 1), checkpoint_path(run_dir, 2)]
     assert [path.name for path in (run_dir / "checkpoints").iterdir() if path.name.startswith(".")] == []
-
-
-def die_before_the_link(processes: Processes, run_dir: Path) -> None:
-    """The best checkpoint so far gets its name, and then the process dies."""
-    run = TinyRun(tiny(), processes)
-    run.step()
-    run.progress.best_step = 1
-    checkpointer_module.point_best_to = lambda checkpoint: os._exit(9)
-    run.save(run_dir)
-
-
-def test_the_best_is_kept_though_the_run_was_killed_before_its_link_was_set(run_dir):
-    with pytest.raises(RanksFailed):
-        run_distributed(die_before_the_link, 1, run_dir)
-    assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["step-00000001"]
-    run_distributed(go_on, 1, Layout(), run_dir, 1, 1)
-    assert complete_checkpoints(run_dir) == [checkpoint_path(run_dir, 1), checkpoint_path(run_dir, 2)]
-    assert (run_dir / "checkpoints" / BEST).resolve() == checkpoint_path(run_dir, 1).resolve()
 
 
 def save_unstepped(processes: Processes, layouts: list[Layout], run_dir: Path) -> None:
