@@ -67,6 +67,10 @@ class Recorder:
             self._wandb.finish(code, stopped=code in (EXIT_STOPPED, EXIT_INTERRUPTED))
 
 
+class EvaluationStopped(Exception):
+    """Some rank was asked to stop during an evaluation; raised on all of them."""
+
+
 class Run:
     """One training run in one process of many. Build it, `train` it; all ranks do the same things in the same order."""
 
@@ -117,26 +121,26 @@ class Run:
         metrics: dict[str, float] = {}
         last: StepReport | None = None
         with self._progress_bar() as bar:
-            if self.progress.step == 0 or self.progress.evaluation_due:
-                self._is_best(self._evaluate(bar))  # tells now, not after hours, that there is no such metric
+            if self.progress.step in (0, steps) or self.progress.evaluation_due:
+                metrics, signal = self._evaluate(bar)
+                if signal:
+                    return self._stopped(bar, signal)
+                self._is_best(metrics)  # tells now, not after hours, that there is no such metric
             while self.progress.step < steps:
                 last = self._step(bar)
-                ends, stops = last.step == steps, last.stop_signal != 0
-                due = ends or _due(last.step, self.config.eval.every)
+                ends, signal, best = last.step == steps, last.stop_signal, False
+                self.progress.evaluation_due = ends or _due(last.step, self.config.eval.every)
                 # Who asks to stop leaves little time: the next start evaluates.
-                self.progress.evaluation_due = due and stops and not ends
-                best = False
-                if due and not self.progress.evaluation_due:
-                    metrics = self._evaluate(bar)
-                    best = self._is_best(metrics)
-                if ends or stops or best or self._checkpoint_due(last.step):
+                if self.progress.evaluation_due and not signal:
+                    metrics, signal = self._evaluate(bar)
+                    if not signal:
+                        self.progress.evaluation_due, best = False, self._is_best(metrics)
+                if ends or signal or best or self._checkpoint_due(last.step):
                     self._save()
-                if ends or stops:
+                if ends or signal:
                     self._record_save(self.checkpointer.wait(must_succeed=True))
-                if stops and not ends:
-                    return self._stopped(bar, last.stop_signal)
-        if not metrics:  # nothing was left to train
-            metrics = self._evaluate(bar)
+                if signal:
+                    return self._stopped(bar, signal)
         self._summarise(metrics, last, time.monotonic() - started)
         return 0
 
@@ -174,18 +178,27 @@ class Run:
                 bar.message(f"going on from step {self.first_step} of {self.config.train.steps}")
             yield bar
 
-    def _evaluate(self, bar: Progress) -> dict[str, float]:
+    def _evaluate(self, bar: Progress) -> tuple[dict[str, float], int]:
+        """The metrics, and 0; or none, and the signal that asked some rank to stop meanwhile."""
         self.watchdog.note(f"evaluating after step {self.progress.step}")
         model = self.engine.module
         model.eval()
-        encoder = ModelEncoder(model, self.config.data, dtype_of(self.config.train.precision))
-        metrics = evaluate(self.config, encoder, self.pairs.tokenizer, self.processes)
-        model.train()
+        try:
+            encoder = ModelEncoder(model, self.config.data, dtype_of(self.config.train.precision), self._heed_stop)
+            metrics = evaluate(self.config, encoder, self.pairs.tokenizer, self.processes)
+        except EvaluationStopped:
+            return {}, max(self.processes.gather_objects(self.stop.signal))
+        finally:
+            model.train()
         self.recorder.write(self.progress.step, metrics)
         shown = ", ".join(f"{what} {value}" for what, value, _ in summary_rows(metrics)[:3])
         if shown:
             bar.message(f"step {self.progress.step}: {shown}")
-        return metrics
+        return metrics, 0
+
+    def _heed_stop(self) -> None:
+        if self.processes.any(self.stop.signal != 0):
+            raise EvaluationStopped
 
     def _checkpoint_due(self, step: int) -> bool:
         config = self.config.checkpoint
@@ -226,9 +239,9 @@ class Run:
             self.recorder.write(self.progress.step, {f"perf/checkpoint_{name}": value for name, value in measured.items()})
 
     def _stopped(self, bar: Progress, number: int) -> int:
-        bar.message(
-            f"stopped by signal {number} after step {self.progress.step}, which is saved: the same command goes on from there"
-        )
+        step = self.progress.step
+        where = f"after step {step}, which is saved: the same command goes on from there" if step else "before the first step"
+        bar.message(f"stopped by signal {number} {where}")
         self.position.stopped(exit_code(number))
         return exit_code(number)
 

@@ -18,6 +18,7 @@ from trainer.checkpoint_files import checkpoint_path, complete_checkpoints
 from trainer.compose import compose_config
 from trainer.config import Config
 from trainer.loop import Run
+from trainer.model_encoder import ModelEncoder
 from trainer.processes import Processes
 from trainer.stopping import EXIT_STOPPED
 from trainer.train import train
@@ -171,6 +172,38 @@ def test_a_stop_saves_the_step_it_came_in_and_leaves_its_evaluation_to_the_next_
     in_forks(2, run_dir, cache, *overrides)
     assert evaluated(run_dir) == [0, 3, 5]
     assert read_progress(checkpoint_path(run_dir, 5)).evaluation_due is False
+
+
+def stop_while_evaluating(processes: Processes, overrides: list[str], step: int) -> int:
+    """The program; one rank gets a signal while it evaluates after a step."""
+    kept = ModelEncoder.texts
+
+    def signalled(encoder: ModelEncoder, tokens: Tensor) -> Tensor:
+        if runs[0].progress.step == step and processes.rank == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return kept(encoder, tokens)
+
+    runs: list[Run] = []
+    began = Run.train
+
+    def train(run: Run) -> int:
+        runs.append(run)
+        return began(run)
+
+    ModelEncoder.texts, Run.train = signalled, train  # type: ignore[method-assign]
+    return run_program(processes, overrides)
+
+
+@pytest.mark.parametrize("step", [0, 3, 5], ids=["before the first step", "on the way", "after the last step"])
+def test_a_stop_during_an_evaluation_does_not_wait_for_its_end(tmp_path, cache, step):
+    run_dir = tmp_path / "run"
+    overrides = [*TWO, "train.steps=5", "eval.every=3", "eval.retrieval=true", "schedule.cooldown_steps=0"]
+    whole = [*COMMON, f"data.cache={cache}", f"run.dir={run_dir}", *overrides]
+    assert run_distributed(stop_while_evaluating, 2, whole, step) == [EXIT_STOPPED] * 2
+    assert [path.name for path in complete_checkpoints(run_dir)][-1:] == ([f"step-{step:08d}"] if step else [])
+    assert evaluated(run_dir) == [before for before in (0, 3, 5) if before < step]
+    in_forks(2, run_dir, cache, *overrides)
+    assert evaluated(run_dir) == [0, 3, 5]
 
 
 def evaluated(run_dir: Path) -> list[int]:
