@@ -146,7 +146,7 @@ def _look_at_directory(config: Config, found: Findings) -> tuple[TrainingProgres
         found.add("run", f"new, {config.train.steps} steps" + (f", with the weights of {initial}" if initial else ""))
         return TrainingProgress(), initial
     left = max(0, config.train.steps - progress.step)
-    found.add("run", f"going on from step {progress.step}, {left or 'no'} steps are left")
+    found.add("run", f"goes on from step {progress.step}, {left or 'no'} steps are left")
     return progress, checkpoint
 
 

@@ -18,6 +18,7 @@ from model.block import Block
 from model.experts import ExpertLayer
 from model.limoe import LIMoE
 from trainer.config import Config
+from trainer.estimate import bucket_elements
 from trainer.peers import DistributedPeers
 from trainer.processes import Processes
 
@@ -133,6 +134,7 @@ def deepspeed_settings(config: Config, world: int) -> dict[str, Any]:
         "zero_optimization": {
             "stage": config.parallel.zero_stage,
             "reduce_scatter": True,
+            "reduce_bucket_size": bucket_elements(config),
             "overlap_comm": False,
             "contiguous_gradients": True,
         },

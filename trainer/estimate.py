@@ -11,8 +11,8 @@ STATE_BYTES = 12
 """Of a parameter in the optimizer and in a checkpoint: the float32 master and Adam's two moments."""
 EMA_BYTES = 4
 """And of its float32 average, which train.ema keeps in both."""
-BUCKET_ELEMENTS = 500_000_000
-"""Gradients are reduced through a buffer of so many, whatever the model's size: DeepSpeed's reduce_bucket_size (0.19.8)."""
+MOST_BUCKET_ELEMENTS = 500_000_000
+"""Gradients are reduced through a buffer of at most so many: DeepSpeed's default."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,12 @@ class Memory:
     def total(self) -> float:
         """All of it."""
         return self.state + self.activations
+
+
+def bucket_elements(config: Config) -> int:
+    """Elements of the buffer that gradients are reduced through: no more than a rank has of them."""
+    counts = count_parameters(config.model, config.router)
+    return min(MOST_BUCKET_ELEMENTS, counts.total - counts.experts + counts.experts // config.parallel.expert_parallel)
 
 
 def weight_bytes(config: Config) -> int:
@@ -62,7 +68,7 @@ def estimate_memory(config: Config, world: int) -> Memory:
         weights=weight * (whole if stage < 3 else shard),
         optimizer=_state_bytes(config) * shard,
         # Before the optimizer steps, each shard is turned into float32.
-        gradients=weight * (whole if stage == 1 else shard) + 4 * shard + weight * BUCKET_ELEMENTS,
+        gradients=weight * (whole if stage == 1 else shard) + 4 * shard + weight * bucket_elements(config),
         activations=_activations(config, world),
     )
 

@@ -185,7 +185,7 @@ def test_a_run_that_goes_on_says_from_where(config: Config, tmp_path: Path):
     saved(config, 7, tmp_path / "t.model")
     found = examine(config, 1)
     assert found.problems == []
-    assert dict(found.rows)["run"] == "going on from step 7, 993 steps are left"
+    assert dict(found.rows)["run"] == "goes on from step 7, 993 steps are left"
     # The next checkpoint takes the second place of two, and one is written before the first goes.
     assert found.disk == 2 * checkpoint_bytes(config)
 
@@ -230,12 +230,12 @@ def test_the_runs_of_a_file_system_share_its_room(tmp_path: Path, monkeypatch: p
 
 
 def test_a_model_larger_than_the_gpu_is_refused(config: Config, monkeypatch: pytest.MonkeyPatch):
-    properties = type("properties", (), {"total_memory": 2**29})
+    properties = type("properties", (), {"total_memory": 2**20})
     monkeypatch.setattr(dry, "choose_device", lambda wanted, local_rank: torch.device("cuda", 0))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Small")
     (told,) = examine(config, 1).problems
-    assert "a process, but its GPU has 512 MiB: more processes" in told
+    assert "a process, but its GPU has 1.0 MiB: more processes" in told
 
 
 def test_a_gpu_that_is_missing_here_is_missed_only_inside_the_allocation(config: Config, monkeypatch: pytest.MonkeyPatch):

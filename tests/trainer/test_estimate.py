@@ -8,8 +8,9 @@ from model.objective import training_losses
 from model.peers import SingleProcess
 from trainer.compose import compose_config
 from trainer.estimate import (
-    BUCKET_ELEMENTS,
+    MOST_BUCKET_ELEMENTS,
     STATE_BYTES,
+    bucket_elements,
     checkpoint_bytes,
     estimate_memory,
     readable_bytes,
@@ -40,7 +41,7 @@ def test_state_is_spread_as_zero_spreads_it(stage, weights, gradients):
     config = compose_config(["parallel.expert_parallel=2", f"parallel.zero_stage={stage}"])
     memory = estimate_memory(config, world=8)
     assert memory.weights == pytest.approx(2 * weights(*parts))
-    assert memory.gradients == pytest.approx(2 * gradients(*parts) + 4 * total / 8 + 2 * BUCKET_ELEMENTS)
+    assert memory.gradients == pytest.approx(2 * gradients(*parts) + 4 * total / 8 + 2 * bucket_elements(config))
     assert memory.optimizer == pytest.approx(12 * total / 8)
     assert memory.total == memory.state + memory.activations
 
@@ -92,3 +93,10 @@ def test_a_checkpoint_has_a_weight_and_two_moments_of_each_parameter():
 )
 def test_bytes_are_told_with_their_unit(number: float, text: str):
     assert readable_bytes(number) == text
+
+
+def test_the_buffer_of_gradients_is_no_larger_than_a_rank_has_of_them():
+    small, large = compose_config(["model=limoe_tiny", "parallel.expert_parallel=2"]), compose_config(["model=limoe_h14"])
+    total, experts = counted(["model=limoe_tiny"])
+    assert bucket_elements(small) == total - experts // 2
+    assert bucket_elements(large) == MOST_BUCKET_ELEMENTS
