@@ -10,7 +10,10 @@ T = TypeVar("T")
 
 
 def first_reads(read: Callable[[], T], processes: Processes) -> T:
-    """What `read()` (a picklable value) gives on rank 0, on every rank; its UserError is raised on every rank. A collective."""
+    """What `read()` (a picklable value) gives on rank 0, on every rank. A collective.
+
+    Its UserError is raised on every rank, and so is, as one, what the system refused it.
+    """
     value: T | None = None
     problem: str | None = None
     if processes.is_first:
@@ -18,6 +21,9 @@ def first_reads(read: Callable[[], T], processes: Processes) -> T:
             value = read()
         except UserError as error:
             problem = str(error)
+        except OSError as error:
+            where = f"{error.filename} cannot be used ({error.strerror})" if error.filename else str(error)
+            problem = f"{where}: mend it and start the same command again"
     value, problem = processes.from_first((value, problem))
     if problem is not None:
         raise UserError(problem)

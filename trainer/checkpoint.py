@@ -39,6 +39,10 @@ class TrainingProgress:
     """Canonical streams that the data was dealt from: their number decides its order, so a resume keeps it."""
     best: float | None = None
     """The best value of `checkpoint.best` so far."""
+    best_step: int | None = None
+    """The step that had it; `checkpoints/best` leads there as soon as the next checkpoint is complete."""
+    evaluation_due: bool = False
+    """Whether this step was to be evaluated, but the run was asked to stop before."""
     data: DataProgress = field(default_factory=DataProgress)
     """Counters of the data and the lengths of its shards, over all ranks."""
 
@@ -102,8 +106,7 @@ def read_progress(checkpoint: Path) -> TrainingProgress:
 def _unreadable(checkpoint: Path, problem: BaseException | str) -> UserError:
     reason = (str(problem).strip().splitlines() or [type(problem).__name__])[-1][:160]
     return UserError(
-        f"checkpoint {checkpoint} is damaged ({reason}): "
-        f"move it away to go on from the one before, or choose another with resume=DIR"
+        f"checkpoint {checkpoint} is damaged ({reason}): move it away so that the one before is taken, or name another"
     )
 
 
@@ -155,7 +158,7 @@ def check_architecture(checkpoint: Path, wanted: dict[str, tuple[int, ...]], pre
     more = f"; and {len(names) - 3} more" if len(names) > 3 else ""
     raise UserError(
         f"checkpoint {checkpoint} is of another architecture ({shown}{more}): "
-        f"use the model it was trained with, or another run.name"
+        f"use the model it was trained with, or begin anew (another run.name, no init_from)"
     )
 
 

@@ -12,6 +12,7 @@ A checkpoint is written under a hidden name and renamed when it is whole; an old
 bears its name and has no marker, or does not match it, was damaged from outside.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -56,8 +57,13 @@ def step_of(checkpoint: Path) -> int:
 
 
 def all_checkpoints(run_dir: Path) -> list[Path]:
-    """Everything of a run that bears a checkpoint's name, sound or damaged, oldest first."""
+    """Everything of a run that bears a checkpoint's name, sound or damaged, oldest first.
+
+    Raises OSError for a folder that cannot be read, and for what stands in its place, such as a link to a disk that is not there.
+    """
     folder = run_dir / "checkpoints"
+    if not folder.is_dir() and os.path.lexists(folder):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
     return sorted(found, key=step_of)
 
@@ -154,11 +160,14 @@ def delete_old(run_dir: Path, newest: Path, keep: int, keep_every: int | None) -
 
 
 def delete(checkpoint: Path) -> None:
-    """Delete a checkpoint so that, if it is cut off in the middle, nothing half bears its name."""
+    """Delete a checkpoint so that, if it is cut off in the middle, nothing half bears its name.
+
+    What cannot be deleted now, such as a file of NFS that somebody reads, is left to `sweep_up`.
+    """
     hidden = checkpoint.with_name(f".{checkpoint.name}.deleted")
     shutil.rmtree(hidden, ignore_errors=True)
     checkpoint.rename(hidden)
-    shutil.rmtree(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def sweep_up(run_dir: Path) -> None:

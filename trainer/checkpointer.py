@@ -64,11 +64,12 @@ class _Write:
 
     final: Path
     progress: TrainingProgress
-    best: bool
     blocked: float
     seconds: float = 0.0
     bytes: int = 0
     problem: str | None = None
+    lost_contact: bool = False
+    """Whether the threads of the ranks no longer hear each other, which leaves their group unusable."""
     thread: threading.Thread | None = None
 
     @property
@@ -97,19 +98,18 @@ class Checkpointer:
         """Whether this rank's thread is done with a checkpoint that nobody has waited for yet."""
         return self._write is not None and not self._write.is_running
 
-    def save(self, engine: Any, progress: TrainingProgress, best: bool = False) -> SaveReport | None:
+    def save(self, engine: Any, progress: TrainingProgress) -> SaveReport | None:
         """Copy the state to CPU memory and start to write it; returns the report of the one before, if that was still open.
 
         With `checkpoint.asynchronous=false` it waits until this one is complete, and returns its report.
-        `best`: let `checkpoints/best` lead to this one. Raises UserError when one could not be written and
-        `checkpoint.on_failure=stop`.
+        Raises UserError when one could not be written and `checkpoint.on_failure=stop`.
         """
         before = self.wait()
         if self._is_stuck():
             return before
         started = time.monotonic()
         share = read_state(engine, self._processes, self._sharding)
-        write = _Write(checkpoint_path(self._run_dir, progress.step), replace(progress), best, time.monotonic() - started)
+        write = _Write(checkpoint_path(self._run_dir, progress.step), replace(progress), time.monotonic() - started)
         write.thread = threading.Thread(target=self._write_share, args=(write, share), daemon=True, name="checkpoint")
         write.thread.start()
         self._write = write
@@ -118,10 +118,13 @@ class Checkpointer:
     def wait(self, must_succeed: bool = False) -> SaveReport | None:
         """Wait until the checkpoint that is being written is complete; None when there is none, or it failed.
 
-        Raises UserError, on every rank, when it could not be written and the run is to stop for that.
+        `must_succeed`: the state of this moment has to be on the disk afterwards. Raises UserError, on every rank, when it
+        could not be written and the run is to stop for that.
         """
         write, self._write = self._write, None
         if write is None or write.thread is None:
+            if must_succeed and self._stuck is not None:
+                self._fail(self._stuck, "the disk still does not answer", stop=True)
             return None
         started = time.monotonic()
         problem = self._problem_of(write, started + 60 * self._config.timeout_minutes)
@@ -139,9 +142,10 @@ class Checkpointer:
             flags = torch.tensor([write.is_running, time.monotonic() > until], dtype=torch.float32)
             running, late = self._processes.sum(flags.to(self._processes.device)).tolist()
             if not running:
+                write.lost_contact = self._processes.any(write.lost_contact)
                 return next((found for found in self._processes.gather_objects(write.problem) if found), None)
             if late:
-                self._stuck = write
+                self._stuck, write.lost_contact = write, True
                 return f"it was not done after {self._config.timeout_minutes:g} minutes"
 
     def _fail(self, write: _Write, problem: str, stop: bool) -> None:
@@ -154,8 +158,8 @@ class Checkpointer:
             raise UserError(f"{line}: make room and start the same command again")
         if self._processes.is_first:
             _log.warning("%s: the training goes on and tries again at the next one", line)
-        # A collective that failed or timed out leaves its group unusable.
-        self._aside = self._processes.aside(self._config.timeout_minutes)
+        if write.lost_contact:
+            self._aside = self._processes.aside(self._config.timeout_minutes)
 
     def _is_stuck(self) -> bool:
         """Whether an earlier write still hangs on any rank, so that no other can start."""
@@ -177,6 +181,7 @@ class Checkpointer:
                 shutil.rmtree(partial, ignore_errors=True)
         except Exception as problem:  # lost contact with another rank, which the training meets too
             write.problem = (str(problem).strip().splitlines() or [type(problem).__name__])[0][:200]
+            write.lost_contact = True
         write.seconds = time.monotonic() - started
 
     def _write_files(self, write: _Write, partial: Path, share: dict[str, Tensor]) -> None:
@@ -206,10 +211,13 @@ class Checkpointer:
         for name in (TOKENIZER, CONFIG, PROGRESS, f"{STATE}/.metadata"):
             sync(partial / name)
             records[name] = record_of(partial / name)
+        sync(partial / STATE)  # the names in it
         write_marker(partial, records)
         publish(partial, write.final)
-        if write.best:
-            point_best_to(write.final)
+        best = write.progress.best_step
+        # Every time, since the run may have been killed before the link was set.
+        if best is not None and (checkpoint := checkpoint_path(self._run_dir, best)).is_dir():
+            point_best_to(checkpoint)
         delete_old(self._run_dir, write.final, self._config.keep, self._config.keep_every)
 
 

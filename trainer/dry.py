@@ -217,7 +217,10 @@ def _look_at_architecture(config: Config, weights: Path | None, found: Findings)
 def _look_at_disk(config: Config, found: Findings) -> None:
     """One checkpoint more than are kept lies there while it is written."""
     size = checkpoint_bytes(config)
-    kept = len(complete_checkpoints(found.run_dir))
+    try:
+        kept = len(complete_checkpoints(found.run_dir))
+    except OSError:  # told by _look_at_directory
+        kept = 0
     found.disk = size * max(1, config.checkpoint.keep + 1 - kept)
     free = shutil.disk_usage(existing_part(found.run_dir)).free
     found.add("checkpoints", f"{config.checkpoint.keep} of {readable_bytes(size)}; {readable_bytes(free)} are free")

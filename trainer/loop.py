@@ -117,20 +117,23 @@ class Run:
         metrics: dict[str, float] = {}
         last: StepReport | None = None
         with self._progress_bar() as bar:
-            if self.progress.step == 0:
+            if self.progress.step == 0 or self.progress.evaluation_due:
                 self._is_best(self._evaluate(bar))  # tells now, not after hours, that there is no such metric
             while self.progress.step < steps:
                 last = self._step(bar)
+                ends, stops = last.step == steps, last.stop_signal != 0
+                due = ends or _due(last.step, self.config.eval.every)
+                # Who asks to stop leaves little time: the next start evaluates.
+                self.progress.evaluation_due = due and stops and not ends
                 best = False
-                if last.step == steps or _due(last.step, self.config.eval.every):
+                if due and not self.progress.evaluation_due:
                     metrics = self._evaluate(bar)
                     best = self._is_best(metrics)
-                ends = last.step == steps or last.stop_signal != 0
-                if ends or best or self._checkpoint_due(last.step):
-                    self._save(best)
-                if ends:
+                if ends or stops or best or self._checkpoint_due(last.step):
+                    self._save()
+                if ends or stops:
                     self._record_save(self.checkpointer.wait(must_succeed=True))
-                if last.stop_signal and last.step < steps:
+                if stops and not ends:
                     return self._stopped(bar, last.stop_signal)
         if not metrics:  # nothing was left to train
             metrics = self._evaluate(bar)
@@ -141,7 +144,7 @@ class Run:
         """Take the next step and tell of it where that is due."""
         self.position.at(self.progress.step + 1)
         self.watchdog.note(f"training step {self.progress.step + 1}")
-        last = self.trainer.step(self.stop.signal, self.checkpointer.is_written)
+        last = self.trainer.step(lambda: self.stop.signal, lambda: self.checkpointer.is_written)
         ends = last.step == self.config.train.steps or last.stop_signal != 0
         report = ends or _due(last.step, self.config.log.every) or last.step == self.first_step + 1
         speed = last.metrics["perf/pairs_per_second"]
@@ -193,11 +196,11 @@ class Run:
         # Clocks differ between ranks: rank 0's counts.
         return bool(self.processes.from_first(time.monotonic() - self._saved_at >= 60 * config.every_minutes))
 
-    def _save(self, best: bool) -> None:
+    def _save(self) -> None:
         self.watchdog.note(f"saving after step {self.progress.step}")
         # A new value, since the old one may be on its way to the disk.
         self.progress.data = self.progress.data.merged(self.processes.gather_objects(self.loader.report()))
-        self._record_save(self.checkpointer.save(self.engine, self.progress, best))
+        self._record_save(self.checkpointer.save(self.engine, self.progress))
         self._saved_at = time.monotonic()
 
     def _is_best(self, metrics: dict[str, float]) -> bool:
@@ -211,10 +214,10 @@ class Run:
                 f"choose one of {', '.join(sorted(metric for metric in metrics if not is_constant(metric)))}"
             )
         value = metrics[name]
-        if best is not None and (value <= best if self.config.checkpoint.best_mode == "max" else value >= best):
-            return False
-        self.progress.best = value
-        return True
+        better = best is None or (value > best if self.config.checkpoint.best_mode == "max" else value < best)
+        if better:
+            self.progress.best, self.progress.best_step = value, self.progress.step
+        return better
 
     def _record_save(self, report: SaveReport | None) -> None:
         if report is not None:

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from trainer.agree import first_reads
 from trainer.checkpoint import check_sound, damage, newest_sound
-from trainer.checkpoint_files import CONFIG, TOKENIZER, all_checkpoints, checkpoint_itself, step_of, sweep_up
+from trainer.checkpoint_files import BEST, CONFIG, TOKENIZER, all_checkpoints, checkpoint_itself, step_of, sweep_up
 from trainer.claim import check_unclaimed, claim
 from trainer.compose import load_config
 from trainer.config import Config
@@ -31,6 +31,8 @@ def open_run_directory(config: Config, processes: Processes) -> tuple[Path, Path
     run_dir = Path(config.run.dir)
     checkpoint = resume_from(config, run_dir, processes)
     first_reads(lambda: _prepare(run_dir, checkpoint), processes)
+    if checkpoint is not None and processes.is_first:
+        _warn_of_other_order(config, checkpoint)
     return run_dir, checkpoint
 
 
@@ -99,13 +101,16 @@ def _prepare(run_dir: Path, checkpoint: Path | None) -> None:
 
 def _write_config(config: Config, run_dir: Path) -> None:
     try:
-        (run_dir / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+        # All at once: a start that is killed here must not leave half a file in the way of the next one.
+        temporary = run_dir / f"{CONFIG}.tmp"
+        temporary.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+        temporary.replace(run_dir / CONFIG)
     except OSError as problem:
         raise _unwritable(run_dir, problem) from problem
 
 
 def _unwritable(run_dir: Path, problem: OSError) -> UserError:
-    where = problem.filename or run_dir
+    where = problem.filename2 or problem.filename or run_dir
     return UserError(
         f"the run directory {run_dir} cannot be used ({where}: {problem.strerror}): mend it or choose another run.dir"
     )
@@ -155,6 +160,21 @@ def _is_of(run_dir: Path, checkpoint: Path) -> bool:
     return checkpoint.resolve().is_relative_to(run_dir.resolve())
 
 
+def _warn_of_other_order(config: Config, checkpoint: Path) -> None:
+    """A resume finds its place in the data by drawing it again, which these settings decide."""
+    if not (checkpoint / CONFIG).is_file():
+        return
+    before, now = load_config(checkpoint / CONFIG), OmegaConf.structured(config)
+    for key in ("seed", "data.shuffle_buffer"):
+        was, wanted = OmegaConf.select(before, key), OmegaConf.select(now, key)
+        if was != wanted:
+            logging.getLogger(__name__).warning(
+                "%s=%s, but %s was trained with %s: the data has another order from here on, so that some pairs of this epoch "
+                "come twice and some never",
+                *(key, wanted, checkpoint.name, was),
+            )
+
+
 def _set_aside_start(run_dir: Path) -> None:
     """Keep what an earlier start left that never reached a checkpoint, under names that this run does not use."""
     # A tokenizer alone was trained by a start that failed soon after; this one may be about other captions.
@@ -173,6 +193,9 @@ def _set_aside_later(run_dir: Path, checkpoint: Path) -> None:
     later = [path for path in all_checkpoints(run_dir) if step_of(path) > step_of(checkpoint)]
     if later:
         earlier = _move(later, run_dir)
+        best = run_dir / "checkpoints" / BEST
+        if not best.exists():
+            best.unlink(missing_ok=True)  # it led to one of them
         logging.getLogger(__name__).warning("going back to %s: the checkpoints after it are now in %s", checkpoint.name, earlier)
 
 

@@ -10,7 +10,10 @@ from trainer.state import EMA, WEIGHTS
 
 def checkpoint_of(run: str) -> Path:
     """The checkpoint that `run=` names: itself, or the newest complete one of a run directory. Raises UserError for neither."""
-    checkpoint = find_checkpoint(Path(run).expanduser())
+    try:
+        checkpoint = find_checkpoint(Path(run).expanduser())
+    except OSError as problem:
+        raise UserError(f"run={run}: {problem.filename} cannot be read ({problem.strerror}): mend it") from problem
     if checkpoint is None:
         raise UserError(f"run={run}: no complete checkpoint there; give a run directory, or one of its checkpoints")
     return checkpoint

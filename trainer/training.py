@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
@@ -62,10 +63,11 @@ class Trainer:
         self._nonfinite_in_a_row = 0
         self._flops = step_flops(config.model, config.router, config.train.batch_size)
 
-    def step(self, stop_signal: int = 0, written: bool = False) -> StepReport:
+    def step(self, stop_signal: Callable[[], int] = lambda: 0, written: Callable[[], bool] = lambda: False) -> StepReport:
         """Draw the batch of the next step, learn from it, and agree with the other ranks on what came of it. A collective.
 
-        stop_signal: a signal that this rank got, or 0; written: whether it is done with writing a checkpoint.
+        Asked at the end of the step: `stop_signal`, for a signal that this rank got, or 0, and `written`, for whether it is
+        done with writing a checkpoint.
         Raises UserError when too many steps in a row were not finite, or too many samples unusable.
         """
         started = time.perf_counter()
@@ -94,7 +96,7 @@ class Trainer:
         progress.optimizer_steps += applied
         progress.skipped_steps += not applied
         metrics = _loss_metrics(micro_losses) | {"train/logit_scale": scale}
-        report = self._agree(metrics, stop_signal, written)
+        report = self._agree(metrics, stop_signal(), written())
         report.seconds = time.perf_counter() - started
         report.metrics |= {
             "train/lr": rate,

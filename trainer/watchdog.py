@@ -99,6 +99,11 @@ class Watchdog:
         self._end(f"error: {self._name(rank)}" if self._rank in (0, 1) or self._local_rank == 0 else None)
 
     def _name(self, rank: int) -> str:
+        if rank == self._rank:  # rank 0 without a store, which it does not keep itself then
+            return (
+                f"the launcher, through which the ranks hear of each other, has not answered for {self._patience:g} s: it was "
+                f"killed, most likely; the same command goes on from the last checkpoint"
+            )
         _, host, activity = self._said.get(rank, b"0 an-unknown-host starting").decode().split(maxsplit=2)
         return (
             f"rank {rank} on {host} has not been heard from for {self._patience:g} s (its last word: {activity}): its host or "

@@ -1,17 +1,27 @@
 """Whole runs by the program itself: the same seed gives the same losses, and a resumed run those of the uninterrupted one."""
 
 import json
+import math
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from torch import Tensor
 
 from tests.distributed.spawn import RanksFailed, run_distributed
+from trainer.checkpoint import TrainingProgress, read_progress
+from trainer.checkpoint_files import checkpoint_path, complete_checkpoints
 from trainer.compose import compose_config
+from trainer.config import Config
+from trainer.loop import Run
 from trainer.processes import Processes
+from trainer.stopping import EXIT_STOPPED
 from trainer.train import train
+from trainer.training import Trainer
 
 pytestmark = pytest.mark.slow
 
@@ -136,6 +146,47 @@ def test_the_best_checkpoint_and_those_of_every_so_many_steps_are_kept(tmp_path,
         assert (folder / "best").resolve().name == f"step-{best:08d}"
         expected |= {"best", f"step-{best:08d}"}
     assert kept == expected
+
+
+def stop_while_stepping(processes: Processes, overrides: list[str], step: int) -> int:
+    """The program; one rank gets a signal while it takes a step, so many steps done before."""
+    kept = Trainer._next_batch
+
+    def signalled(trainer: Trainer) -> tuple[Tensor, Tensor, float]:
+        if trainer.progress.step == step and processes.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return kept(trainer)
+
+    Trainer._next_batch = signalled  # type: ignore[method-assign]
+    return run_program(processes, overrides)
+
+
+def test_a_stop_saves_the_step_it_came_in_and_leaves_its_evaluation_to_the_next_start(tmp_path, cache):
+    run_dir = tmp_path / "run"
+    overrides = [*TWO, "train.steps=5", "eval.every=3", "eval.retrieval=true", "checkpoint.best=eval/retrieval/i2t_r5"]
+    whole = [*COMMON, f"data.cache={cache}", f"run.dir={run_dir}", *overrides]
+    assert run_distributed(stop_while_stepping, 2, whole, 2) == [EXIT_STOPPED] * 2
+    assert [path.name for path in complete_checkpoints(run_dir)] == ["step-00000003"]
+    assert evaluated(run_dir) == [0]
+    in_forks(2, run_dir, cache, *overrides)
+    assert evaluated(run_dir) == [0, 3, 5]
+    assert read_progress(checkpoint_path(run_dir, 5)).evaluation_due is False
+
+
+def evaluated(run_dir: Path) -> list[int]:
+    """The steps that metrics.jsonl has an evaluation of, in order."""
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [row["step"] for row in rows if "eval/retrieval/i2t_r5" in row]
+
+
+@pytest.mark.parametrize(("mode", "values", "best"), [("max", [1, math.nan, 3, 2], 2), ("min", [5, math.nan, 3, 4], 2)])
+def test_a_value_that_is_no_number_is_never_the_best(mode: str, values: list[float], best: int):
+    run = SimpleNamespace(config=Config(), progress=TrainingProgress())
+    run.config.checkpoint.best, run.config.checkpoint.best_mode = "eval/some", mode
+    for step, value in enumerate(values):
+        run.progress.step = step
+        Run._is_best(run, {"eval/some": value})
+    assert (run.progress.best, run.progress.best_step) == (values[best], best)
 
 
 def test_a_metric_that_no_evaluation_measures_cannot_be_the_best(tmp_path, cache):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.program import TINY, ended, ranks_of, started, wait_until
+from tests.distributed.program import SECONDS, TINY, end_group, ended, ranks_of, started, wait_until
 from trainer.checkpoint import read_progress
 from trainer.checkpoint_files import complete_checkpoints
 
@@ -75,6 +75,33 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, endless: list[str]):
     assert done.code == 130, done.output
     assert done.errors == ["interrupted: ended at once, without saving"]
     assert not complete_checkpoints(run_dir)
+
+
+def test_the_death_of_the_launcher_ends_its_ranks(tmp_path: Path, endless: list[str]):
+    run_dir, log = tmp_path / "run", tmp_path / "log"
+    arguments = [*endless, f"run.dir={run_dir}", "parallel.expert_parallel=2", "parallel.lost_after_seconds=3"]
+    with started(arguments, log, ranks=2) as process:
+        wait_until(lambda: has_stepped(run_dir), process, log)
+        ranks = ranks_of(process)
+        process.kill()
+        process.wait()
+        try:
+            until = time.monotonic() + SECONDS
+            while any(is_running(rank) for rank in ranks):
+                assert time.monotonic() < until, f"hangs:\n{log.read_text()}"
+                time.sleep(0.1)
+        finally:
+            for rank in ranks:
+                end_group(rank)
+    assert "error: the launcher, through which the ranks hear of each other, has not answered for 3 s" in log.read_text()
+
+
+def is_running(process: int) -> bool:
+    """Whether a process is there and no mere entry that nobody has asked about."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize("victim", [0, 1])

@@ -1,7 +1,9 @@
 """Which checkpoints of a run are kept, and what their marker notices."""
 
+import errno
 import hashlib
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -17,6 +19,7 @@ from trainer.checkpoint_files import (
     point_best_to,
     read_marker,
     record_of,
+    sweep_up,
     write_marker,
 )
 from trainer.errors import UserError
@@ -55,6 +58,20 @@ def test_the_best_is_kept_until_another_is_better(tmp_path: Path):
     assert save_in_turn(tmp_path, [10, 20, 30, 40], keep=1, best=20) == [20, 40]
     assert find_checkpoint(tmp_path / "checkpoints" / BEST) == checkpoint_path(tmp_path, 20).resolve()
     assert save_in_turn(tmp_path, [50, 60], keep=1, best=50) == [50, 60]
+
+
+def test_an_old_one_that_cannot_be_deleted_yet_is_out_of_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    old, new = saved(tmp_path, 10), saved(tmp_path, 20)
+
+    def refuse(*args: object, **kwargs: object) -> NoReturn:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")  # NFS, where somebody reads a file of it
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.rmdir", refuse)
+        delete_old(tmp_path, new, keep=1, keep_every=None)
+    assert all_checkpoints(tmp_path) == [new]
+    sweep_up(tmp_path)
+    assert list(old.parent.iterdir()) == [new]
 
 
 def test_steps_of_any_length_are_in_order(tmp_path: Path):

@@ -111,6 +111,11 @@ def test_a_good_run_is_told_and_nothing_is_left(config: Config, tmp_path: Path, 
     assert everything_below(tmp_path) == before
 
 
+def a_file_for_the_checkpoints(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "new").mkdir(parents=True)
+    (tmp_path / "runs" / "new" / "checkpoints").write_text("a note")
+
+
 @pytest.mark.parametrize(
     ("spoil", "parts"),
     [
@@ -126,6 +131,7 @@ def test_a_good_run_is_told_and_nothing_is_left(config: Config, tmp_path: Path, 
         (set_to("log.wandb", "onlin"), ("log.wandb=onlin", "online")),
         (set_to("run.device", "gpu"), ("run.device=gpu",)),
         (a_file_in_the_way, ("the run directory", "runs: Not a directory")),
+        (a_file_for_the_checkpoints, ("checkpoints cannot be used (Not a directory)",)),
         (another_architecture, ("step-00000005", "another architecture")),
         (a_damaged_checkpoint, ("none of the 1 checkpoints", "progress.json has 1 bytes")),
         (set_to_top("init_from", "DIR/nothing"), ("init_from=", "no complete checkpoint there")),

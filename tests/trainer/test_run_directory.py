@@ -1,16 +1,19 @@
 """Where a run goes on from, and that a start neither overwrites nor deletes what was there."""
 
+import errno
 from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from trainer.checkpoint_files import BEST, CONFIG, MARKER, TOKENIZER, checkpoint_path, point_best_to, record_of, write_marker
-from trainer.compose import load_config
+from trainer.compose import load_config, to_config
 from trainer.config import Config
 from trainer.errors import UserError
 from trainer.processes import Processes
-from trainer.run_directory import METRICS, WANDB_ID, initial_weights, open_run_directory, write_config
+from trainer.run_directory import METRICS, WANDB_ID, initial_weights, inspect_run_directory, open_run_directory, write_config
+from trainer.trained import checkpoint_of
 
 ALONE = Processes(0, 1, 0, torch.device("cpu"))
 
@@ -202,6 +205,55 @@ def test_the_configuration_of_a_run_stays_until_the_new_start_is_known_to_be_goo
     saved(tmp_path, 5)
     (tmp_path / CONFIG).write_text("run:\n  name: first\n")
     open_run_directory(configured(tmp_path), ALONE)
+    assert load_config(tmp_path / CONFIG).run.name == "first"
+
+
+def test_what_stands_in_the_place_of_the_checkpoints_is_no_new_run(tmp_path: Path):
+    (tmp_path / METRICS).write_text("of the run whose disk is not there")
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "disk" / "that" / "is" / "not" / "there")
+    before = files(tmp_path)
+    with pytest.raises(UserError, match=r"checkpoints cannot be used \(Not a directory\): mend it and start the same command"):
+        open_run_directory(configured(tmp_path), ALONE)
+    with pytest.raises(UserError, match=r"checkpoints cannot be used"):
+        inspect_run_directory(configured(tmp_path), ALONE)
+    with pytest.raises(UserError, match=r"checkpoints cannot be read"):
+        checkpoint_of(str(tmp_path))
+    assert files(tmp_path) == before
+
+
+def test_going_back_leaves_no_link_to_a_best_that_is_set_aside(tmp_path: Path):
+    older = saved(tmp_path, 5)
+    point_best_to(saved(tmp_path, 10))
+    opened(tmp_path, str(older))
+    assert not (tmp_path / "checkpoints" / BEST).is_symlink()
+
+
+@pytest.mark.parametrize(("key", "other"), [("seed", 7), ("data.shuffle_buffer", 50)])
+def test_a_setting_that_gives_the_data_another_order_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, key: str, other: int
+):
+    checkpoint = saved(tmp_path, 5)
+    config = configured(tmp_path)
+    (checkpoint / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    open_run_directory(config, ALONE)
+    assert not caplog.messages
+    changed = OmegaConf.structured(config)
+    OmegaConf.update(changed, key, other)
+    open_run_directory(to_config(changed), ALONE)
+    assert f"{key}={other}, but step-00000005 was trained with" in caplog.text
+
+
+def test_a_configuration_is_kept_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / CONFIG).write_text("run:\n  name: first\n")
+    kept = Path.write_text
+
+    def write_half(path: Path, text: str) -> int:
+        kept(path, text[: len(text) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", write_half)
+    with pytest.raises(UserError, match=r"cannot be used \(.*No space left on device\)"):
+        write_config(configured(tmp_path), tmp_path, ALONE)
     assert load_config(tmp_path / CONFIG).run.name == "first"
 
 

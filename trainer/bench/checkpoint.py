@@ -28,18 +28,19 @@ from trainer.state import MOMENTS, WEIGHTS, ExpertSharding, set_optimizer_state,
 
 MODELS = ["dense_s32", "limoe_s32", "dense_b32", "limoe_b32"]
 PAIRS = 8  # a process and step
-WARM_UP, STEPS = 2, 5
+WARM_UP, STEPS, REPEATS = 2, 5, 3
 COLUMNS = (
-    *("model", "parameters", "on disk", "step", "stands still", "blocking", "resume"),
+    *("model", "parameters", "on disk", "step", "copy", "stands still", "blocking", "resume"),
     *("DeepSpeed saves", "loads", "on disk", "stands still / DeepSpeed", "blocking / DeepSpeed"),
 )
 HEADER = f"""# Checkpoints
 
-*Stands still*: seconds that one checkpoint keeps the training from going on, all told: the copy of the state to CPU memory,
-waiting, and what the steps beside the writing took longer than those before it. *Blocking* is the same state written while the
-training waits (`checkpoint.asynchronous=false`). DeepSpeed's `save_checkpoint` blocks too; of such experts it keeps only one
-rank's, so it is measured for dense models. Ours is digested (SHA-256) and synced to the disk, DeepSpeed's is neither; a resume
-checks the digests. Same disk, same run, ZeRO stage 2, bf16, {PAIRS} pairs a process and step.
+*Stands still*: seconds that one checkpoint keeps the training from going on, all told: the *copy* of the state to CPU memory, and
+what the steps beside the writing took longer than steps without. Where all cores compute, as here, the writing takes time from
+them; where cores are idle beside GPUs, the copy is what remains. *Blocking* is the same state written while the training waits
+(`checkpoint.asynchronous=false`). DeepSpeed's `save_checkpoint` blocks too; of such experts it keeps only one rank's, so it is
+measured for dense models. Ours is digested (SHA-256) and synced to the disk, DeepSpeed's is neither; a resume checks the digests.
+Same disk, same run, medians of {REPEATS}, ZeRO stage 2, bf16, {PAIRS} pairs a process and step.
 
 | {" | ".join(COLUMNS)} |
 |{"---|" * len(COLUMNS)}
@@ -54,6 +55,7 @@ class Row:
     parameters: int
     bytes: int
     step: float
+    copy: float
     still: float
     blocking: float
     resume: float
@@ -123,32 +125,34 @@ def _measure(name: str, folder: Path, processes: Processes) -> Row:
     processes.barrier()
     for _ in range(WARM_UP):
         subject.step()
-    step = median(subject.step() for _ in range(STEPS))
     checkpointer = Checkpointer(folder, subject.config.checkpoint, processes, subject.sharding)
 
     def save_and_wait() -> None:
         checkpointer.save(subject.engine, TrainingProgress(step=1))
         checkpointer.wait()
 
-    blocking = _timed(save_and_wait, processes)
+    blocking = median(_timed(save_and_wait, processes) for _ in range(REPEATS))
     deepspeed = None if subject.config.model.expert_layers else _measure_deepspeed(subject, folder / "deepspeed", processes)
-    still, written = _beside(subject, checkpointer, step)
-    resume = _timed(lambda: _resume(subject, checkpoint_path(folder, 2)), processes)
+    beside = [_beside(subject, checkpointer) for _ in range(REPEATS)]
+    step, copy, still = (median(values) for values in zip(*(figures for figures, _ in beside), strict=True))
+    resume = median(_timed(lambda: _resume(subject, checkpoint_path(folder, 2)), processes) for _ in range(REPEATS))
     if processes.is_first:
         shutil.rmtree(folder)
-    return Row(name, subject.parameters, written, step, still, blocking, resume, deepspeed)
+    return Row(name, subject.parameters, beside[0][1], step, copy, still, blocking, resume, deepspeed)
 
 
-def _beside(subject: _Subject, checkpointer: Checkpointer, step: float) -> tuple[float, int]:
-    """Seconds that a checkpoint written beside the training costs it, and the checkpoint's bytes."""
+def _beside(subject: _Subject, checkpointer: Checkpointer) -> tuple[tuple[float, float, float], int]:
+    """Seconds of a step, of the copy, and of what a checkpoint beside the training costs it all told; and its bytes."""
+    step = median(subject.step() for _ in range(STEPS))
     started, steps = time.perf_counter(), 0
     checkpointer.save(subject.engine, TrainingProgress(step=2))
+    copied = time.perf_counter() - started
     while not steps or subject.processes.any(not checkpointer.is_written):
         subject.step()
         steps += 1
     report = checkpointer.wait()
     assert report is not None  # or wait would have raised
-    return time.perf_counter() - started - steps * step, report.bytes
+    return (step, copied, time.perf_counter() - started - steps * step), report.bytes
 
 
 def _resume(subject: _Subject, checkpoint: Path) -> None:
@@ -160,10 +164,9 @@ def _resume(subject: _Subject, checkpoint: Path) -> None:
 
 
 def _measure_deepspeed(subject: _Subject, folder: Path, processes: Processes) -> tuple[float, float, int]:
-    save = _timed(lambda: subject.engine.save_checkpoint(str(folder), tag="it"), processes)
+    save = median(_timed(lambda: subject.engine.save_checkpoint(str(folder), tag="it"), processes) for _ in range(REPEATS))
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    load = _timed(lambda: subject.engine.load_checkpoint(str(folder), tag="it"), processes)
-    processes.barrier()
+    load = median(_timed(lambda: subject.engine.load_checkpoint(str(folder), tag="it"), processes) for _ in range(REPEATS))
     if processes.is_first:
         shutil.rmtree(folder)
     return save, load, size
@@ -180,7 +183,7 @@ def _timed(work: Callable[[], object], processes: Processes) -> float:
 
 def _line(row: Row) -> str:
     cells = [row.model, readable(row.parameters), _size(row.bytes)]
-    cells += [f"{seconds:.2f} s" for seconds in (row.step, row.still, row.blocking, row.resume)]
+    cells += [f"{seconds:.2f} s" for seconds in (row.step, row.copy, row.still, row.blocking, row.resume)]
     if row.deepspeed is not None:
         save, load, size = row.deepspeed
         cells += [f"{save:.2f} s", f"{load:.2f} s", _size(size), f"{row.still / save:.2f}", f"{row.blocking / save:.2f}"]

@@ -1,0 +1,27 @@
+"""The benchmark's command line; that it measures what it says is in tests/distributed/test_bench.py."""
+
+import pytest
+
+from trainer.bench.__main__ import read_arguments
+from trainer.errors import UserError
+
+
+def test_a_benchmark_and_its_models():
+    assert read_arguments(["checkpoint"]) == ("checkpoint", [])
+    assert read_arguments(["models=dense_s32,limoe_s32", "checkpoint"]) == ("checkpoint", ["dense_s32", "limoe_s32"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "say which benchmark"),
+        (["checkpoint", "step"], "say which benchmark"),
+        (["checkpoints"], "no benchmark 'checkpoints' (did you mean 'checkpoint'?)"),
+        (["checkpoint", "models=a", "models=b"], "say which benchmark"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(arguments: list[str], told: str):
+    with pytest.raises(UserError) as caught:
+        read_arguments(arguments)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
