@@ -187,9 +187,12 @@ def start_processes(device: str = "auto", timeout_minutes: float = 10.0) -> Proc
             )
     except (RuntimeError, ValueError) as problem:
         reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+        remedy = "MASTER_ADDR must be the first host, MASTER_PORT a free port there"
+        if "Gloo" in reason:  # they have met there, and then told each other addresses that lead nowhere
+            remedy = "set GLOO_SOCKET_IFNAME to the network between the hosts (`ip -brief address` lists them)"
         raise UserError(
             f"rank {rank} of {world} could not join the others at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} "
-            f"({reason[:200]}): MASTER_ADDR must be the first host, MASTER_PORT a free port there"
+            f"({reason[:200]}): {remedy}"
         ) from problem
     processes = Processes(rank, world, local_rank, chosen)
     _check_devices(processes)

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from trainer.agree import first_reads
 from trainer.checkpoint import check_sound, damage, newest_sound
 from trainer.checkpoint_files import BEST, CONFIG, TOKENIZER, all_checkpoints, checkpoint_itself, step_of, sweep_up
+from trainer.claim import check_unclaimed, claim
 from trainer.compose import load_config
 from trainer.config import Config
 from trainer.errors import UserError
@@ -24,7 +25,8 @@ def open_run_directory(config: Config, processes: Processes) -> tuple[Path, Path
     """Make the run directory ready; returns it and the checkpoint to go on from, if any. A collective.
 
     What lies there is neither deleted nor overwritten; what would be in the way is moved into `earlier-1`, `earlier-2`, …
-    Raises UserError when `resume` asks for what is not there or not sound, or a run lies there that must not be overwritten.
+    Raises UserError when `resume` asks for what is not there or not sound, or a run lies there that must not be overwritten, or
+    is at work there.
     """
     run_dir = Path(config.run.dir)
     checkpoint = resume_from(config, run_dir, processes)
@@ -41,6 +43,7 @@ def inspect_run_directory(config: Config, alone: Processes) -> tuple[Path | None
     in no time.
     """
     run_dir = Path(config.run.dir)
+    check_unclaimed(run_dir)
     try:
         checkpoint = resume_from(config, run_dir, alone, digests=False)
         place = existing_part(run_dir)
@@ -85,6 +88,7 @@ def write_config(config: Config, run_dir: Path, processes: Processes) -> None:
 def _prepare(run_dir: Path, checkpoint: Path | None) -> None:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
+        claim(run_dir)
         sweep_up(run_dir)
         if checkpoint is None:
             _set_aside_start(run_dir)

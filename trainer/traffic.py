@@ -30,15 +30,11 @@ class Leaving:
 
 def estimate_sent(config: Config, world: int) -> Sent:
     """For each of `world` processes; collectives counted as rings."""
-    ep = config.parallel.expert_parallel
-    weight = weight_bytes(config)
-    counts = count_parameters(config.model, config.router)
-    dense, experts = weight * (counts.total - counts.experts), weight * counts.experts / ep
-    once = dense * (1 - 1 / world) + experts * (1 - ep / world)
+    leaving = estimate_leaving(config, world, local=1)  # what leaves a process leaves a node that has no other
     rows = 2 * 4 * config.model.embedding * local_pairs(config, world)  # an image's and a text's, float32
     return Sent(
-        tokens=_exchanged(config, world, weight) * (1 - 1 / ep),
-        synchronised=_times(config) * once,
+        tokens=leaving.tokens,
+        synchronised=leaving.synchronised,
         embeddings=2 * config.train.accumulate * rows * (world - 1),  # gathered, and their gradients scattered
     )
 
@@ -63,12 +59,12 @@ def estimate_leaving(config: Config, world: int, local: int) -> Leaving:
     copies = nodes if ep <= local else world // ep  # nodes that hold the same experts
     once = dense * (1 - 1 / nodes) + experts * (1 - 1 / copies)
     away = max(0, ep - local) / ep  # of a rank's slots, those of experts on other nodes
-    return Leaving(tokens=local * _exchanged(config, world, weight) * away, synchronised=_times(config) * once)
+    return Leaving(tokens=local * _exchanged(config, world) * away, synchronised=_times(config) * once)
 
 
-def _exchanged(config: Config, world: int, weight: int) -> float:
+def _exchanged(config: Config, world: int) -> float:
     """Bytes of the slots that a rank exchanges in a step, its own among them."""
-    model, train = config.model, config.train
+    model, train, weight = config.model, config.train, weight_bytes(config)
     passes = 6 if train.activation_checkpointing != "none" else 4  # there and back: forward, (recomputed,) backward
     return (
         passes * len(model.expert_layers) * train.accumulate * model.experts * expert_slots(config, world) * model.width * weight

@@ -89,6 +89,10 @@ class SlurmLab:
         """What a command prints inside a node."""
         return self.call("on", node, *command).stdout
 
+    def start_on(self, node: str, *command: str) -> subprocess.Popen[str]:
+        """A command that goes on inside a node; whoever starts it ends it."""
+        return subprocess.Popen([str(CLUSTER), "on", node, *command], env=self._environment, stdout=subprocess.PIPE, text=True)
+
     def submit(self, folder: Path, options: list[str], overrides: list[str], **variables: str) -> Job:
         """`sbatch OPTIONS slurm/train.sbatch OVERRIDES` in `folder`, with some environment variables more."""
         environment = {"LIMOE_HOME": str(ROOT), "LIMOE_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"} | variables

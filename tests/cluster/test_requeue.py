@@ -1,5 +1,6 @@
 """What the batch script makes of each way a job can end. The jobs run at once; a stand-in takes the program's place."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ pytestmark = pytest.mark.cluster
 
 @dataclass(frozen=True)
 class Case:
-    """play: what the program does at each start; act: what befalls the job once it is ready."""
+    """play: what the program does at each start; act: what befalls the job once its log holds `when`."""
 
     play: str
     starts: int
@@ -21,7 +22,8 @@ class Case:
     code: str
     says: str
     options: list[str] = field(default_factory=list)
-    act: Callable[[SlurmLab, Job], object] = lambda lab, job: None
+    act: Callable[[SlurmLab, Job], object] | None = None
+    when: str = "ready"
     variables: dict[str, str] = field(default_factory=dict)
 
 
@@ -35,6 +37,13 @@ def preempt(lab: SlurmLab, job: Job) -> None:
     lab.call("exec", "sbatch", "--partition=urgent", "--nodelist=node4", "--exclusive", "--output=/dev/null", "--wrap=sleep 3")
 
 
+def signal_each_start(lab: SlurmLab, job: Job) -> None:
+    """USR1 to the shell of two starts, as when the time limit is always nearer than the warning."""
+    for start in (1, 2):
+        lab.wait_for_line(job, "ready", start)
+        lab.call("exec", "scancel", "--batch", "--signal=USR1", job.number)
+
+
 TWO_CRASHES = {"LIMOE_MAX_CRASHES": "2"}
 CASES = {
     "finished": Case("0", 1, "COMPLETED", "0:0", "start 0: 1 task(s)"),
@@ -42,17 +51,23 @@ CASES = {
     "interrupted": Case("130:5:5", 1, "FAILED", "130:0", "interrupted and saved at step 5: not requeued"),
     "stopped": Case("85:5:5 0", 2, "COMPLETED", "0:0", "stopped and saved at step 5: requeued"),
     "not to be requeued": Case("85:5:5", 1, "FAILED", "85:0", "not requeued, as this job asks", ["--no-requeue"]),
-    "crash": Case("1:7:5 0", 2, "COMPLETED", "0:0", "crash 1 of at most 3 at step 7, exit code 1: requeued"),
+    "crash": Case(
+        "1:7:5 0",
+        2,
+        "COMPLETED",
+        "0:0",
+        "crashed at step 7, exit code 1, 1 of at most 3 times",
+    ),
     "the same crash": Case(
         "1:7:5 1:7:5 0",
         2,
         "FAILED",
         "1:0",
-        "error: crashed 2 times without a new checkpoint (the last is of step 5; at step 7 7), exit code 1: not requeued",
+        "error: crashed, 2 times without a new checkpoint (the last is of step 5; at step 7 7), exit code 1: not requeued",
         variables=TWO_CRASHES,
     ),
     "crashes between checkpoints": Case(
-        "1:7:5 1:9:8 1:12:11 0", 4, "COMPLETED", "0:0", "crash 1 of at most 2 at step 12", variables=TWO_CRASHES
+        "1:7:5 1:9:8 1:12:11 0", 4, "COMPLETED", "0:0", "at step 12, exit code 1, 1 of at most 2 times", variables=TWO_CRASHES
     ),
     "signal to the tasks": Case(
         "wait 0", 2, "COMPLETED", "0:0", "stopped and saved at step 7: requeued", act=command("scancel", "--signal=USR1")
@@ -60,21 +75,49 @@ CASES = {
     "signal to the shell": Case(
         "wait 0", 2, "COMPLETED", "0:0", "stopped and saved at step 7", act=command("scancel", "--batch", "--signal=USR1")
     ),
-    # A limit nearer than the warning: the signal comes at once.
-    "time limit": Case("wait 0", 2, "COMPLETED", "0:0", "stopped and saved at step 7: requeued", ["--time=2"]),
+    # SLURM looks at the time every half a minute; it does not begin to before the program is there.
+    "time limit": Case(
+        "wait 0", 2, "COMPLETED", "0:0", "stopped and saved at step 7: requeued", ["--time=6", "--signal=B:USR1@350"]
+    ),
     "signal too early": Case(
         "deaf 0",
         2,
         "COMPLETED",
         "0:0",
-        "asked to stop before it could save: requeued",
+        "asked to stop before it could save at step 0, exit code 138, 1 of at most 3 times without a new checkpoint: requeued",
         act=command("scancel", "-b", "-s", "USR1"),
+    ),
+    "signal during the check": Case(
+        "none 0",
+        2,
+        "COMPLETED",
+        "0:0",
+        "asked to stop before it could save at step 0, exit code 0, 1 of at most 3 times without a new checkpoint: requeued",
+        act=command("scancel", "-b", "-s", "USR1"),
+        when="checking",
+        variables={"CHECKS": "2:0"},
+    ),
+    "the check crashes": Case(
+        "none 0", 2, "COMPLETED", "0:0", "crashed at step 0, exit code 137, 1 of at most 3", variables={"CHECKS": "0:137"}
+    ),
+    "the check finds a mistake": Case(
+        "none", 1, "FAILED", "2:0", "not requeued: there is something to mend", variables={"CHECKS": "0:2"}
     ),
     "requeued by a person": Case(
         "wait 0", 2, "COMPLETED", "0:0", "SLURM is ending this job itself", act=command("scontrol", "requeue")
     ),
     "cancelled": Case("wait 0", 1, "CANCELLED", "85:0", "SLURM is ending this job itself", act=command("scancel")),
     "preempted": Case("wait 0", 2, "COMPLETED", "0:0", "saved at step 7", ["--nodelist=node4", "--exclusive"], act=preempt),
+    "always signalled too early": Case(
+        "deaf deaf",
+        2,
+        "FAILED",
+        "138:0",
+        "error: asked to stop before it could save, 2 times without a new checkpoint (the last is of step 0; at step 0 0), "
+        "exit code 138: not requeued; is the time limit longer than its warning (--signal)?",
+        act=signal_each_start,
+        variables=TWO_CRASHES,
+    ),
 }
 OVERRIDES = ["data.train=/x/{000..003}.tar", "run.name=a b", "log.project='\"q\"'", "$HOME", "*"]
 
@@ -89,9 +132,9 @@ def jobs(lab: SlurmLab, tmp_path_factory: pytest.TempPathFactory) -> dict[str, J
         variables = {"LIMOE_PYTHON": str(STAND_IN), "PLAY": case.play} | case.variables
         submitted[name] = lab.submit(folder, options, OVERRIDES, **variables)
     for name, case in CASES.items():
-        if case.play.startswith(("wait", "deaf")):
-            lab.wait_for_line(submitted[name], "ready")
-        case.act(lab, submitted[name])
+        if case.act is not None:
+            lab.wait_for_line(submitted[name], case.when)
+            case.act(lab, submitted[name])
     return submitted
 
 
@@ -102,14 +145,14 @@ def test_the_job_ends_as_it_should(lab: SlurmLab, jobs: dict[str, Job], name: st
     text = job.text()
     assert (ended["JobState"], ended["ExitCode"]) == (case.state, case.code), text
     assert int(ended["Restarts"]) == case.starts - 1, text
-    assert text.count("of rank 0:") == case.starts, text
+    assert text.count("train.sbatch: start ") == case.starts, text
     assert case.says in text
     assert text.count(": requeued\n") <= case.starts - 1
 
 
 def test_overrides_arrive_as_they_were_typed(lab: SlurmLab, jobs: dict[str, Job]):
     lab.end(jobs["finished"])
-    assert "start 0 of rank 0: <-m> <trainer.train> " + " ".join(f"<{word}>" for word in OVERRIDES) in jobs["finished"].text()
+    assert ": <-m> <trainer.train> " + " ".join(f"<{word}>" for word in OVERRIDES) in jobs["finished"].text()
 
 
 def test_a_task_a_gpu_and_a_log_a_rank(lab: SlurmLab, tmp_path: Path):
@@ -118,10 +161,50 @@ def test_a_task_a_gpu_and_a_log_a_rank(lab: SlurmLab, tmp_path: Path):
     assert lab.end(job)["ExitCode"] == "2:0"
     assert "start 0: 4 task(s), 3 CPU(s) each, on node[" in job.text()
     for rank in (1, 2, 3):
-        assert (job.logs / f"rank-{rank}.log").read_text().startswith(f"start 0 of rank {rank}:")
+        assert (job.logs / f"rank-{rank}.log").read_text().startswith(f"start 0 of rank {rank} at")
         assert f"\nerror: seen by rank {rank}\n" in job.text(), "what other ranks met is told where a person looks"
-    assert "start 0 of rank 0:" in job.text()
-    assert "start 0 of rank 1:" not in job.text()
+    assert "start 0 of rank 0 at" in job.text()
+    assert "start 0 of rank 1 at" not in job.text()
+
+
+def project(folder: Path, site: str) -> Path:
+    """A folder that the batch script takes for the project's, with a slurm/site.env."""
+    for name, text in {"trainer/train.py": "", "slurm/site.env": site}.items():
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_what_the_site_sets_reaches_the_tasks_whatever_sbatch_exports(lab: SlurmLab, tmp_path: Path):
+    site = f"LIMOE_PYTHON={STAND_IN}\nexport PLAY=0\nSRUN_OPTIONS+=(--label)\n"
+    home = project(tmp_path / "home", site)
+    job = lab.submit(tmp_path, ["--nodes=2", "--ntasks-per-node=1", "--export=LIMOE_HOME"], [], LIMOE_HOME=str(home))
+    assert lab.end(job)["ExitCode"] == "0:0", job.text()
+    assert "0: checking for 2\n" in job.text(), "where the program runs, it is checked too"
+    assert "0: start 0 of rank 0 at" in job.text()
+    assert (job.logs / "rank-1.log").read_text().startswith("start 0 of rank 1 at")
+
+
+def test_a_mistake_in_the_site_s_file_is_told(lab: SlurmLab, tmp_path: Path):
+    home = project(tmp_path / "home", "SRUN_OPTIONS+=(--label\n")
+    job = lab.submit(tmp_path, [], [], LIMOE_HOME=str(home))
+    assert lab.end(job)["ExitCode"] == "2:0"
+    assert "site.env: line 1:" in job.text()
+    assert "error: mend slurm/site.env, of which nothing has been read" in job.text()
+    assert "start 0" not in job.text()
+
+
+def test_a_port_that_is_taken_is_left_alone(lab: SlurmLab, tmp_path: Path):
+    options = ["--nodelist=node1", "--ntasks=1", "--hold"]
+    job = lab.submit(tmp_path, options, [], LIMOE_PYTHON=str(STAND_IN), PLAY="0")
+    port = 20_000 + int(job.number) % 10_000
+    listen = f"import socket, time; s = socket.create_server(('', {port})); print('listens', flush=True); time.sleep(600)"
+    with lab.start_on("node1", sys.executable, "-c", listen) as listener:
+        assert listener.stdout and listener.stdout.readline() == "listens\n"
+        lab.call("exec", "scontrol", "release", job.number)
+        lab.end(job)
+        listener.kill()
+    assert f"at node1:{port + 1}: <-m>" in job.text()
 
 
 def test_gpus_without_cores_are_an_error(lab: SlurmLab, tmp_path: Path):

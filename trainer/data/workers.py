@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -146,6 +147,13 @@ def _stop(parcels: Any) -> None:
 def _fork_server() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["trainer.data.worker_start"])
+    # multiprocessing keeps a process that frees its semaphores. Killed by a cluster's signal, it is started anew, knows none of
+    # them, and fills the log with tracebacks. What is blocked now stays so in it.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1, signal.SIGUSR2))
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 

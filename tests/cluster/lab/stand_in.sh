@@ -4,8 +4,12 @@
 #   wait                end when a signal comes, as a run does: saved, 85
 #   told                end with 2, all but rank 0 with a word about it
 #   deaf                be killed by it, as a run is that has not come as far as listening
-[ "${*: -1}" != run.dry=true ] || exit 0  # nothing is wrong with the job
-echo "start ${SLURM_RESTART_COUNT:-0} of rank $SLURM_PROCID:$(printf ' <%s>' "$@")"
+if [ "${*: -1}" = run.dry=true ]; then  # seconds and exit code of each start's check: nothing is wrong with the job
+  read -ra checks <<< "${CHECKS:-}"
+  IFS=: read -r seconds code <<< "${checks[${SLURM_RESTART_COUNT:-0}]:-0:0}"
+  echo "checking for $WORLD_SIZE" && sleep "$seconds" && exit "$code"
+fi
+echo "start ${SLURM_RESTART_COUNT:-0} of rank $SLURM_PROCID at $MASTER_ADDR:$MASTER_PORT:$(printf ' <%s>' "$@")"
 read -ra play <<< "$PLAY"
 IFS=: read -r what step saved <<< "${play[${SLURM_RESTART_COUNT:-0}]}"
 [ -z "$step" ] || echo "$step $saved running" > "$LIMOE_POSITION"

@@ -307,6 +307,22 @@ def test_workers_outlive_signals_and_end_with_the_loader(shards: list[str], toke
         next(loader)
 
 
+def test_what_python_starts_beside_the_workers_outlives_signals() -> None:
+    script = """
+import os, signal, time
+from multiprocessing import resource_tracker
+from trainer.data.workers import _fork_server
+_fork_server()
+tracker = resource_tracker._resource_tracker._pid
+for number in (signal.SIGUSR1, signal.SIGUSR2):
+    os.kill(tracker, number)
+time.sleep(0.5)
+assert os.waitpid(tracker, os.WNOHANG) == (0, 0)
+assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 def test_a_killed_worker_is_a_clear_error(shards: list[str], tokenizer: Tokenizer) -> None:
     loader = training_loader(
         DataConfig(workers=1),
