@@ -66,6 +66,14 @@ CASES = {
         "error: crashed, 2 times without a new checkpoint (the last is of step 5; at step 7 7), exit code 1: not requeued",
         variables=TWO_CRASHES,
     ),
+    "stopped with nothing new to save": Case(
+        "85:5:5 85:5:5 85:5:5",
+        3,
+        "FAILED",
+        "85:0",
+        "error: asked to stop before it could save, 2 times without a new checkpoint (the last is of step 5",
+        variables=TWO_CRASHES,
+    ),
     "crashes between checkpoints": Case(
         "1:7:5 1:9:8 1:12:11 0", 4, "COMPLETED", "0:0", "at step 12, exit code 1, 1 of at most 2 times", variables=TWO_CRASHES
     ),

@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer import claim
+
 ROOT = Path(__file__).parents[2]
 SECONDS = 120.0
 """How long a start may take on a busy machine before it counts as a hang."""
@@ -115,9 +117,9 @@ def wait_until(holds: Callable[[], bool], process: subprocess.Popen[bytes], log:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Every file below a folder with its digest, but for the log, which every start adds to."""
+    """Every file below a folder with its digest, but for the log, which every start adds to, and the name of who has it now."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "train.log"
+        if path.is_file() and path.name not in ("train.log", claim.FILE)
     }
