@@ -10,6 +10,7 @@
 #   cluster.sh boot NODE     start a crashed node again
 #   cluster.sh cut|heal NODE pull the node's network cable out, put it back (peers get no FIN)
 #   cluster.sh slow RATE     let each node send no more than RATE to the others (tc, as 100mbit); "off" lifts it
+#   cluster.sh delay MS      a second network (delay0 on each node) whose packets take MS milliseconds; "off" removes it
 # Environment: SLURMLAB_DIR, SLURMLAB_NODES, SLURMLAB_CPUS, SLURMLAB_GPUS, SLURMLAB_DBD=1, SLURMLAB_CGROUP=1
 set -euo pipefail
 S=${SLURMLAB_DIR:-/tmp/slurm-lab}        # keep it short: unix socket paths are limited to 107 bytes
@@ -233,7 +234,7 @@ down)
     c=$(inner "node$i") || true; [ -n "${c:-}" ] && kill -KILL "$c" 2>/dev/null || true   # process 1 of the node: all of it goes
     end "node$i" KILL
   done
-  end slurmctld; end slurmdbd; end mariadbd; end munged; end head KILL
+  end delay; end slurmctld; end slurmdbd; end mariadbd; end munged; end head KILL
   [ "$CGROUP" != 1 ] || find /sys/fs/cgroup -depth -type d -path '*/slurm_node*' -exec rmdir {} \; 2>/dev/null || true
   rm -f "$S"/*.ready "$S/env"; rm -rf "$S/ctld" "$S/spool"   # logs stay
   ;;
@@ -251,6 +252,13 @@ slow)  for i in $(seq "$N"); do
          # a token bucket: unlike netem, every kernel has it; it limits the rate and adds no latency
          [ "$1" = off ] || "$0" on "node$i" tc qdisc add dev eth0 root tbf rate "$1" burst 128kb latency 400ms
        done ;;
+delay) end delay   # MILLISECONDS (one way) or off: a second network between the nodes, interface delay0
+       [ "$1" != off ] || exit 0
+       nodes=(); for i in $(seq "$N"); do nodes+=("$(pid_of "node$i"):${NET%.*}.$((128 + ${NET##*.})).$((10 + i))"); done
+       rm -f "$S/log/delay.out"
+       python3 "$(dirname "${BASH_SOURCE[0]}")/delay.py" "$1" "${nodes[@]}" </dev/null >"$S/log/delay.out" 2>&1 &
+       record delay $!
+       wait_for 10 "the slow network" grep -q ready "$S/log/delay.out" ;;
 boot)  start_node "${1#node}"; wait_for 60 "$1" is_up "$1" ;;
-*) sed -n '2,14p' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
+*) sed -n '2,15p' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
 esac
