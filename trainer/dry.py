@@ -30,7 +30,7 @@ from trainer.logs.setup import log_to_terminal
 from trainer.logs.tables import facts_table
 from trainer.logs.wandb_run import check_login
 from trainer.pairs import check_kind, check_training_data, evaluation_checks, load_tokenizer, with_shapes
-from trainer.processes import Processes, choose_device, in_allocation, rank_from_environment, world_from_environment
+from trainer.processes import ALONE, choose_device, in_allocation, rank_from_environment, world_from_environment
 from trainer.program import EXIT_USER_ERROR
 from trainer.run_directory import existing_part, inspect_run_directory
 from trainer.schedule import check_schedule
@@ -139,8 +139,7 @@ def space_problems(runs: Iterable[Findings]) -> list[str]:
 def _look_at_directory(config: Config, found: Findings) -> tuple[TrainingProgress, Path | None]:
     """Where the run would begin, and the checkpoint, if any, whose weights it would begin with."""
     found.add("run directory", str(found.run_dir))
-    alone = Processes(rank=0, world=1, local_rank=0, device=torch.device("cpu"))
-    checkpoint, initial = found.attempt(partial(inspect_run_directory, config, alone)) or (None, None)
+    checkpoint, initial = found.attempt(partial(inspect_run_directory, config, ALONE)) or (None, None)
     progress = found.attempt(partial(read_progress, checkpoint)) if checkpoint else None
     if progress is None:
         found.add("run", f"new, {config.train.steps} steps" + (f", with the weights of {initial}" if initial else ""))

@@ -24,14 +24,13 @@ from trainer.compose import load_config, to_config
 from trainer.config import Config
 from trainer.errors import UserError, did_you_mean
 from trainer.layout import check_model
-from trainer.processes import Processes
+from trainer.processes import ALONE
 from trainer.program import exit_with
 from trainer.state import EMA, WEIGHTS
 from trainer.trained import check_weights, checkpoint_of
 
 USAGE = "python -m trainer.export run=DIR [output=DIR] [average=last:5] [weights=ema] [dtype=bf16]"
 KEYS = ("run", "output", "average", "weights", "dtype")
-ALONE = Processes(rank=0, world=1, local_rank=0, device=torch.device("cpu"))
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 

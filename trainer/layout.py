@@ -57,7 +57,7 @@ def check_parallel(config: Config, world: int) -> None:
         raise UserError(f"parallel.expert_parallel={ep} must be at least 1")
     if world % ep:
         raise UserError(
-            f"parallel.expert_parallel={ep} does not divide the {_processes(world)} of this run: start a multiple of {ep} "
+            f"parallel.expert_parallel={ep} does not divide the {count_processes(world)} of this run: start a multiple of {ep} "
             f"(torchrun --nproc-per-node {ep}), or set parallel.expert_parallel={math.gcd(world, ep)}"
         )
     if not config.model.expert_layers and ep > 1:
@@ -176,7 +176,7 @@ def _check_training_batch(config: Config, world: int) -> None:
     pieces = world * train.accumulate
     if train.batch_size < pieces or train.batch_size % pieces:
         raise UserError(
-            f"train.batch_size={train.batch_size} (global) is not divisible by {_processes(world)} x {train.accumulate} "
+            f"train.batch_size={train.batch_size} (global) is not divisible by {count_processes(world)} x {train.accumulate} "
             f"micro-batches: use a multiple of {pieces}"
         )
     local, group = train.batch_size // pieces, config.router.group_size
@@ -187,12 +187,13 @@ def _check_training_batch(config: Config, world: int) -> None:
 def _check_evaluation_batch(config: Config, world: int) -> None:
     if config.eval.batch_size < world or config.eval.batch_size % world:
         raise UserError(
-            f"eval.batch_size={config.eval.batch_size} (global) is not divisible by the {_processes(world)}: "
+            f"eval.batch_size={config.eval.batch_size} (global) is not divisible by the {count_processes(world)}: "
             f"use a multiple of {world}"
         )
 
 
-def _processes(world: int) -> str:
+def count_processes(world: int) -> str:
+    """`1 process`, `2 processes`."""
     return f"{world} process{'es' if world > 1 else ''}"
 
 

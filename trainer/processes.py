@@ -81,6 +81,10 @@ class Processes:
             dist.barrier(group=self.group)
 
 
+ALONE = Processes(rank=0, world=1, local_rank=0, device=torch.device("cpu"))
+"""A process that has no fellows and joins no group: for what needs neither."""
+
+
 def rank_from_environment() -> int:
     """This process's rank as its launcher (torchrun or srun) set it; 0 without a launcher."""
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) if launched() else 0)

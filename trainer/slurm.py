@@ -4,7 +4,6 @@ import os
 import re
 from dataclasses import dataclass
 
-from trainer.config import Config
 from trainer.errors import UserError
 
 FIRST_PORT = 20_000
@@ -22,16 +21,6 @@ class Task:
     local_tasks: int
     address: str
     port: int
-
-
-def name_after_job(config: Config, overrides: list[str]) -> None:
-    """Inside a job, let a run that its user has not named carry the job's id: no other job shares it, and a requeue keeps it."""
-    job = os.environ.get("SLURM_JOB_ID")
-    named = any(override.lstrip("+").startswith(("run.name=", "run.dir=")) for override in overrides)
-    if job is None or named or config.run.dir != f"runs/{config.run.name}":
-        return
-    config.run.name += f"-{job}"
-    config.run.dir = f"runs/{config.run.name}"
 
 
 def started_by_srun() -> bool:

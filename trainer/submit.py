@@ -18,9 +18,10 @@ from trainer.dry import Findings, examine, print_problems, space_problems
 from trainer.errors import UserError
 from trainer.job_array import write_runs
 from trainer.launcher import SlurmOptions
+from trainer.layout import count_processes
 from trainer.logs.setup import log_to_terminal
 from trainer.logs.tables import sweep_table
-from trainer.sweep_names import check_directories, differences, name_runs
+from trainer.run_names import check_directories, differences, name_runs
 
 PROJECT = CONF.parent
 SCRIPT = PROJECT / "slurm" / "train.sbatch"
@@ -44,7 +45,7 @@ def submit_sweep(runs: list[list[str]], options: SlurmOptions) -> int:
     configs = [compose_config(run) for run in runs]
     check_directories(configs)
     log_to_terminal(rank=0)
-    processes = f"{options.world} process{'es' if options.world > 1 else ''} each"
+    processes = f"{count_processes(options.world)} each"
     problems = sweep_problems(own, [examine(config, options.world) for config in configs])
     if problems:
         code = print_problems(problems)

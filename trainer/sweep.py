@@ -17,8 +17,8 @@ from trainer.errors import UserError
 from trainer.launcher import read_launcher
 from trainer.layout import check_layout
 from trainer.processes import launched
+from trainer.run_names import check_directories, differences, name_runs
 from trainer.stopping import EXIT_INTERRUPTED, EXIT_STOPPED, SIGNALS
-from trainer.sweep_names import check_directories, differences, name_runs
 
 FLAGS = ("-m", "--multirun")
 

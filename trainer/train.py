@@ -12,7 +12,7 @@ from trainer.errors import UserError
 from trainer.job_array import read_array_line
 from trainer.processes import Processes
 from trainer.program import exit_with, run_program
-from trainer.slurm import name_after_job
+from trainer.run_names import name_after_job
 from trainer.sweep import is_sweep, sweep
 
 OWN_CONFIGURATION = ("--config-", "-cd", "-cp", "-cn")

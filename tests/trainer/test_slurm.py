@@ -6,7 +6,8 @@ from trainer.compose import compose_config
 from trainer.config import Config
 from trainer.errors import UserError
 from trainer.processes import launched, local_rank_from_environment, rank_from_environment
-from trainer.slurm import first_host, name_after_job, read_task, tasks_per_node
+from trainer.run_names import name_after_job
+from trainer.slurm import first_host, read_task, tasks_per_node
 
 STEP = {
     "SLURM_JOB_ID": "512345",

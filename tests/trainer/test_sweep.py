@@ -5,8 +5,8 @@ import pytest
 from trainer import sweep as module
 from trainer.compose import compose_config
 from trainer.errors import UserError
+from trainer.run_names import name_runs
 from trainer.sweep import check_runs, is_sweep, list_runs, sweep
-from trainer.sweep_names import name_runs
 
 
 def test_every_combination_is_a_run_and_the_last_key_varies_fastest():

@@ -1,5 +1,6 @@
-"""A directory of its own for each run of a sweep, named after what differs."""
+"""A directory of its own for each run: of a sweep by what differs, in a job by the job's id."""
 
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -12,6 +13,20 @@ LONGEST = 80
 """Characters of a suffix; runs that would need more are numbered."""
 
 
+def is_named(overrides: list[str]) -> bool:
+    """Whether the user says what a run is called or where it lies."""
+    return any(override.lstrip("+").startswith(("run.name=", "run.dir=")) for override in overrides)
+
+
+def name_after_job(config: Config, overrides: list[str]) -> None:
+    """Inside a job, let a run that its user has not named carry the job's id: no other job shares it, and a requeue keeps it."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None or is_named(overrides) or config.run.dir != f"runs/{config.run.name}":
+        return
+    config.run.name += f"-{job}"
+    config.run.dir = f"runs/{config.run.name}"
+
+
 def name_runs(runs: list[list[str]], home: Path | None = None) -> list[list[str]]:
     """The overrides of each run, with those that give it a directory no other has.
 
@@ -21,8 +36,7 @@ def name_runs(runs: list[list[str]], home: Path | None = None) -> list[list[str]
     twice = [run for run, times in Counter(map(tuple, runs)).items() if times > 1]
     if twice:
         raise UserError(f"this sweep would train the same run twice: {' '.join(twice[0])}")
-    named = any(override.lstrip("+").startswith(("run.name=", "run.dir=")) for override in runs[0])
-    at_home = home is not None and not named
+    at_home = home is not None and not is_named(runs[0])
     configs = [compose_config(run) for run in runs]
     if len({config.run.dir for config in configs}) == len(runs) and not at_home:
         return runs

@@ -6,8 +6,8 @@ import pytest
 
 from trainer.compose import compose_config
 from trainer.errors import UserError
+from trainer.run_names import differences, name_runs
 from trainer.sweep import list_runs
-from trainer.sweep_names import differences, name_runs
 
 
 def directories(*overrides: str, home: Path | None = None) -> list[str]:
