@@ -27,6 +27,8 @@ test-cluster: setup  ## jobs of a real SLURM, which is started on this machine (
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m cluster tests/cluster $(ARGS)
 
 lint: setup  ## ruff and mypy
+	@unlinted=$$(comm -23 <(git ls-files '*.py' | sort) <($(BIN)/ruff check . --show-files | sed "s#^$$PWD/##" | sort)); \
+	if [ -n "$$unlinted" ]; then echo "error: ruff passes over tracked files (.gitignore hides them?):" $$unlinted >&2; exit 1; fi
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -136,6 +136,21 @@ def space_problems(runs: Iterable[Findings]) -> list[str]:
     return problems
 
 
+def sweep_problems(own: list[list[str]], found: list[Findings]) -> list[str]:
+    """The lines of all runs, those of single runs with what tells them from the others, and the want of room for all of them."""
+    met_by: dict[str, list[int]] = {}
+    for index, run in enumerate(found):
+        for problem in run.problems:
+            met_by.setdefault(problem, []).append(index)
+    lines = []
+    for problem, indices in met_by.items():
+        if len(indices) == len(found):
+            lines.append(problem)
+        else:
+            lines += [f"run {index} ({' '.join(own[index])}): {problem}" for index in indices]
+    return lines + space_problems(found)
+
+
 def _look_at_directory(config: Config, found: Findings) -> tuple[TrainingProgress, Path | None]:
     """Where the run would begin, and the checkpoint, if any, whose weights it would begin with."""
     found.add("run directory", str(found.run_dir))

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from trainer.compose import CONF, compose_config
-from trainer.dry import Findings, examine, print_problems, space_problems
+from trainer.dry import examine, print_problems, sweep_problems
 from trainer.errors import UserError
 from trainer.job_array import write_runs
 from trainer.launcher import SlurmOptions
@@ -69,21 +69,6 @@ def submit_sweep(runs: list[list[str]], options: SlurmOptions) -> int:
     ]
     sweep_table(title, rows, notes)
     return 0
-
-
-def sweep_problems(own: list[list[str]], found: list[Findings]) -> list[str]:
-    """The lines of all runs, those of single runs with what tells them from the others, and the want of room for all of them."""
-    met_by: dict[str, list[int]] = {}
-    for index, run in enumerate(found):
-        for problem in run.problems:
-            met_by.setdefault(problem, []).append(index)
-    lines = []
-    for problem, indices in met_by.items():
-        if len(indices) == len(found):
-            lines.append(problem)
-        else:
-            lines += [f"run {index} ({' '.join(own[index])}): {problem}" for index in indices]
-    return lines + space_problems(found)
 
 
 def _submit(runs: list[list[str]], options: SlurmOptions, folder: Path) -> str:

@@ -15,7 +15,7 @@ from trainer.compose import compose_config, parse_overrides
 from trainer.config import Config
 from trainer.errors import UserError
 from trainer.launcher import read_launcher
-from trainer.layout import check_layout
+from trainer.logs.setup import log_to_terminal
 from trainer.processes import launched
 from trainer.run_names import check_directories, differences, name_runs
 from trainer.stopping import EXIT_INTERRUPTED, EXIT_STOPPED, SIGNALS
@@ -55,7 +55,9 @@ def _train_all(runs: list[list[str]]) -> int:
     own = differences(runs)
     runs = name_runs(runs)
     configs = [compose_config(overrides) for overrides in runs]
-    check_runs(configs)
+    check_directories(configs)
+    if code := check_runs(own, configs):
+        return code
     failed = 0
     for number, overrides in enumerate(runs, start=1):
         print(f"run {number} of {len(runs)}: {' '.join(own[number - 1])} in {configs[number - 1].run.dir}", flush=True)
@@ -82,11 +84,13 @@ def list_runs(overrides: list[str]) -> list[list[str]]:
     return [list(run) for run in itertools.product(*choices)]
 
 
-def check_runs(configs: list[Config]) -> None:
-    """Raise UserError when a run cannot be, or two would write into the same directory."""
-    for config in configs:
-        check_layout(config, world=1)
-    check_directories(configs)
+def check_runs(own: list[list[str]], configs: list[Config]) -> int:
+    """What a dry run checks, for every run before the first: prints a line for each mistake; the exit code, 0 for none."""
+    from trainer.dry import examine, print_problems, sweep_problems  # torch takes seconds to import
+
+    log_to_terminal(rank=0)
+    problems = sweep_problems(own, [examine(config, 1) for config in configs])
+    return print_problems(problems) if problems else 0
 
 
 def _train(overrides: list[str]) -> int:

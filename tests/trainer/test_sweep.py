@@ -5,8 +5,8 @@ import pytest
 from trainer import sweep as module
 from trainer.compose import compose_config
 from trainer.errors import UserError
-from trainer.run_names import name_runs
-from trainer.sweep import check_runs, is_sweep, list_runs, sweep
+from trainer.run_names import check_directories, name_runs
+from trainer.sweep import is_sweep, list_runs, sweep
 
 
 def test_every_combination_is_a_run_and_the_last_key_varies_fastest():
@@ -27,8 +27,8 @@ def test_ranges_and_shard_patterns_are_understood():
 def test_runs_that_would_share_a_directory_are_refused():
     shared = [compose_config(run) for run in name_runs(list_runs(["optim.lr=1e-3,3e-4", "run.dir=runs/one"]))]
     with pytest.raises(UserError, match=r"2 runs of this sweep would share run.dir=runs/one: leave run.dir out"):
-        check_runs(shared)
-    check_runs([compose_config(run) for run in name_runs(list_runs(["optim.lr=1e-3,3e-4"]))])
+        check_directories(shared)
+    check_directories([compose_config(run) for run in name_runs(list_runs(["optim.lr=1e-3,3e-4"]))])
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,6 @@ def test_runs_that_would_share_a_directory_are_refused():
     [
         (["-m", "optim.lr=1e-3,x", "run.name=${optim.lr}"], "optim.lr: Value 'x'"),
         (["-m", "train.stpes=1,2", "run.name=${seed}"], "the configuration has no 'train.stpes'"),
-        (["optim.lr=1,-1", "run.name=${optim.lr}", "--multirun"], "optim.lr=-1.0 must be above 0"),
         (["-m", "--cfg", "job"], "--cfg does not go together with -m"),
         (["-m", "seed=1,1"], "would train the same run twice: seed=1"),
         (["-m", "seed=1,2", "hydra/launcher=slrm"], "did you mean 'slurm'?"),
@@ -50,6 +49,22 @@ def test_a_mistake_in_any_run_is_told_before_the_first(monkeypatch: pytest.Monke
     with pytest.raises(UserError) as caught:
         sweep(arguments)
     assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["optim.lr=1,-1", "--multirun"], "error: run 1 (optim.lr=-1): optim.lr=-1.0 must be above 0 and finite"),
+        (["-m", "schedule.kind=cosine,cosin"], "error: run 1 (schedule.kind=cosin): schedule.kind=cosin: choose cosine or rsqrt"),
+        (["-m", "seed=0,1", "data.val=/nowhere.tar"], "error: data.val: no shards match; /nowhere.tar does not exist"),
+    ],
+)
+def test_what_a_dry_run_would_find_in_any_run_is_told_before_the_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+):
+    monkeypatch.setattr(module, "_train", lambda overrides: pytest.fail("a run has started"))
+    assert sweep(arguments) == 2
+    assert capsys.readouterr().err.startswith(told)
 
 
 def test_under_a_launcher_a_sweep_is_refused(monkeypatch: pytest.MonkeyPatch):
