@@ -38,3 +38,16 @@ def count_parameters(config: ModelConfig, router: RouterConfig) -> ParameterCoun
     experts = sum(parameter.numel() for parameter in expert_parameters(model))
     other_towers = sum(parameter.numel() for tower in model.towers[1:] for parameter in tower.parameters())
     return ParameterCount(total, total - other_towers - experts + experts * router.top_k // max(1, config.experts), experts)
+
+
+def step_flops(model: ModelConfig, router: RouterConfig, pairs: int) -> float:
+    """FLOPs of forward and backward over `pairs` pairs: 6 an applied weight and token, and attention's two products.
+
+    The embedding tables multiply nothing; pads are computed, so they count; recomputation does not (the usual model FLOPs).
+    """
+    counts = count_parameters(model, router)
+    tables = (model.vocabulary + model.image_tokens + model.text_length) * model.width
+    trunk = counts.applied - tables
+    tokens = model.image_tokens + model.text_length
+    attention = 12 * model.layers * model.width * (model.image_tokens**2 + model.text_length**2)
+    return pairs * (6.0 * trunk * tokens + attention)

@@ -1,95 +1,13 @@
 """What a configuration makes, without data or GPU: `python -m trainer.describe model=limoe_h14 parallel.expert_parallel=8`."""
 
-import os
 import sys
 
-from model.count import count_parameters
-from trainer.compose import compose_config
-from trainer.config import Config
+from trainer.config.compose import compose_config
+from trainer.distributed.environment import world_from_environment
+from trainer.distributed.program import exit_with
 from trainer.errors import UserError
-from trainer.estimate import estimate_memory, expert_slots, local_pairs, readable_bytes
-from trainer.layout import check_model, check_parallel
-from trainer.logs.tables import facts_table
-from trainer.performance import step_flops
-from trainer.processes import world_from_environment
-from trainer.program import exit_with
-from trainer.traffic import estimate_leaving, estimate_sent
-
-
-def readable(number: float) -> str:
-    """A number with its unit: 5.6B, 675M, 12.3k."""
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.{0 if number >= 100 * size else 1}f}{unit}"
-    return f"{number:.0f}"
-
-
-def describe(config: Config, world: int) -> list[tuple[str, str]]:
-    """What a person asks of a model before training it, as (what, value) rows; sizes are for `world` processes."""
-    model, router = config.model, config.router
-    check_model(model, router)
-    check_parallel(config, world)
-    counts = count_parameters(model, router)
-    rows = [
-        (
-            "model",
-            f"{model.name}: {model.towers} tower{'s' if model.towers > 1 else ''}, {model.layers} blocks, width {model.width}",
-        ),
-        ("parameters", f"{readable(counts.total)} ({counts.total:,})"),
-        ("applied per token", f"{readable(counts.applied)} ({counts.applied:,})"),
-        ("tokens per pair", f"{model.image_tokens} image + {model.text_length} text"),
-        ("training FLOPs per pair", readable(step_flops(model, router, 1))),
-    ]
-    if model.expert_layers:
-        rows.append(
-            ("expert layers", f"{len(model.expert_layers)} of {model.layers} ({', '.join(map(str, model.expert_layers))})")
-        )
-        rows.append(("experts", f"{model.experts} a layer, {readable(counts.experts)} parameters in all"))
-        slots, pairs = expert_slots(config, world), local_pairs(config, world)
-        rows.append(("slots an expert", f"{slots} for {pairs} pairs a process"))
-    return [*rows, *memory_rows(config, world), *sent_rows(config, world), *leaving_rows(config, world)]
-
-
-def leaving_rows(config: Config, world: int) -> list[tuple[str, str]]:
-    """What leaves a node in a step, when LOCAL_WORLD_SIZE in the environment says how many processes one has."""
-    local = os.environ.get("LOCAL_WORLD_SIZE", "0")
-    if not local.isdigit():
-        raise UserError(f"LOCAL_WORLD_SIZE={local} in the environment should be the number of processes of a node")
-    if not 0 < int(local) < world:
-        return []
-    leaving = estimate_leaving(config, world, int(local))
-    parts = f"{readable_bytes(leaving.tokens)} of tokens, {readable_bytes(leaving.synchronised)} of gradients and weights"
-    return [(f"leaves a node of {local} processes in a step", parts)]
-
-
-def memory_rows(config: Config, world: int) -> list[tuple[str, str]]:
-    """Memory of one process of `world`, in parts and in all."""
-    memory = estimate_memory(config, world)
-    pairs, saved = local_pairs(config, world), config.train.activation_checkpointing
-    how = "" if saved == "none" else f", activation_checkpointing={saved}"
-    return [
-        (
-            f"memory a process (world {world}, EP {config.parallel.expert_parallel}, ZeRO-{config.parallel.zero_stage})",
-            f"about {readable_bytes(memory.total)}, and 1 to 2 GiB of CUDA's own on a GPU",
-        ),
-        ("  weights", readable_bytes(memory.weights)),
-        ("  gradients", f"{readable_bytes(memory.gradients)}, DeepSpeed's buffers counted"),
-        ("  optimizer", readable_bytes(memory.optimizer)),
-        ("  activations", f"about {readable_bytes(memory.activations)} for {pairs} pairs{how}"),
-    ]
-
-
-def sent_rows(config: Config, world: int) -> list[tuple[str, str]]:
-    """What one process of `world` sends in an optimizer step."""
-    sent = estimate_sent(config, world)
-    rows = [
-        ("sent a process and step: gradients and weights", readable_bytes(sent.synchronised)),
-        ("  embeddings", readable_bytes(sent.embeddings)),
-    ]
-    if config.model.expert_layers:
-        alone = "nothing (expert_parallel=1)"
-        rows.append(("  tokens to experts and back", f"{readable_bytes(sent.tokens)} by all-to-all" if sent.tokens else alone))
-    return rows
+from trainer.estimate.rows import describe
+from trainer.reporting.tables import facts_table
 
 
 def main() -> None:

@@ -10,15 +10,14 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from trainer.checkpoint import check_sound, load_state, read_progress
-from trainer.checkpoint_files import CONFIG, TOKENIZER
-from trainer.compose import GROUPS, check_key, explain, load_config, parse_overrides, to_config
-from trainer.config import Config
+from trainer.checkpoint.files import CONFIG, TOKENIZER
+from trainer.checkpoint.load import check_sound, check_weights, checkpoint_of, load_state, read_progress
+from trainer.config.compose import GROUPS, check_key, explain, load_config, parse_overrides, to_config
+from trainer.config.schema import Config
+from trainer.distributed.processes import Processes
+from trainer.distributed.program import exit_with, run_program
+from trainer.engine.state import EMA, WEIGHTS
 from trainer.errors import UserError
-from trainer.processes import Processes
-from trainer.program import exit_with, run_program
-from trainer.state import EMA, WEIGHTS
-from trainer.trained import check_weights, checkpoint_of
 
 USAGE = "python -m trainer.evaluate run=DIR [weights=ema] [eval.zeroshot=PATH …]: DIR is a run directory or a checkpoint of one"
 
@@ -52,13 +51,15 @@ def read_arguments(arguments: list[str]) -> tuple[Path, str, Config]:
 def evaluate_run(checkpoint: Path, kind: str, config: Config, processes: Processes) -> int:
     """Evaluate the weights of one checkpoint on all ranks together; rank 0 prints the table."""
     from model.limoe import LIMoE
-    from trainer.engine import start_deepspeed
+    from trainer.config.checks import check_evaluation
+    from trainer.data.sources import load_tokenizer
+    from trainer.distributed.device import dtype_of
+    from trainer.engine.build import start_deepspeed
+    from trainer.engine.state import ExpertSharding, set_weights
+    from trainer.evaluation.encoder import ModelEncoder
     from trainer.evaluation.suite import evaluate, summary_rows
-    from trainer.layout import check_evaluation
-    from trainer.logs.tables import summary_table
-    from trainer.model_encoder import ModelEncoder, dtype_of
-    from trainer.pairs import load_tokenizer, locate_data
-    from trainer.state import ExpertSharding, set_weights
+    from trainer.reporting.tables import summary_table
+    from trainer.training.inputs import locate_data
 
     check_evaluation(config, processes.world)
     check_sound(checkpoint, processes)

@@ -18,16 +18,15 @@ from torch import Tensor
 
 from model import pretrained
 from model.limoe import LIMoE
-from trainer.checkpoint import check_sound, load_state, read_progress
-from trainer.checkpoint_files import CONFIG, TOKENIZER, complete_checkpoints
-from trainer.compose import load_config, to_config
-from trainer.config import Config
+from trainer.checkpoint.files import CONFIG, TOKENIZER, complete_checkpoints
+from trainer.checkpoint.load import check_sound, check_weights, checkpoint_of, load_state, read_progress
+from trainer.config.checks import check_model
+from trainer.config.compose import load_config, to_config
+from trainer.config.schema import Config
+from trainer.distributed.processes import ALONE
+from trainer.distributed.program import exit_with
+from trainer.engine.state import EMA, WEIGHTS
 from trainer.errors import UserError, did_you_mean
-from trainer.layout import check_model
-from trainer.processes import ALONE
-from trainer.program import exit_with
-from trainer.state import EMA, WEIGHTS
-from trainer.trained import check_weights, checkpoint_of
 
 USAGE = "python -m trainer.export run=DIR [output=DIR] [average=last:5] [weights=ema] [dtype=bf16]"
 KEYS = ("run", "output", "average", "weights", "dtype")

@@ -6,14 +6,14 @@ from typing import NoReturn
 import hydra
 from omegaconf import DictConfig
 
-from trainer.compose import CONF, compose_config, overrides_among, quote_text, register_schema, to_config
-from trainer.config import Config
+from trainer.config.compose import CONF, compose_config, overrides_among, quote_text, register_schema, to_config
+from trainer.config.schema import Config
+from trainer.distributed.processes import Processes
+from trainer.distributed.program import exit_with, run_program
 from trainer.errors import UserError
-from trainer.job_array import read_array_line
-from trainer.processes import Processes
-from trainer.program import exit_with, run_program
-from trainer.run_names import name_after_job
-from trainer.sweep import is_sweep, sweep
+from trainer.launch.job_array import read_array_line
+from trainer.launch.names import name_after_job
+from trainer.launch.sweep import is_sweep, sweep
 
 OWN_CONFIGURATION = ("--config-", "-cd", "-cp", "-cn")
 """Hydra's flags for a folder of the user's own; only Hydra's front end knows it, and what is wrong in it Hydra tells."""
@@ -21,7 +21,7 @@ OWN_CONFIGURATION = ("--config-", "-cd", "-cp", "-cn")
 
 def train(config: Config, processes: Processes) -> int:
     """A whole training run in this process; returns its exit code."""
-    from trainer.loop import Run  # DeepSpeed takes seconds to import: not before the configuration is known to be good
+    from trainer.training.run import Run  # DeepSpeed takes seconds to import: not before the configuration is known to be good
 
     run = Run(config, processes)
     code = 1
@@ -35,7 +35,7 @@ def train(config: Config, processes: Processes) -> int:
 def run_or_check(config: Config) -> NoReturn:
     """Train, or with run.dry=true only check that it can be done; then exit with an honest code."""
     if config.run.dry:
-        from trainer.dry import dry_run
+        from trainer.launch.preflight import dry_run
 
         sys.exit(dry_run(config))
     run_program(config, lambda processes: train(config, processes))

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from tests.distributed.setups import Layout, TinyRun, tiny
-from trainer.processes import start_processes, stop_processes
+from trainer.distributed.processes import start_processes, stop_processes
 
 STEPS = 3
 NODES, TASKS = 4, 2

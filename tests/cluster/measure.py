@@ -10,9 +10,9 @@ import time
 import torch
 
 from tests.distributed.setups import TinyRun
-from trainer.compose import compose_config
-from trainer.layout import check_layout
-from trainer.processes import start_processes, stop_processes
+from trainer.config.checks import check_layout
+from trainer.config.compose import compose_config
+from trainer.distributed.processes import start_processes, stop_processes
 
 WARM_UP, MEASURED = 1, 3
 

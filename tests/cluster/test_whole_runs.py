@@ -8,8 +8,8 @@ import pytest
 
 from tests.cluster.slurm_lab import Job, SlurmLab, wait_for
 from tests.distributed.program import TINY
-from trainer.checkpoint_files import complete_checkpoints
-from trainer.compose import load_config
+from trainer.checkpoint.files import complete_checkpoints
+from trainer.config.compose import load_config
 
 pytestmark = pytest.mark.cluster
 

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from trainer.checkpoint_files import CONFIG, TOKENIZER
+from trainer.checkpoint.files import CONFIG, TOKENIZER
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer import claim
+from trainer.training import lock as claim
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 120.0

@@ -13,16 +13,17 @@ from torch.distributed.tensor import DTensor
 from model.limoe import LIMoE
 from model.objective import training_losses
 from model.peers import SingleProcess
-from trainer.checkpoint import TrainingProgress, load_state, read_progress
-from trainer.checkpoint_files import checkpoint_path
-from trainer.checkpointer import Checkpointer
-from trainer.config import CheckpointConfig, Config
-from trainer.ema import resumed_kinds, start_ema, update_ema
-from trainer.engine import build_engine, start_deepspeed
-from trainer.model_encoder import dtype_of
-from trainer.peers import DistributedPeers
-from trainer.processes import Processes
-from trainer.state import MOMENTS, WEIGHTS, ExpertSharding, read_state, set_optimizer_state, set_weights
+from trainer.checkpoint.files import checkpoint_path
+from trainer.checkpoint.load import load_state, read_progress, resumed_kinds
+from trainer.checkpoint.progress import TrainingProgress
+from trainer.checkpoint.save import Checkpointer
+from trainer.config.schema import CheckpointConfig, Config
+from trainer.distributed.device import dtype_of
+from trainer.distributed.peers import DistributedPeers
+from trainer.distributed.processes import Processes
+from trainer.engine.build import build_engine, start_deepspeed
+from trainer.engine.ema import start_ema, update_ema
+from trainer.engine.state import MOMENTS, WEIGHTS, ExpertSharding, read_state, set_optimizer_state, set_weights
 
 BATCH = 16
 """Pairs of a global batch."""

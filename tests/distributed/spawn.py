@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from trainer.processes import start_processes, stop_processes
+from trainer.distributed.processes import start_processes, stop_processes
 
 GRACE_SECONDS = 20.0
 """How long ranks may take to leave once each has given its result."""
@@ -97,8 +97,8 @@ def _serve(connection: Connection) -> None:
 
 def _import_everything() -> None:
     """What ranks use, and what DeepSpeed imports when an engine is made, which is most of it."""
-    import trainer.loop  # noqa: F401
-    from trainer.engine import _import_deepspeed
+    import trainer.training.run  # noqa: F401
+    from trainer.engine.build import _import_deepspeed
 
     _import_deepspeed()
     for late in ("module_inject.auto_ep_layer", "runtime.zero.muon.muon_optimizer", "runtime.superoffload.superoffload_stage3"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.program import TINY, Ended, contents, run
-from trainer.checkpoint_files import complete_checkpoints
+from trainer.checkpoint.files import complete_checkpoints
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +62,7 @@ def test_a_normal_run_prints_its_own_lines_alone(trained: Path):
 
 def test_the_log_of_a_normal_run_tells_its_steps_and_nothing_foreign(trained: Path):
     lines = (trained / "train.log").read_text().splitlines()
-    assert sum(" INFO trainer.logs.progress: step 1/1 " in line for line in lines) == 1
+    assert sum(" INFO trainer.reporting.bar: step 1/1 " in line for line in lines) == 1
     assert not [line for line in lines if " trainer." not in line]
 
 

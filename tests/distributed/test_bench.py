@@ -8,8 +8,8 @@ import pytest
 from model.count import count_parameters
 from tests.distributed.spawn import run_distributed
 from trainer.bench.checkpoint import COLUMNS, bench
-from trainer.compose import compose_config
-from trainer.processes import Processes
+from trainer.config.compose import compose_config
+from trainer.distributed.processes import Processes
 
 pytestmark = pytest.mark.slow
 

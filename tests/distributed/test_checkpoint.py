@@ -11,12 +11,12 @@ from tests.distributed.checkpoints import tensors_in
 from tests.distributed.setups import Layout, TinyRun, plain_torch, tiny
 from tests.distributed.spawn import RanksFailed, run_distributed
 from tests.distributed.test_layouts import assert_same_state
-from trainer import checkpointer as checkpointer_module
-from trainer.checkpoint import read_progress
-from trainer.checkpoint_files import MARKER, checkpoint_path, complete_checkpoints, find_checkpoint
-from trainer.checkpointer import Checkpointer
-from trainer.processes import Processes
-from trainer.state import MOMENTS, WEIGHTS
+from trainer.checkpoint import save as checkpointer_module
+from trainer.checkpoint.files import MARKER, checkpoint_path, complete_checkpoints, find_checkpoint
+from trainer.checkpoint.load import read_progress
+from trainer.checkpoint.save import Checkpointer
+from trainer.distributed.processes import Processes
+from trainer.engine.state import MOMENTS, WEIGHTS
 
 pytestmark = pytest.mark.slow
 

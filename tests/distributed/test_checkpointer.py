@@ -9,13 +9,13 @@ import torch
 from tests.distributed.checkpoints import tensors_in
 from tests.distributed.setups import Layout, TinyRun, tiny
 from tests.distributed.spawn import run_distributed
-from trainer import checkpointer as checkpointer_module
-from trainer.checkpoint import damage, read_progress
-from trainer.checkpoint_files import checkpoint_path, complete_checkpoints
-from trainer.checkpointer import Checkpointer
-from trainer.config import CheckpointConfig
+from trainer.checkpoint import save as checkpointer_module
+from trainer.checkpoint.files import checkpoint_path, complete_checkpoints
+from trainer.checkpoint.load import damage, read_progress
+from trainer.checkpoint.save import Checkpointer
+from trainer.config.schema import CheckpointConfig
+from trainer.distributed.processes import Processes
 from trainer.errors import UserError
-from trainer.processes import Processes
 
 pytestmark = pytest.mark.slow
 

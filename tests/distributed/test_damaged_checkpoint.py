@@ -8,9 +8,9 @@ import pytest
 from tests.distributed.checkpoints import files_in
 from tests.distributed.setups import Layout, TinyRun, tiny
 from tests.distributed.spawn import run_distributed
-from trainer.checkpoint_files import PROGRESS, checkpoint_path
+from trainer.checkpoint.files import PROGRESS, checkpoint_path
+from trainer.distributed.processes import Processes
 from trainer.errors import UserError
-from trainer.processes import Processes
 
 pytestmark = pytest.mark.slow
 

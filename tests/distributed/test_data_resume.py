@@ -10,14 +10,14 @@ import pytest
 from tests.distributed.spawn import run_distributed
 from tests.distributed.test_runs import COMMON, TWO, losses_in
 from tests.trainer.data.shards_on_disk import pair, small_tokenizer, write_shard
-from trainer.checkpoint import read_progress
-from trainer.checkpoint_files import checkpoint_path
-from trainer.compose import compose_config
+from trainer.checkpoint.files import checkpoint_path
+from trainer.checkpoint.load import read_progress
+from trainer.config.compose import compose_config
 from trainer.data.batch import Batch
 from trainer.data.loader import TrainingLoader
-from trainer.processes import Processes
-from trainer.run_directory import METRICS
+from trainer.distributed.processes import Processes
 from trainer.train import train
+from trainer.training.directory import METRICS
 
 pytestmark = pytest.mark.slow
 

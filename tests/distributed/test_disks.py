@@ -8,9 +8,9 @@ import pytest
 
 from tests.distributed.spawn import run_distributed
 from tests.distributed.test_runs import COMMON, TWO, in_forks, losses_in, run_program
-from trainer.checkpoint_files import complete_checkpoints, damage_among, read_marker
+from trainer.checkpoint.files import complete_checkpoints, damage_among, read_marker
+from trainer.distributed.processes import Processes
 from trainer.errors import UserError
-from trainer.processes import Processes
 
 pytestmark = pytest.mark.slow
 

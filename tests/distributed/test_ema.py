@@ -11,9 +11,9 @@ from torch import Tensor
 from tests.distributed.checkpoints import tensors_in
 from tests.distributed.setups import Layout, TinyRun, tiny, whole
 from tests.distributed.spawn import run_distributed
-from trainer.checkpoint_files import checkpoint_path, find_checkpoint
-from trainer.processes import Processes
-from trainer.state import EMA, MOMENTS, WEIGHTS
+from trainer.checkpoint.files import checkpoint_path, find_checkpoint
+from trainer.distributed.processes import Processes
+from trainer.engine.state import EMA, MOMENTS, WEIGHTS
 
 pytestmark = pytest.mark.slow
 

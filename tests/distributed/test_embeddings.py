@@ -7,10 +7,11 @@ from torch import Tensor
 from model.limoe import LIMoE
 from tests.distributed.setups import Layout, TinyRun, plain_torch, tiny
 from tests.distributed.spawn import run_distributed
-from trainer.config import Config
-from trainer.model_encoder import ModelEncoder, dtype_of
-from trainer.processes import Processes
-from trainer.state import WEIGHTS
+from trainer.config.schema import Config
+from trainer.distributed.device import dtype_of
+from trainer.distributed.processes import Processes
+from trainer.engine.state import WEIGHTS
+from trainer.evaluation.encoder import ModelEncoder
 
 pytestmark = pytest.mark.slow
 

@@ -15,14 +15,15 @@ from model.tokenizer import Tokenizer
 from tests.distributed.setups import Layout, TinyRun, tiny
 from tests.distributed.spawn import run_distributed
 from tests.trainer.data.shards_on_disk import jpeg, write_shard
-from trainer.checkpoint import load_state
-from trainer.checkpoint_files import CONFIG, TOKENIZER, checkpoint_path
+from trainer.checkpoint.files import CONFIG, TOKENIZER, checkpoint_path
+from trainer.checkpoint.load import load_state
 from trainer.data.evaluation import evaluation_batches
 from trainer.data.tokenizer import train_tokenizer
+from trainer.distributed.device import dtype_of
+from trainer.distributed.processes import Processes
+from trainer.engine.state import EMA, WEIGHTS, ExpertSharding, set_weights
+from trainer.evaluation.encoder import ModelEncoder
 from trainer.export import read_arguments, write_export
-from trainer.model_encoder import ModelEncoder, dtype_of
-from trainer.processes import Processes
-from trainer.state import EMA, WEIGHTS, ExpertSharding, set_weights
 
 pytestmark = pytest.mark.slow
 

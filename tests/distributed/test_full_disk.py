@@ -12,9 +12,9 @@ import pytest
 from tests.distributed.checkpoints import files_in
 from tests.distributed.setups import Layout, TinyRun, tiny
 from tests.distributed.spawn import run_distributed
-from trainer.checkpoint_files import checkpoint_path, complete_checkpoints
+from trainer.checkpoint.files import checkpoint_path, complete_checkpoints
+from trainer.distributed.processes import Processes
 from trainer.errors import UserError
-from trainer.processes import Processes
 
 pytestmark = pytest.mark.slow
 

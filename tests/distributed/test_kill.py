@@ -13,8 +13,8 @@ import torch
 from tests.distributed.checkpoints import tensors_in
 from tests.distributed.spawn import RanksFailed, run_distributed
 from tests.distributed.test_runs import COMMON, TWO, in_forks, losses_in, run_program
-from trainer.checkpoint_files import checkpoint_path, complete_checkpoints
-from trainer.processes import Processes
+from trainer.checkpoint.files import checkpoint_path, complete_checkpoints
+from trainer.distributed.processes import Processes
 
 pytestmark = pytest.mark.slow
 

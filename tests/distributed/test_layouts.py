@@ -8,8 +8,8 @@ from torch import Tensor
 
 from tests.distributed.setups import BATCH, Layout, TinyRun, Trained, plain_torch, tiny, whole
 from tests.distributed.spawn import run_distributed
-from trainer.processes import Processes
-from trainer.state import WEIGHTS
+from trainer.distributed.processes import Processes
+from trainer.engine.state import WEIGHTS
 
 STEPS = 3
 KEPT = (1, STEPS)

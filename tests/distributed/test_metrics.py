@@ -17,12 +17,12 @@ from model.stream import MODALITIES
 from tests.distributed.setups import BATCH, Layout, TinyRun, batch, rows_of, tiny
 from tests.distributed.spawn import run_distributed
 from tests.distributed.test_runs import COMMON, TWO, run_program
-from trainer.config import Config
+from trainer.config.schema import Config
 from trainer.data.batch import Batch
 from trainer.data.loader import TrainingLoader
-from trainer.processes import Processes
-from trainer.schedule import learning_rate
-from trainer.training import StepReport, Trainer
+from trainer.distributed.processes import Processes
+from trainer.training.schedule import learning_rate
+from trainer.training.step import StepReport, Trainer
 
 pytestmark = pytest.mark.slow
 

@@ -12,10 +12,10 @@ from tests.distributed.setups import Layout, TinyRun, batch, rows_of, tiny
 from tests.distributed.spawn import run_distributed
 from trainer.data.batch import Batch
 from trainer.data.loader import TrainingLoader
+from trainer.distributed.processes import Processes
+from trainer.engine.state import EMA, MOMENTS, WEIGHTS
 from trainer.errors import UserError
-from trainer.processes import Processes
-from trainer.state import EMA, MOMENTS, WEIGHTS
-from trainer.training import Trainer
+from trainer.training.step import Trainer
 
 pytestmark = pytest.mark.slow
 

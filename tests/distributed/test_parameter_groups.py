@@ -4,7 +4,7 @@ import pytest
 
 from model.limoe import LIMoE
 from tests.distributed.setups import Layout, decays, tiny
-from trainer.engine import mark_experts, parameter_groups
+from trainer.engine.build import mark_experts, parameter_groups
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from model.contrastive import contrastive_loss
 from model.peers import SingleProcess
 from tests.distributed.setups import rows_of
 from tests.distributed.spawn import run_distributed
-from trainer.engine import start_deepspeed
-from trainer.peers import DistributedPeers
-from trainer.processes import Processes
+from trainer.distributed.peers import DistributedPeers
+from trainer.distributed.processes import Processes
+from trainer.engine.build import start_deepspeed
 
 EXPERTS, SLOTS, WIDTH = 8, 3, 5
 

@@ -13,16 +13,17 @@ import pytest
 from torch import Tensor
 
 from tests.distributed.spawn import RanksFailed, run_distributed
-from trainer.checkpoint import TrainingProgress, read_progress
-from trainer.checkpoint_files import checkpoint_path, complete_checkpoints
-from trainer.compose import compose_config
-from trainer.config import Config
-from trainer.loop import Run
-from trainer.model_encoder import ModelEncoder
-from trainer.processes import Processes
-from trainer.stopping import EXIT_STOPPED
+from trainer.checkpoint.files import checkpoint_path, complete_checkpoints
+from trainer.checkpoint.load import read_progress
+from trainer.checkpoint.progress import TrainingProgress
+from trainer.config.compose import compose_config
+from trainer.config.schema import Config
+from trainer.distributed.processes import Processes
+from trainer.distributed.signals import EXIT_STOPPED
+from trainer.evaluation.encoder import ModelEncoder
 from trainer.train import train
-from trainer.training import Trainer
+from trainer.training.run import Run
+from trainer.training.step import Trainer
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.distributed.spawn import RanksFailed, run_distributed
-from trainer.processes import Processes
+from trainer.distributed.processes import Processes
 
 pytestmark = pytest.mark.slow
 

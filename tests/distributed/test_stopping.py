@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.program import SECONDS, TINY, end_group, ended, ranks_of, started, wait_until
-from trainer.checkpoint import read_progress
-from trainer.checkpoint_files import complete_checkpoints
+from trainer.checkpoint.files import complete_checkpoints
+from trainer.checkpoint.load import read_progress
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from tests.distributed.setups import Layout, TinyRun, tiny
 from tests.distributed.spawn import run_distributed
-from trainer.processes import Processes
+from trainer.distributed.processes import Processes
 
 pytestmark = pytest.mark.slow
 

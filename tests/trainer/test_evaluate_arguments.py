@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from trainer.checkpoint_files import CONFIG, MARKER, checkpoint_path
-from trainer.config import Config
+from trainer.checkpoint.files import CONFIG, MARKER, checkpoint_path
+from trainer.config.checks import check_evaluation, check_layout
+from trainer.config.schema import Config
 from trainer.errors import UserError
 from trainer.evaluate import read_arguments
-from trainer.layout import check_evaluation, check_layout
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from model.limoe import LIMoE
 from model.pretrained import FILES
 from tests.trainer.data.shards_on_disk import small_tokenizer
 from trainer import export as export_module
-from trainer.checkpoint import TrainingProgress
-from trainer.checkpoint_files import CONFIG, PROGRESS, STATE, TOKENIZER, checkpoint_path, record_of, write_marker
-from trainer.config import Config
+from trainer.checkpoint.files import CONFIG, PROGRESS, STATE, TOKENIZER, checkpoint_path, record_of, write_marker
+from trainer.checkpoint.progress import TrainingProgress
+from trainer.config.schema import Config
 from trainer.errors import UserError
 from trainer.export import read_arguments, write_export
 

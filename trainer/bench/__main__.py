@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 
 from trainer.bench import checkpoint
-from trainer.config import Config
+from trainer.config.schema import Config
+from trainer.distributed.processes import Processes
+from trainer.distributed.program import exit_with, run_program
 from trainer.errors import UserError, did_you_mean
-from trainer.processes import Processes
-from trainer.program import exit_with, run_program
 
 BENCHMARKS = {"checkpoint": checkpoint.bench}
 FOLDER = Path("benchmarks")

@@ -14,17 +14,18 @@ import torch
 
 from model.limoe import LIMoE
 from model.objective import training_losses
-from trainer.agree import first_reads
-from trainer.checkpoint import TrainingProgress, check_sound, load_state
-from trainer.checkpoint_files import CONFIG, TOKENIZER, checkpoint_path
-from trainer.checkpointer import Checkpointer
-from trainer.compose import compose_config
-from trainer.config import Config
-from trainer.describe import readable
-from trainer.engine import build_engine, start_deepspeed
-from trainer.model_encoder import dtype_of
-from trainer.processes import Processes
-from trainer.state import MOMENTS, WEIGHTS, ExpertSharding, set_optimizer_state, set_weights
+from trainer.checkpoint.files import CONFIG, TOKENIZER, checkpoint_path
+from trainer.checkpoint.load import check_sound, load_state
+from trainer.checkpoint.progress import TrainingProgress
+from trainer.checkpoint.save import Checkpointer
+from trainer.config.compose import compose_config
+from trainer.config.schema import Config
+from trainer.distributed.agree import first_reads
+from trainer.distributed.device import dtype_of
+from trainer.distributed.processes import Processes
+from trainer.engine.build import build_engine, start_deepspeed
+from trainer.engine.state import MOMENTS, WEIGHTS, ExpertSharding, set_optimizer_state, set_weights
+from trainer.estimate.rows import readable
 
 MODELS = ["dense_s32", "limoe_s32", "dense_b32", "limoe_b32"]
 PAIRS = 8  # a process and step

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from model.preprocess import REDUCING_GAP, centre_crop
-from trainer.config import DataConfig
+from trainer.config.schema import DataConfig
 from trainer.data.batch import EvaluationBatch
-from trainer.data.captions import captions_of, label_of
-from trainer.data.images import decode_image, image_bytes
-from trainer.data.samples import Sample, Unusable, read_samples
+from trainer.data.shards.captions import captions_of, label_of
+from trainer.data.shards.images import decode_image, image_bytes
+from trainer.data.shards.samples import Sample, Unusable, read_samples
 from trainer.data.workers import WorkerIterator
 from trainer.errors import UserError
 

@@ -9,16 +9,16 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from trainer.config import DataConfig
+from trainer.config.schema import DataConfig
 from trainer.data.batch import Batch
-from trainer.data.captions import check_captions
 from trainer.data.evaluation import evaluation_batches as evaluation_batches  # the other loader
-from trainer.data.images import decode_image
-from trainer.data.order import choose_streams
-from trainer.data.progress import DataProgress, ShardLengths, add_counts, keep_longest
-from trainer.data.reading import Pair
-from trainer.data.samples import Unusable
-from trainer.data.stream import Stream
+from trainer.data.order.dealing import choose_streams
+from trainer.data.order.progress import DataProgress, ShardLengths, add_counts, keep_longest
+from trainer.data.order.reading import Pair
+from trainer.data.order.stream import Stream
+from trainer.data.shards.captions import check_captions
+from trainer.data.shards.images import decode_image
+from trainer.data.shards.samples import Unusable
 from trainer.data.tokenizer import Tokenizer
 from trainer.data.transforms import least_side, random_crop
 from trainer.data.workers import WorkerIterator

@@ -9,7 +9,7 @@ import sentencepiece
 
 from model.tokenizer import END, PADDING, UNKNOWN
 from model.tokenizer import Tokenizer as Tokenizer
-from trainer.data.captions import training_captions as training_captions  # what a tokenizer is trained on
+from trainer.data.shards.captions import training_captions as training_captions  # what a tokenizer is trained on
 from trainer.errors import UserError
 
 

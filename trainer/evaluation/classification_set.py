@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.data.shards import list_shards
+from trainer.data.shards.patterns import list_shards
 from trainer.errors import UserError
 
 CLASSES = "classnames.txt"

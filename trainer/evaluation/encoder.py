@@ -4,9 +4,11 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from trainer.processes import Processes
+from model.preprocess import normalise
+from trainer.config.schema import DataConfig
+from trainer.distributed.processes import Processes
 
 # A batch of texts and a length T to int64 tokens [n, T]; 0 is padding. `model.tokenizer.Tokenizer` is one.
 Tokenize = Callable[[list[str], int], Tensor]
@@ -44,3 +46,28 @@ def encode_texts(
         batch = [texts[index % len(texts)] for index in range(offset, offset + size)]
         rows.append(encoder.texts(tokenizer(batch, length).to(processes.device)).float())
     return processes.gather_rows(torch.cat(rows)[:share])[: len(texts)]
+
+
+class ModelEncoder:
+    """trainer.evaluation.encoder.Encoder over a LIMoE module, whose experts may lie on several ranks."""
+
+    def __init__(
+        self, model: nn.Module, data: DataConfig, dtype: torch.dtype, before_each: Callable[[], None] = lambda: None
+    ) -> None:
+        """`before_each` is called before each batch, on all ranks equally often; it may raise to end the evaluation."""
+        self._before_each = before_each
+        self._model = model
+        self._data = data
+        self._dtype = dtype
+
+    @torch.no_grad()
+    def images(self, images: Tensor) -> Tensor:
+        """uint8 `[b, 3, H, W]` -> float32 `[b, D]`."""
+        self._before_each()
+        return self._model(images=normalise(images, self._data.mean, self._data.std, self._dtype)).images
+
+    @torch.no_grad()
+    def texts(self, tokens: Tensor) -> Tensor:
+        """int64 `[b, T]` -> float32 `[b, D]`."""
+        self._before_each()
+        return self._model(texts=tokens).texts

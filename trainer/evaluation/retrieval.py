@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.agree import first_reads, raise_together
-from trainer.data.shards import list_shards
+from trainer.data.shards.patterns import list_shards
+from trainer.distributed.agree import first_reads, raise_together
 from trainer.evaluation.ranking import chance, hits, similarity
 from trainer.evaluation.setting import Setting
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from trainer.config import DataConfig
+from trainer.config.schema import DataConfig
 from trainer.data.batch import EvaluationBatch
 from trainer.data.loader import evaluation_batches
+from trainer.distributed.processes import Processes
 from trainer.evaluation.encoder import Encoder, Tokenize, encode_texts
-from trainer.processes import Processes
 
 
 @dataclass(frozen=True)

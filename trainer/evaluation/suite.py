@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from trainer.config import Config
+from trainer.config.schema import Config
+from trainer.distributed.processes import Processes
 from trainer.errors import UserError
 from trainer.evaluation.encoder import Encoder, Tokenize
 from trainer.evaluation.retrieval import retrieval
 from trainer.evaluation.setting import Setting
 from trainer.evaluation.zeroshot import zeroshot
-from trainer.processes import Processes
 
 RETRIEVAL_ROWS = {
     "i2t_r1": "image to text R@1",

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from trainer.agree import first_reads, raise_together
 from trainer.data.batch import EvaluationBatch
+from trainer.distributed.agree import first_reads, raise_together
 from trainer.evaluation.classification_set import ClassificationSet, read_classification_set
 from trainer.evaluation.ranking import chance, hits, similarity
 from trainer.evaluation.setting import Setting

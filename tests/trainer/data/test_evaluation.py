@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.trainer.data.shards_on_disk import jpeg, write_shard
-from trainer.config import DataConfig
+from trainer.config.schema import DataConfig
 from trainer.data.batch import EvaluationBatch
 from trainer.data.loader import evaluation_batches
 from trainer.errors import UserError

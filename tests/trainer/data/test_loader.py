@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from tests.trainer.data.shards_on_disk import jpeg, pair, small_tokenizer, write_shard, write_shards
-from trainer.config import DataConfig
+from trainer.config.schema import DataConfig
 from trainer.data.batch import Batch
 from trainer.data.loader import TrainingLoader, check_bad_share, training_loader
-from trainer.data.progress import DataProgress
+from trainer.data.order.progress import DataProgress
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import UserError
 

@@ -13,9 +13,9 @@ import webdataset
 from PIL import Image
 from torch import Tensor
 
-from trainer.config import DataConfig
+from trainer.config.schema import DataConfig
+from trainer.distributed.processes import Processes
 from trainer.evaluation.setting import Setting
-from trainer.processes import Processes
 
 ALONE = Processes(rank=0, world=1, local_rank=0, device=torch.device("cpu"))
 SIZE = 8

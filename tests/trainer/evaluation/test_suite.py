@@ -5,7 +5,7 @@ from torch.nn.functional import normalize
 from tests.distributed.spawn import run_distributed
 from tests.trainer.evaluation import helpers
 from tests.trainer.evaluation.test_zeroshot import LABELS, PROMPTS, write_folder
-from trainer.config import Config
+from trainer.config.schema import Config
 from trainer.errors import UserError
 from trainer.evaluation.suite import evaluate, summary_rows
 

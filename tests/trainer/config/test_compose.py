@@ -1,0 +1,148 @@
+"""What a command line means, and the one line that says what is wrong with it."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from trainer.config.compose import KEYS, compose_config, load_config, overrides_among, quote_text, to_config
+from trainer.config.schema import Config
+from trainer.errors import UserError
+
+
+def message(overrides: list[str]) -> str:
+    with pytest.raises(UserError) as caught:
+        compose_config(overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_values_and_groups_reach_the_configuration():
+    config = compose_config(["model=dense_tiny", "train.steps=7", "optim.lr=3e-4", "run.name=x", "checkpoint.every_steps=null"])
+    assert (config.model.name, config.model.expert_layers) == ("dense_tiny", [])
+    assert (config.train.steps, config.optim.lr, config.checkpoint.every_steps) == (7, 3e-4, None)
+    assert config.run.dir == "runs/x"
+
+
+@pytest.mark.parametrize(
+    ("override", "near"),
+    [
+        ("train.stpes=3", "train.steps"),
+        ("+train.stpes=3", "train.steps"),
+        ("++optim.l=3", "optim.lr"),
+        ("modle=limoe_tiny", "model"),
+        ("routr.top_k=2", "router.top_k"),
+        ("paralel.zero_stage=3", "parallel.zero_stage"),
+    ],
+)
+def test_a_mistyped_key_is_named_with_the_nearest(override: str, near: str):
+    told = message(["seed=1", override])
+    assert told.startswith(f"'{override}': the configuration has no ")
+    assert f"(did you mean '{near}'?)" in told
+
+
+@pytest.mark.parametrize("override", ["+foo=3", "++foo.bar=3", "=3"])
+def test_a_key_like_no_other_is_named(override: str):
+    assert message([override]).startswith(f"'{override}': the configuration has no ")
+
+
+@pytest.mark.parametrize(("override", "near"), [("model=limoe_tny", "limoe_tiny"), ("schedule=cosin", "cosine")])
+def test_a_mistyped_choice_is_named_with_the_nearest(override: str, near: str):
+    told = message([override])
+    assert f"'{override}': no such choice (did you mean '{near}'?)" in told
+    assert " can be " in told
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("train.steps=abc", ("train.steps", "abc", "Integer")),
+        ("train.steps=1.5", ("train.steps", "1.5")),
+        ("optim.lr=fast", ("optim.lr", "fast", "Float")),
+        ("model.width=null", ("model.width",)),
+        ("model.expert_layers=3", ("model.expert_layers",)),
+        ("train=3", ("train", "3")),
+        ("run.dir=${nope}", ("run.dir", "nope")),
+        ("~train.steps", ("train.steps",)),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_key(override: str, parts: tuple[str, ...]):
+    told = message([override])
+    assert all(part in told for part in parts), told
+
+
+@pytest.mark.parametrize("override", ["train.steps", "train.steps=[1", "model.expert_layers=[1,"])
+def test_what_cannot_be_parsed_is_named_with_the_form(override: str):
+    told = message([override])
+    assert told.startswith(f"'{override}' cannot be parsed")
+    assert "key=value" in told
+
+
+@pytest.mark.parametrize("override", ["hydra/launcher=slurm", "hydra.launcher.nodes=2"])
+def test_a_launcher_without_a_sweep_says_what_to_type(override: str):
+    assert "add -m, or submit one run by sbatch" in message([override])
+
+
+def test_several_values_without_a_sweep_say_how_to_ask_for_one():
+    assert "-m trains with each" in message(["optim.lr=1e-3,3e-4"])
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "/x/cc12m-{000000..001099}.tar",
+        "pipe:curl -s https://h/a-{0..3}.tar?k=v",
+        "/x/a b=c.tar",
+        "/x/{a,b}.tar",
+        '/x/"q"={1}.tar',
+    ],
+)
+def test_a_shard_pattern_is_typed_as_it_is(pattern: str):
+    assert compose_config([f"data.train={pattern}"]).data.train == pattern
+
+
+def test_lists_and_quoted_texts_keep_their_meaning():
+    assert compose_config(['data.train=["/a-{0..1}.tar",/b.tar]']).data.train == ["/a-{0..1}.tar", "/b.tar"]
+    assert compose_config(["run.name='a,b'"]).run.name == "a,b"
+    assert compose_config(["eval.zeroshot={a:/x}"]).eval.zeroshot == {"a": "/x"}
+
+
+def test_only_values_that_hydra_cannot_read_are_quoted():
+    assert quote_text("run.name=lr-${optim.lr}") == "run.name=lr-${optim.lr}"
+    assert quote_text("model.expert_layers=[1,2") == "model.expert_layers=[1,2"
+    assert quote_text("--cfg") == "--cfg"
+    assert quote_text("data.val=/a-{0..1}.tar") == 'data.val="/a-{0..1}.tar"'
+
+
+def test_flags_and_their_values_are_no_overrides():
+    assert overrides_among(["train.steps=3", "--cfg", "job"]) == ["train.steps=3"]
+    assert overrides_among(["train.steps=3", "oops"]) == ["train.steps=3", "oops"]
+
+
+def test_every_key_of_the_default_configuration_is_known():
+    def names(values: object, prefix: str = "") -> list[str]:
+        if not isinstance(values, dict):
+            return [prefix.removesuffix(".")]
+        return [name for key, value in values.items() for name in names(value, f"{prefix}{key}.")]
+
+    assert set(names(OmegaConf.to_container(OmegaConf.structured(Config)))) <= set(KEYS)
+
+
+def test_a_loaded_configuration_is_checked_too():
+    with pytest.raises(UserError, match=r"no 'train.stpes' \(did you mean 'train.steps'\?\)"):
+        to_config(OmegaConf.create({"train": {"stpes": 3}}))
+
+
+@pytest.mark.parametrize("content", ["a: [1", "- 1\n- 2\n", "\x00\x01"])
+def test_a_damaged_configuration_file_is_named(tmp_path: Path, content: str):
+    path = tmp_path / "config.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError) as caught:
+        load_config(path)
+    assert str(caught.value).startswith(f"{path}: no configuration of a run")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_configuration_file_is_named(tmp_path: Path):
+    with pytest.raises(UserError, match=r"nowhere/config.yaml: no configuration of a run"):
+        load_config(tmp_path / "nowhere" / "config.yaml")

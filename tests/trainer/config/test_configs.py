@@ -1,0 +1,111 @@
+"""Every configuration under conf/ composes and builds; the sizes are what their names promise."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.count import count_parameters
+from model.limoe import LIMoE
+from trainer.config.checks import check_layout, check_model, check_schedule
+from trainer.config.compose import CONF, compose_config
+from trainer.estimate.rows import describe
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+SIZES = [name.removeprefix("limoe_") for name in choices("model") if name.startswith("limoe_")]
+
+
+@pytest.mark.parametrize("name", choices("model"))
+def test_a_model_builds_and_counts_what_it_has(name: str):
+    config = compose_config([f"model={name}"])
+    assert config.model.name == name
+    check_model(config.model, config.router)
+    with torch.device("meta"):
+        model = LIMoE(config.model, config.router)
+    counts = count_parameters(config.model, config.router)
+    assert sum(parameter.numel() for parameter in model.parameters()) == counts.total
+
+
+@pytest.mark.parametrize("name", choices("router"))
+def test_a_router_composes(name: str):
+    config = compose_config([f"router={name}"])
+    check_layout(config, world=1)
+    aux = config.router.aux
+    switched_on = {key for key in ("importance", "load", "z", "local_text", "global_image", "global_text") if getattr(aux, key)}
+    assert switched_on == {
+        "limoe": {"importance", "load", "z", "local_text", "global_image", "global_text"},
+        "classic": {"importance", "load"},
+        "none": set(),
+    }.get(name, switched_on)
+    assert config.router.priority == ("gate" if name == "limoe" else "order")
+
+
+def test_the_default_router_is_the_papers():
+    router = compose_config([]).router
+    assert (router.top_k, router.capacity_factor, router.eval_capacity_factor, router.group_size) == (1, 1.0, None, None)
+    assert router.noise == 1.0  # in units of 1/E
+    aux = router.aux
+    assert aux.scale == 0.04
+    assert {aux.importance, aux.load, aux.z, aux.local_text, aux.global_image, aux.global_text} == {1.0}
+    assert aux.local_image == 0.0
+    assert (aux.image_share, aux.text_share) == (20 / 32, 9 / 32)
+
+
+@pytest.mark.parametrize("name", choices("schedule"))
+def test_a_schedule_composes_for_a_run_of_the_papers_length(name: str):
+    config = compose_config([f"schedule={name}", "train.steps=500000"])
+    assert config.schedule.kind == name
+    check_schedule(config.schedule, config.train.steps)
+
+
+@pytest.mark.parametrize("name", choices("data"))
+def test_a_data_set_composes(name: str):
+    assert compose_config([f"data={name}"]).data.kind == name
+
+
+@pytest.mark.parametrize("name", choices("experiment"))
+def test_an_experiment_fits_the_processes_it_is_for(name: str):
+    config = compose_config([f"experiment={name}"])
+    check_layout(config, world=config.parallel.expert_parallel)
+    check_schedule(config.schedule, config.train.steps)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_dense_baseline_has_the_compute_of_the_mixture(size: str):
+    limoe, dense = compose_config([f"model=limoe_{size}"]), compose_config([f"model=dense_{size}"])
+    routers = len(limoe.model.expert_layers) * limoe.model.width * limoe.model.experts
+    assert count_parameters(limoe.model, limoe.router).applied - count_parameters(dense.model, dense.router).applied == routers
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_two_towers_are_two_of_the_dense_one(size: str):
+    dense, towers = compose_config([f"model=dense_{size}"]).model, compose_config([f"model=two_tower_{size}"]).model
+    assert (dense.towers, towers.towers) == (1, 2)
+    for name in ("width", "mlp", "heads", "layers", "image_size", "patch", "text_length", "vocabulary", "embedding"):
+        assert getattr(dense, name) == getattr(towers, name), name
+
+
+def test_the_largest_model_has_the_papers_size():
+    config = compose_config(["model=limoe_h14"])
+    counts = count_parameters(config.model, config.router)
+    assert 5.55e9 < counts.total < 5.65e9
+    assert 670e6 < counts.applied < 680e6
+    rows = dict(describe(config, world=1))
+    assert rows["parameters"].startswith("5.6B")
+    assert rows["applied per token"].startswith("675M")
+
+
+@pytest.mark.slow
+def test_describe_prints_the_papers_size():
+    command = [sys.executable, "-m", "trainer.describe", "model=limoe_h14", "parallel.expert_parallel=8"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[3])
+    assert done.returncode == 0, done.stderr
+    assert "5.6B" in done.stdout
+    assert "675M" in done.stdout
+    assert done.stderr == ""

@@ -1,0 +1,42 @@
+"""Model FLOPs of a step, and the share of a device's peak that they are."""
+
+import pytest
+import torch
+
+from model.config import ModelConfig, RouterConfig
+from model.count import step_flops
+from trainer.distributed.device import memory_gib, utilisation
+
+ROUTED = {"width": 8, "mlp": 12, "heads": 2, "layers": 2, "image_size": 4, "patch": 2, "text_length": 5, "vocabulary": 20}
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("expert_layers", "top_k"), [([], 1), ([1], 1), ([1], 2)])
+def test_flops_are_six_an_applied_weight_and_token_and_those_of_attention(expert_layers: list[int], top_k: int):
+    config = ModelConfig(**ROUTED, expert_layers=expert_layers, experts=4, embedding=6)
+    images, texts, width, mlp = 4, 5, 8, 12
+    attention_weights = width * 3 * width + 3 * width + width * width + width
+    mlp_weights = width * mlp + mlp + mlp * width + width
+    router_weights = 4 * width
+    blocks = 2 * (attention_weights + 4 * width) + mlp_weights
+    blocks += (top_k * mlp_weights + router_weights) if expert_layers else mlp_weights
+    rest = 2 * width + (3 * 2 * 2 * width + width) + 2 * width * 6 + 1  # last norm, patches, two heads, logit scale
+    # Attention's two products, 2 FLOPs a multiplication, once forwards and twice backwards, in each of 2 blocks.
+    products = 2 * 3 * 2 * 2 * width * (images**2 + texts**2)
+    expected = 6 * (blocks + rest) * (images + texts) + products
+    assert step_flops(config, RouterConfig(top_k=top_k), pairs=1) == expected
+    assert step_flops(config, RouterConfig(top_k=top_k), pairs=7) == 7 * expected
+
+
+def test_utilisation_is_the_share_of_all_devices_peak(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    assert utilisation(989e12, 0.5, 4, torch.device("cuda")) == pytest.approx(0.5)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card of another maker")
+    assert utilisation(989e12, 0.5, 4, torch.device("cuda")) is None
+    assert utilisation(989e12, 0.5, 4, CPU) is None
+
+
+def test_memory_of_a_process_is_in_gib():
+    held = torch.ones(2**26)  # 1/4 GiB
+    assert 0.25 < memory_gib(CPU) < 64
+    assert held.sum() == 2**26

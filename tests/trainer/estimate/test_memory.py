@@ -1,0 +1,102 @@
+"""The estimates against what a model really has, and against sums done by hand."""
+
+import pytest
+import torch
+
+from model.limoe import LIMoE
+from model.objective import training_losses
+from model.peers import SingleProcess
+from trainer.config.compose import compose_config
+from trainer.estimate.memory import (
+    MOST_BUCKET_ELEMENTS,
+    STATE_BYTES,
+    bucket_elements,
+    checkpoint_bytes,
+    estimate_memory,
+    readable_bytes,
+)
+
+SMALL = ["model.width=64", "model.mlp=256", "model.patch=8", "train.batch_size=32", "train.precision=fp32"]
+
+
+def counted(overrides: list[str]) -> tuple[int, int]:
+    """All parameters and those of experts."""
+    config = compose_config(overrides)
+    model = LIMoE(config.model, config.router)
+    experts = sum(parameter.numel() for name, parameter in model.named_parameters() if ".experts." in name)
+    return sum(parameter.numel() for parameter in model.parameters()), experts
+
+
+@pytest.mark.parametrize(
+    ("stage", "weights", "gradients"),
+    [
+        (1, lambda dense, own, all_: dense + own, lambda dense, own, all_: dense + own),
+        (2, lambda dense, own, all_: dense + own, lambda dense, own, all_: all_ / 8),
+        (3, lambda dense, own, all_: all_ / 8, lambda dense, own, all_: all_ / 8),
+    ],
+)
+def test_state_is_spread_as_zero_spreads_it(stage, weights, gradients):
+    total, experts = counted(["model=limoe_tiny"])
+    parts = (total - experts, experts / 2, total)
+    config = compose_config(["parallel.expert_parallel=2", f"parallel.zero_stage={stage}"])
+    memory = estimate_memory(config, world=8)
+    assert memory.weights == pytest.approx(2 * weights(*parts))
+    assert memory.gradients == pytest.approx(2 * gradients(*parts) + 4 * total / 8 + 2 * bucket_elements(config))
+    assert memory.optimizer == pytest.approx(12 * total / 8)
+    assert memory.total == memory.state + memory.activations
+
+
+@pytest.mark.parametrize("model", ["limoe_tiny", "dense_tiny"])
+def test_activations_are_about_what_a_forward_pass_keeps(model: str):
+    config = compose_config([f"model={model}", *SMALL])
+    built = LIMoE(config.model, config.router).initialise(0).train()
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in built.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    images = torch.randn(32, 3, config.model.image_size, config.model.image_size)
+    texts = torch.randint(3, config.model.vocabulary, (32, config.model.text_length))
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        losses = training_losses(built(images, texts), config.router.aux, config.model.experts, SingleProcess())
+    assert losses.total.requires_grad
+    # The estimate has one more block, the one that the backward pass is in: a quarter here.
+    assert 0.9 < estimate_memory(config, 1).activations / sum(kept.values()) < 1.6
+
+
+def test_a_moving_average_is_spread_like_the_optimizer():
+    total, _ = counted(["model=limoe_tiny"])
+    optimizer = [estimate_memory(compose_config(overrides), 8).optimizer for overrides in (["train.ema=0.999"], [])]
+    assert optimizer[0] - optimizer[1] == pytest.approx(4 * total / 8)
+
+
+def test_checkpointing_keeps_less_and_offloading_still_less():
+    kept = [
+        estimate_memory(compose_config(["model=limoe_b16", f"train.activation_checkpointing={how}"]), 1).activations
+        for how in ("none", "blocks", "offload")
+    ]
+    assert kept[0] > 3 * kept[1] > 3 * kept[2] > 0
+
+
+def test_a_checkpoint_has_a_weight_and_two_moments_of_each_parameter():
+    total, _ = counted(["model=limoe_tiny"])
+    assert checkpoint_bytes(compose_config([])) == STATE_BYTES * total == 12 * total
+    assert checkpoint_bytes(compose_config(["train.ema=0.999"])) == 16 * total
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(12, "12 bytes"), (2048, "2.0 KiB"), (150 * 2**20, "150 MiB"), (1.5 * 2**30, "1.5 GiB")]
+)
+def test_bytes_are_told_with_their_unit(number: float, text: str):
+    assert readable_bytes(number) == text
+
+
+def test_the_buffer_of_gradients_is_no_larger_than_a_rank_has_of_them():
+    small, large = compose_config(["model=limoe_tiny", "parallel.expert_parallel=2"]), compose_config(["model=limoe_h14"])
+    total, experts = counted(["model=limoe_tiny"])
+    assert bucket_elements(small) == total - experts // 2
+    assert bucket_elements(large) == MOST_BUCKET_ELEMENTS

@@ -1,0 +1,278 @@
+"""The dry run: a good job prints what it would be, a bad one a line for each thing that is wrong; neither leaves a trace."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+
+from model.limoe import LIMoE
+from tests.trainer.data.shards_on_disk import pair, small_tokenizer, write_shard, write_shards
+from trainer.checkpoint.files import PROGRESS, STATE, TOKENIZER, checkpoint_path, record_of, write_marker
+from trainer.config.compose import compose_config
+from trainer.config.schema import Config
+from trainer.estimate.memory import checkpoint_bytes
+from trainer.launch import preflight as dry
+from trainer.launch.preflight import Findings, dry_run, examine, space_problems
+from trainer.training.directory import METRICS
+
+ROOT = Path(__file__).parents[3]
+LAUNCHERS = ("WORLD_SIZE", "RANK", "SLURM_JOB_NUM_NODES", "SLURM_NTASKS_PER_NODE", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_JOB_ID")
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in LAUNCHERS:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """A good run on two shards of its own; each test spoils one thing."""
+    config = compose_config(["data=webdataset", "log.wandb=disabled", "run.device=cpu", "train.batch_size=8"])
+    write_shards(tmp_path, 2, 8)
+    config.data.train = f"{tmp_path}/train-{{000..001}}.tar"
+    config.data.val = write_shard(tmp_path / "val.tar", [pair(number) for number in range(20, 24)])
+    small_tokenizer(tmp_path)
+    config.data.tokenizer = str(tmp_path / "t.model")
+    config.run.dir = str(tmp_path / "runs" / "new")
+    return config
+
+
+def everything_below(folder: Path) -> dict[str, tuple[int, int]]:
+    """Every file and folder with its size and time of change."""
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*")}
+
+
+def saved(config: Config, step: int, tokenizer: Path) -> None:
+    """A complete checkpoint of the configuration's model, as far as anything but training looks at one."""
+    checkpoint = checkpoint_path(Path(config.run.dir), step)
+    checkpoint.mkdir(parents=True)
+    model = LIMoE(config.model, config.router).initialise(0)
+    dcp.save(
+        {f"model/{name}": parameter.detach() for name, parameter in model.named_parameters()}, checkpoint_id=checkpoint / STATE
+    )
+    (checkpoint / PROGRESS).write_text(f'{{"step": {step}, "pairs": {8 * step}, "streams": 2}}')
+    (checkpoint / TOKENIZER).write_bytes(tokenizer.read_bytes())
+    files = [path for path in checkpoint.rglob("*") if path.is_file()]
+    write_marker(checkpoint, {str(path.relative_to(checkpoint)): record_of(path) for path in files})
+    (Path(config.run.dir) / METRICS).write_text("{}\n")
+
+
+def set_to(name: str, value: Any) -> Callable[[Config, Path], None]:
+    def spoil(config: Config, folder: Path) -> None:
+        group, leaf = name.split(".")
+        setattr(getattr(config, group), leaf, value.replace("DIR", str(folder)) if isinstance(value, str) else value)
+
+    return spoil
+
+
+def a_file_in_the_way(config: Config, folder: Path) -> None:
+    (folder / "runs").write_text("precious")
+
+
+def another_architecture(config: Config, folder: Path) -> None:
+    saved(config, 5, folder / "t.model")
+    config.model.width *= 2
+
+
+def a_damaged_checkpoint(config: Config, folder: Path) -> None:
+    saved(config, 5, folder / "t.model")
+    (checkpoint_path(Path(config.run.dir), 5) / PROGRESS).write_text("{")
+
+
+def set_to_top(name: str, value: str) -> Callable[[Config, Path], None]:
+    def spoil(config: Config, folder: Path) -> None:
+        setattr(config, name, value.replace("DIR", str(folder)))
+
+    return spoil
+
+
+def test_a_good_run_is_told_and_nothing_is_left(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    before = everything_below(tmp_path)
+    assert dry_run(config) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    for part in (
+        "ready to run",
+        "new, 1000 steps",
+        "2 shards",
+        "retrieval on 1 shards",
+        "t.model",
+        "activations",
+        "disabled",
+    ):
+        assert part.replace(" ", "") in "".join(said.out.split()), part  # long paths are folded
+    assert everything_below(tmp_path) == before
+
+
+def a_file_for_the_checkpoints(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "new").mkdir(parents=True)
+    (tmp_path / "runs" / "new" / "checkpoints").write_text("a note")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "parts"),
+    [
+        (set_to("data.train", "DIR/train-{000..003}.tar"), ("data.train", "2 of 4 shards are missing", "train-002.tar")),
+        (set_to("data.val", "DIR/none.tar"), ("data.val", "none.tar")),
+        (set_to("eval.zeroshot", "DIR/none"), ("eval.zeroshot", "none is no folder")),
+        (set_to("data.tokenizer", "DIR/none.model"), ("tokenizer", "none.model")),
+        (set_to("data.kind", "shape"), ("data.kind=shape", "shapes")),
+        (set_to("data.workers", 3), ("2 shards for 3 readers", "fewer data.workers")),
+        (set_to("model.vocabulary", 50), ("t.model", "model.vocabulary=50")),
+        (set_to("optim.lr", -1.0), ("optim.lr=-1.0",)),
+        (set_to("schedule.kind", "cosin"), ("schedule.kind=cosin", "cosine")),
+        (set_to("log.wandb", "onlin"), ("log.wandb=onlin", "online")),
+        (set_to("run.device", "gpu"), ("run.device=gpu",)),
+        (a_file_in_the_way, ("the run directory", "runs: Not a directory")),
+        (a_file_for_the_checkpoints, ("checkpoints cannot be used (Not a directory)",)),
+        (another_architecture, ("step-00000005", "another architecture")),
+        (a_damaged_checkpoint, ("none of the 1 checkpoints", "progress.json has 1 bytes")),
+        (set_to_top("init_from", "DIR/nothing"), ("init_from=", "no complete checkpoint there")),
+        (set_to_top("resume", "DIR/nothing"), ("resume=", "no complete checkpoint there")),
+    ],
+)
+def test_what_would_end_a_run_is_one_line_and_nothing_is_left(
+    config: Config,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    spoil: Callable[[Config, Path], None],
+    parts: tuple[str, ...],
+):
+    spoil(config, tmp_path)
+    before = everything_below(tmp_path)
+    assert dry_run(config) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    first, *rest = [line for line in said.err.splitlines() if not line.startswith("WARNING: ")]
+    assert first.startswith("error: ")
+    assert all(part in first for part in parts), first
+    assert rest == ["checked for one process: WORLD_SIZE=N before the command checks for N of them"]
+    assert everything_below(tmp_path) == before
+
+
+def test_all_problems_are_told(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    config.optim.lr, config.data.train, config.data.val = 0.0, str(tmp_path / "none.tar"), str(tmp_path / "nor.tar")
+    config.parallel.zero_stage, config.resume = 0, "nowhere"
+    assert dry_run(config) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 5
+    for part in ("zero_stage=0", "optim.lr=0.0", "none.tar", "nor.tar", "resume=nowhere"):
+        assert sum(part in line for line in errors) == 1, part
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({"WORLD_SIZE": "3"}, "3 processes"),
+        ({"SLURM_NTASKS": "5"}, "5 processes"),
+        ({"SLURM_JOB_NUM_NODES": "3", "SLURM_NTASKS_PER_NODE": "3", "SLURM_NTASKS": "3"}, "9 processes"),
+        ({"SLURM_JOB_NUM_NODES": "3"}, "3 processes"),
+    ],
+)
+def test_the_layout_is_checked_for_the_allocation(
+    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], environment: dict[str, str], told: str
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert dry_run(config) == 2
+    said = capsys.readouterr().err
+    assert f"train.batch_size=8 (global) is not divisible by {told}" in said
+    assert "checked for one process" not in said
+
+
+def test_a_run_that_goes_on_says_from_where(config: Config, tmp_path: Path):
+    saved(config, 7, tmp_path / "t.model")
+    found = examine(config, 1)
+    assert found.problems == []
+    assert dict(found.rows)["run"] == "goes on from step 7, 993 steps are left"
+    # The next checkpoint takes the second place of two, and one is written before the first goes.
+    assert found.disk == 2 * checkpoint_bytes(config)
+
+
+def test_a_run_that_begins_with_the_weights_of_another_has_its_tokenizer(config: Config, tmp_path: Path):
+    saved(config, 7, tmp_path / "t.model")
+    old, config.run.dir, config.data.tokenizer = config.run.dir, str(tmp_path / "runs" / "next"), None
+    config.init_from = old
+    rows = dict(examine(config, 1).rows)
+    assert rows["run"] == f"new, 1000 steps, with the weights of {checkpoint_path(Path(old), 7)}"
+    assert rows["tokenizer"].startswith(str(checkpoint_path(Path(old), 7) / TOKENIZER))
+    config.model.width *= 2
+    assert "another architecture" in " ".join(examine(config, 1).problems)
+
+
+def test_a_resume_keeps_the_streams_of_its_data(config: Config, tmp_path: Path):
+    saved(config, 7, tmp_path / "t.model")
+    config.data.streams = 1
+    assert examine(config, 2).problems == []
+    config.resume, config.run.dir = "auto", str(tmp_path / "other")
+    assert "data.streams=1" in " ".join(examine(config, 2).problems)
+
+
+def test_the_embedded_data_set_need_not_be_there_and_is_not_written(config: Config, tmp_path: Path):
+    config.data.kind, config.data.train, config.data.val, config.data.cache = "shapes", None, None, str(tmp_path / "cache")
+    found = examine(config, 1)
+    assert found.problems == []
+    assert f"16 shards, 1 reader a process, to be written into {tmp_path}/cache/shapes-" in dict(found.rows)["training data"]
+    assert not (tmp_path / "cache").exists()
+    config.data.workers = 17
+    assert "16 shards for 17 readers" in examine(config, 1).problems[0]
+
+
+def test_the_runs_of_a_file_system_share_its_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    usage = type("usage", (), {"free": 100 * 2**30})
+    monkeypatch.setattr(dry.shutil, "disk_usage", lambda place: usage)
+    runs = [Findings(tmp_path / name, disk=40 * 2**30) for name in ("a", "b", "c")]
+    assert space_problems(runs[:2]) == []
+    (told,) = space_problems(runs)
+    assert "checkpoints need 120 GiB" in told
+    assert "100 GiB are free" in told
+
+
+def test_a_model_larger_than_the_gpu_is_refused(config: Config, monkeypatch: pytest.MonkeyPatch):
+    properties = type("properties", (), {"total_memory": 2**20})
+    monkeypatch.setattr(dry, "choose_device", lambda wanted, local_rank: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Small")
+    (told,) = examine(config, 1).problems
+    assert "a process, but its GPU has 1.0 MiB: more processes" in told
+
+
+def test_a_gpu_that_is_missing_here_is_missed_only_inside_the_allocation(config: Config, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config.run.device = "cuda"
+    assert examine(config, 1).problems == []
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert "run.device=cuda, but torch sees no CUDA device here" in examine(config, 1).problems[0]
+
+
+def test_other_ranks_leave_the_word_to_the_first(
+    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    config.optim.lr = -1.0
+    assert dry_run(config) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+def test_the_program_checks_and_leaves_no_trace(tmp_path: Path):
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir()
+    here.mkdir()
+    environment = {**os.environ, "HOME": str(home), "PYTHONPATH": str(ROOT), "WORLD_SIZE": "2"}
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+        environment.pop(name, None)
+    for overrides, code, part in (([], 0, "ready to run"), (["optim.beta1=2", "log.wandb=online"], 2, "optim.beta1=2.0")):
+        command = [sys.executable, "-m", "trainer.train", "experiment=demo", "run.dry=true", *overrides]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=here, env=environment)
+        assert done.returncode == code, done.stderr
+        assert part in (done.stderr if code else done.stdout)
+        assert everything_below(tmp_path).keys() == {str(home), str(here)}

@@ -1,0 +1,45 @@
+"""Where log lines go."""
+
+import contextlib
+import logging
+from pathlib import Path
+
+import pytest
+
+from trainer.reporting.log_lines import log_to_file, log_to_terminal
+
+
+def test_warnings_reach_the_terminal_and_all_lines_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    log_to_terminal(rank=0)
+    log_to_file(tmp_path, rank=0)
+    logger = logging.getLogger("trainer.somewhere")
+    logger.info("a step")
+    logger.warning("a problem")
+    assert capsys.readouterr().err == "WARNING: a problem\n"
+    lines = (tmp_path / "train.log").read_text().splitlines()
+    assert [line.split(" ", 2)[2] for line in lines] == ["INFO trainer.somewhere: a step", "WARNING trainer.somewhere: a problem"]
+
+
+def test_only_the_first_rank_writes_the_file_and_others_say_who_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    log_to_terminal(rank=3)
+    log_to_file(tmp_path, rank=3)
+    logging.getLogger("trainer.somewhere").warning("a problem")
+    assert capsys.readouterr().err == "WARNING (rank 3): a problem\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_the_terminal_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "train.log").symlink_to("/dev/full")
+    log_to_terminal(rank=0)
+    log_to_file(tmp_path, rank=0)
+    logging.getLogger("trainer.somewhere").info("a step")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_that_takes_no_more_is_no_reason_to_lose_the_run(monkeypatch: pytest.MonkeyPatch):
+    log_to_terminal(rank=0)
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr("sys.stderr", full)
+        logging.getLogger("trainer.somewhere").warning("a problem")
+        with contextlib.suppress(OSError):
+            full.close()

@@ -1,0 +1,207 @@
+"""Weights & Biases, without a network."""
+
+import http.server
+import shlex
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import wandb
+
+from trainer.config.schema import LogConfig
+from trainer.errors import UserError
+from trainer.reporting.wandb_run import WandbRun, leet_command
+
+KEY = "0123456789" * 4
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_logged_in(tmp_path, monkeypatch):
+    """A home without credentials, and a wandb that has read nothing yet."""
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_IDENTITY_TOKEN_FILE", "NETRC", "WANDB_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(home / "config"))
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(home / "cache"))
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+@pytest.fixture
+def run_dir(tmp_path) -> Path:
+    path = tmp_path / "a run"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def refusing_server():
+    """The address of a server that can be reached and refuses every key."""
+
+    class Refuse(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.send_response(401)
+            self.end_headers()
+
+        do_GET = do_POST
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuse)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def start(run_dir: Path, mode: str) -> WandbRun:
+    return WandbRun.start(LogConfig(wandb=mode), run_dir, "demo", {"train": {"steps": 3}})
+
+
+def recorded(run_dir: Path) -> str:
+    """The records of the newest part of the run, as wandb's own reader tells them."""
+    command = [*shlex.split(leet_command(run_dir)), "--json"]
+    command.insert(command.index("leet") + 1, "inspect")
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_an_offline_run_is_written_into_the_run_directory_in_silence(run_dir, capfd):
+    run = start(run_dir, "offline")
+    assert run.mode == "offline"
+    run.log(1, {"train/loss": 3.25})
+    run.log(2, {"train/loss": 3.0})
+    run.finish()
+    assert capfd.readouterr() == ("", "")
+    assert len(list(run_dir.glob("wandb/offline-run-*/*.wandb"))) == 1
+    text = recorded(run_dir)
+    assert "train/loss" in text
+    assert "3.25" in text
+
+
+def test_a_resume_keeps_the_id_and_the_steps_that_come_again(run_dir):
+    first = start(run_dir, "offline")
+    first.log(5, {"train/loss": 3.0})
+    first.finish()
+    run_id = (run_dir / "wandb_run_id").read_text()
+    time.sleep(1.0)  # The parts' folders are named by the second.
+    second = start(run_dir, "offline")
+    second.log(4, {"train/loss": 4.125})
+    second.finish()
+    assert (run_dir / "wandb_run_id").read_text() == run_id
+    parts = list(run_dir.glob("wandb/offline-run-*/*.wandb"))
+    assert [path.name for path in parts] == [f"run-{run_id.strip()}.wandb"] * 2
+    assert "4.125" in recorded(run_dir)
+
+
+def test_an_empty_id_file_gets_a_new_id(run_dir):
+    (run_dir / "wandb_run_id").write_text("")
+    start(run_dir, "offline").finish()
+    assert len((run_dir / "wandb_run_id").read_text().strip()) == 8
+
+
+def test_auto_is_offline_when_nobody_is_logged_in(run_dir):
+    run = start(run_dir, "auto")
+    run.finish()
+    assert run.mode == "offline"
+    assert list(run_dir.glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_auto_is_offline_when_the_server_does_not_answer(run_dir, monkeypatch):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{unused.getsockname()[1]}")
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        began = time.monotonic()
+        run = start(run_dir, "auto")
+        assert time.monotonic() - began < 10
+    run.finish()
+    assert run.mode == "offline"
+
+
+def test_auto_tries_a_server_that_answers_and_goes_offline_when_it_refuses(run_dir, refusing_server, monkeypatch, caplog, capfd):
+    monkeypatch.setenv("WANDB_BASE_URL", refusing_server)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    run = start(run_dir, "auto")
+    run.log(1, {"train/loss": 3.0})
+    run.finish()
+    assert run.mode == "offline"
+    assert "could not start online" in caplog.text
+    assert capfd.readouterr() == ("", "")
+    assert "train/loss" in recorded(run_dir)
+
+
+def test_auto_heeds_wandbs_own_switch(run_dir, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert start(run_dir, "auto").mode == "disabled"
+
+
+def test_auto_stays_offline_with_a_key_that_cannot_be_one(run_dir, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    run = start(run_dir, "auto")
+    run.finish()
+    assert run.mode == "offline"
+    assert "WANDB_API_KEY" in caplog.text
+
+
+def test_online_without_a_login_says_what_to_do(run_dir):
+    with pytest.raises(UserError, match=r"wandb login.*log\.wandb=offline"):
+        start(run_dir, "online")
+
+
+def test_online_says_what_the_server_answered(run_dir, refusing_server, monkeypatch):
+    monkeypatch.setenv("WANDB_BASE_URL", refusing_server)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    with pytest.raises(UserError, match=r"log\.wandb=online, but wandb could not start \(.+\)") as caught:
+        start(run_dir, "online")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_mode_is_refused(run_dir):
+    with pytest.raises(UserError, match=r"log\.wandb=offlin: .*did you mean 'offline'"):
+        start(run_dir, "offlin")
+
+
+def test_disabled_leaves_nothing(run_dir):
+    run = start(run_dir, "disabled")
+    run.log(1, {"train/loss": 3.0})
+    run.finish()
+    assert run.mode == "disabled"
+    assert list(run_dir.iterdir()) == []
+
+
+def test_a_failure_while_logging_is_warned_of_once(run_dir, caplog):
+    run = start(run_dir, "offline")
+    wandb.finish()  # Behind the run's back: from now on wandb refuses to log.
+    run.log(1, {"train/loss": 3.0})
+    run.log(2, {"train/loss": 3.0})
+    run.finish()
+    # wandb's own log reaches pytest too, though no other handler.
+    ours = [record.getMessage() for record in caplog.records if record.name == "trainer.reporting.wandb_run"]
+    assert [text.split(" (")[0] for text in ours] == ["wandb failed at step 1"]
+
+
+def test_the_command_for_the_curves_runs_as_typed(run_dir, monkeypatch):
+    start(run_dir, "offline").finish()
+    for place in (run_dir.parent, Path("/")):
+        monkeypatch.chdir(place)
+        program, path = leet_command(run_dir).split(" leet ")
+        assert "inspect" in subprocess.run(f"{program} leet --help", shell=True, capture_output=True, text=True).stdout
+        assert Path(shlex.split(path)[0]).resolve() == run_dir / "wandb"
+
+
+def test_the_command_is_relative_where_it_can_be(run_dir, monkeypatch):
+    monkeypatch.chdir(run_dir.parent)
+    assert leet_command(run_dir).endswith(" leet 'a run/wandb'")
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert leet_command(run_dir).split(" leet ")[0] != "wandb"

@@ -1,0 +1,168 @@
+"""Going on from a checkpoint: which one is sound, and what it holds for this model under this layout."""
+
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from trainer.checkpoint.files import PROGRESS, STATE, FileRecord, all_checkpoints, damage_among, find_checkpoint, read_marker
+from trainer.checkpoint.progress import TrainingProgress
+from trainer.config.schema import TrainConfig
+from trainer.data.order.progress import DataProgress
+from trainer.distributed.agree import first_reads
+from trainer.distributed.processes import Processes
+from trainer.engine.state import EMA, MOMENTS, WEIGHTS, ExpertSharding, empty_state
+from trainer.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+
+def newest_sound(run_dir: Path, processes: Processes, digests: bool = True) -> Path | None:
+    """The newest checkpoint of a run whose files are what was written; warns of damaged ones on the way. A collective.
+
+    digests: as in `damage`. None when there are no checkpoints. Raises UserError when there are some and all are damaged.
+    """
+    candidates = first_reads(lambda: all_checkpoints(run_dir), processes)
+    for checkpoint in reversed(candidates):
+        problem = damage(checkpoint, processes, digests)
+        if problem is None:
+            return checkpoint
+        if processes.is_first:
+            _log.warning("checkpoint %s is damaged and passed over: %s", checkpoint, problem)
+    if candidates:
+        raise UserError(
+            f"none of the {len(candidates)} checkpoints in {run_dir / 'checkpoints'} can be read (of the oldest: {problem}): "
+            f"mend them, or say resume=never to start from the beginning (they are kept)"
+        )
+    return None
+
+
+def check_sound(checkpoint: Path, processes: Processes, digests: bool = True) -> None:
+    """Raise UserError on every rank when the files of a checkpoint are not what was written. A collective."""
+    problem = damage(checkpoint, processes, digests)
+    if problem is not None:
+        raise _unreadable(checkpoint, problem)
+
+
+def damage(checkpoint: Path, processes: Processes, digests: bool = True) -> str | None:
+    """What is wrong with the files of a checkpoint, if anything; each rank reads its share of them. A collective.
+
+    digests: False looks at their sizes only, which takes no time however large they are.
+    """
+    records, problem = first_reads(lambda: _marker_of(checkpoint), processes)
+    if problem is not None:
+        return problem
+    by_size = sorted(records, key=lambda name: (records[name].bytes, name))
+    mine = damage_among(checkpoint, records, by_size[processes.rank :: processes.world], digests)
+    return next((found for found in processes.gather_objects(mine) if found is not None), None)
+
+
+def _marker_of(checkpoint: Path) -> tuple[dict[str, FileRecord], str | None]:
+    try:
+        return read_marker(checkpoint), None
+    except UserError as problem:
+        return {}, str(problem)
+
+
+def read_progress(checkpoint: Path) -> TrainingProgress:
+    """What the checkpoint says beside tensors. Raises UserError when it cannot be read."""
+    try:
+        values = json.loads((checkpoint / PROGRESS).read_text())
+        return TrainingProgress(**values | {"data": DataProgress(**values.get("data", {}))})
+    except (OSError, ValueError, TypeError, AttributeError) as problem:
+        raise _unreadable(checkpoint, problem) from problem
+
+
+def _unreadable(checkpoint: Path, problem: BaseException | str) -> UserError:
+    reason = (str(problem).strip().splitlines() or [type(problem).__name__])[-1][:160]
+    return UserError(
+        f"checkpoint {checkpoint} is damaged ({reason}): move it away so that the one before is taken, or name another"
+    )
+
+
+def load_state(checkpoint: Path, model: nn.Module, sharding: ExpertSharding | None, kinds: tuple[str, ...]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint for this model under this layout: dense ones whole, this rank's experts. A collective.
+
+    kinds: which of model, exp_avg, exp_avg_sq and ema; sharding: None for a process alone, without a process group.
+    Raises UserError for a damaged checkpoint and for one of another architecture, naming the tensors that differ.
+    """
+    state = empty_state(model, kinds, sharding)
+    check_architecture(checkpoint, {key: tuple(value.shape) for key, value in state.items()}, prefix=f"{kinds[0]}/")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dcp.load(state, storage_reader=FileSystemReader(checkpoint / STATE))
+    except CheckpointException as problem:
+        raise _unreadable(checkpoint, _first_failure(problem)) from problem
+    return state
+
+
+def saved_kinds(checkpoint: Path) -> set[str]:
+    """Which of model, exp_avg, exp_avg_sq and ema a checkpoint holds. Raises UserError when it is damaged."""
+    return {key.partition("/")[0] for key in _saved_shapes(checkpoint)}
+
+
+def _saved_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
+    logging.getLogger("torch.distributed.checkpoint").setLevel(logging.ERROR)
+    try:
+        entries = FileSystemReader(checkpoint / STATE).read_metadata().state_dict_metadata
+        return {key: tuple(entry.size) for key, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+    except Exception as problem:  # whatever a damaged pickle raises
+        raise _unreadable(checkpoint, problem) from problem
+
+
+def _first_failure(problem: CheckpointException) -> BaseException:
+    failure = next(iter(problem.failures.values()), None)
+    return failure[0] if isinstance(failure, tuple) else problem
+
+
+def check_architecture(checkpoint: Path, wanted: dict[str, tuple[int, ...]], prefix: str) -> None:
+    """Raise UserError for a damaged checkpoint, and for one whose tensors under a prefix have other shapes. Reads no tensor."""
+    saved = _saved_shapes(checkpoint)
+    names = sorted(key for key in saved.keys() | wanted.keys() if key.startswith(prefix) and saved.get(key) != wanted.get(key))
+    if not names:
+        return
+    shown = "; ".join(
+        f"{key.removeprefix(prefix)}: {_shape(saved.get(key))} there, {_shape(wanted.get(key))} here" for key in names[:3]
+    )
+    more = f"; and {len(names) - 3} more" if len(names) > 3 else ""
+    raise UserError(
+        f"checkpoint {checkpoint} is of another architecture ({shown}{more}): "
+        f"use the model it was trained with, or begin anew (another run.name, no init_from)"
+    )
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else "x".join(map(str, shape)) or "scalar"
+
+
+def checkpoint_of(run: str) -> Path:
+    """The checkpoint that `run=` names: itself, or the newest complete one of a run directory. Raises UserError for neither."""
+    try:
+        checkpoint = find_checkpoint(Path(run).expanduser())
+    except OSError as problem:
+        raise UserError(f"run={run}: {problem.filename} cannot be read ({problem.strerror}): mend it") from problem
+    if checkpoint is None:
+        raise UserError(f"run={run}: no complete checkpoint there; give a run directory, or one of its checkpoints")
+    return checkpoint
+
+
+def check_weights(kind: str, checkpoint: Path) -> str:
+    """The kind of weights that `weights=` names. Raises UserError for an unknown one, and for an average that was not kept."""
+    if kind not in (WEIGHTS, EMA):
+        raise UserError(f"weights={kind}: choose {WEIGHTS} (as trained) or {EMA} (their moving average)")
+    if kind == EMA and EMA not in saved_kinds(checkpoint):
+        raise UserError(f"weights={EMA}: {checkpoint} holds no moving average, as train.ema was not set; leave weights={EMA} out")
+    return kind
+
+
+def resumed_kinds(checkpoint: Path, train: TrainConfig) -> tuple[str, ...]:
+    """What a run that goes on from the checkpoint takes from it: the average only if it is there and wanted."""
+    wanted = train.ema is not None and EMA in saved_kinds(checkpoint)
+    return (WEIGHTS, *MOMENTS, EMA) if wanted else (WEIGHTS, *MOMENTS)

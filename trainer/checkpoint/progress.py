@@ -1,0 +1,30 @@
+"""What a run must know beside its tensors to go on."""
+
+from dataclasses import dataclass, field
+
+from trainer.data.order.progress import DataProgress
+
+
+@dataclass
+class TrainingProgress:
+    """What a resume needs beside tensors."""
+
+    step: int = 0
+    """Optimizer steps done, skipped ones counted; the schedule and the data go on from here."""
+    optimizer_steps: int = 0
+    """Steps that the optimizer applied."""
+    skipped_steps: int = 0
+    """Steps left out because the loss or the gradient was not finite."""
+    seed: int = 0
+    pairs: int = 0
+    """Pairs drawn from the training data, over all ranks: batches may have another size after a resume."""
+    streams: int | None = None
+    """Canonical streams that the data was dealt from: their number decides its order, so a resume keeps it."""
+    best: float | None = None
+    """The best value of `checkpoint.best` so far."""
+    best_step: int | None = None
+    """The step that had it; `checkpoints/best` leads there as soon as the next checkpoint is complete."""
+    evaluation_due: bool = False
+    """Whether this step was to be evaluated, but the run was asked to stop before."""
+    data: DataProgress = field(default_factory=DataProgress)
+    """Counters of the data and the lengths of its shards, over all ranks."""

@@ -1,0 +1,1 @@
+"""Which pair comes when: the same order for any number of processes and workers, and its place after a resume."""

@@ -1,0 +1,99 @@
+"""One canonical stream: an endless, shuffled sequence of pairs with a position.
+
+Positions are counted in pairs that have an image file and a caption, which is seen without decoding. So a stream can begin at
+any position without decoding what lies before it, and mostly without reading it.
+"""
+
+import random
+from collections import deque
+from collections.abc import Iterator
+from itertools import groupby
+from operator import itemgetter
+
+from trainer.data.order.dealing import stream_shards
+from trainer.data.order.progress import ShardLengths
+from trainer.data.order.reading import Pair, ShardReader, Tally
+from trainer.data.order.replay import replay_epoch
+from trainer.data.order.shuffle import shuffled
+
+PATIENCE = 8  # shards in a row, beyond two epochs of a stream's own, that may be without a single usable pair
+
+
+class Stream:
+    """What `next` gives depends on seed and shards alone, and so does what `tally` has counted at a position."""
+
+    def __init__(
+        self,
+        shards: list[str],
+        seed: int,
+        stream: int,
+        streams: int,
+        shuffle_buffer: int,
+        caption_key: str | None = None,
+        start: int = 0,
+        lengths: ShardLengths | None = None,
+    ) -> None:
+        """Stream number `stream` of so many, as if `start` pairs had been taken from it, uncounted.
+
+        Shards of known `lengths` are not read for this, but for those with pairs in the shuffle buffer and the half-read one.
+        """
+        self.tally = Tally()
+        self.position = start
+        self._name = f"{seed}/{stream}"
+        self._buffer = max(1, shuffle_buffer)
+        patience = 2 * -(-len(shards) // streams) + min(len(shards), PATIENCE)
+        self._reader = ShardReader(caption_key, lengths or ShardLengths(), patience)
+        self._epochs = groupby(stream_shards(shards, seed, stream, streams), itemgetter(0))
+        self._ahead: deque[tuple[Pair, Tally]] = deque()
+        self._last_taken = 0  # number of its shard among those opened
+        self._pairs = self._all_epochs(start)
+
+    def next(self) -> tuple[Pair, random.Random]:
+        """The next pair, and the generator that augments what stands at its position.
+
+        Raises UserError when a shard that a resumed stream needs is not what it was, or too many are without a usable pair.
+        """
+        pair, noted = self._ahead.popleft() if self._ahead else self._pull()
+        rng = random.Random(f"{self._name}/{self.position}")
+        self.position += 1
+        self.tally.read += 1
+        self.tally.add(noted)
+        self._last_taken = pair.opened
+        return pair, rng
+
+    def look_ahead(self, distance: int) -> Pair:
+        """The pair that `next` will return after `distance` others, to stand in for an undecodable one; the position stays.
+
+        Raises UserError when this leads so far ahead that the stream must be taken for useless.
+        """
+        while len(self._ahead) <= distance:
+            self._ahead.append(self._pull())
+        pair, _ = self._ahead[distance]
+        self._reader.check_patience(pair.opened - self._last_taken, pair.shard)
+        return pair
+
+    def _pull(self) -> tuple[Pair, Tally]:
+        """A pair, and what was noted on the way to it: it counts when the pair is taken, not when it is looked at."""
+        return next(self._pairs), self._reader.noted.take()
+
+    def _all_epochs(self, skipped: int) -> Iterator[Pair]:
+        # The buffer is emptied at the end of an epoch, so that the stream has each of its samples once an epoch.
+        for epoch, group in self._epochs:
+            shards = [shard for _, shard in group]
+            lengths = [self._reader.lengths.get(shard) for shard in shards]
+            known = [length for length in lengths if length is not None]
+            # An epoch that ends right here is drawn again: what follows its last pair is still to be read, and counted.
+            if len(known) == len(shards) and sum(known) < skipped:
+                self._reader.pass_over(shards)
+                skipped -= sum(known)
+                continue
+            rng = random.Random(f"{self._name}/shuffle/{epoch}")
+            held: list[Pair] = []
+            if skipped:
+                resumed = replay_epoch(self._reader, shards, self._buffer, rng, skipped)
+                skipped -= resumed.drawn
+                held, rest = resumed.held, resumed.rest
+                self._last_taken = self._reader.opened
+            else:
+                rest = self._reader.read(shards)
+            yield from shuffled(rest, self._buffer, rng, held)

@@ -1,0 +1,1 @@
+"""From a name to samples: shard patterns, tar files, captions, images."""

@@ -1,0 +1,1 @@
+"""This process among its fellows: start, collectives, signals, silence, end."""

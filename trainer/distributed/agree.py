@@ -1,0 +1,36 @@
+"""A user's mistake seen by one rank ends all of them with the same line; a rank that left alone would leave the rest hanging."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from trainer.distributed.processes import Processes
+from trainer.errors import UserError
+
+T = TypeVar("T")
+
+
+def first_reads(read: Callable[[], T], processes: Processes) -> T:
+    """What `read()` (a picklable value) gives on rank 0, on every rank. A collective.
+
+    Its UserError is raised on every rank, and so is, as one, what the system refused it.
+    """
+    value: T | None = None
+    problem: str | None = None
+    if processes.is_first:
+        try:
+            value = read()
+        except UserError as error:
+            problem = str(error)
+        except OSError as error:
+            where = f"{error.filename} cannot be used ({error.strerror})" if error.filename else str(error)
+            problem = f"{where}: mend it and start the same command again"
+    value, problem = processes.from_first((value, problem))
+    if problem is not None:
+        raise UserError(problem)
+    return value  # type: ignore[return-value]  # rank 0's, which is a T when it met no problem
+
+
+def raise_together(problem: str | None, processes: Processes) -> None:
+    """Raise UserError on every rank when any rank brings a problem: the lowest such rank's line. A collective."""
+    if processes.any(problem is not None):
+        raise UserError(next(line for line in processes.gather_objects(problem) if line is not None))

@@ -1,0 +1,43 @@
+"""The device of a process: which one, its peak FLOPs and memory, and what precision means on it."""
+
+import resource
+
+import torch
+
+from trainer.errors import UserError
+
+# Dense bf16 peak of one device, FLOP/s, as NVIDIA's data sheets state it.
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A10": 125e12, "V100": 125e12}
+
+
+def utilisation(flops: float, seconds: float, world: int, device: torch.device) -> float | None:
+    """The share of the devices' peak that `flops` in `seconds` is (MFU); None where the peak is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    peak = next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
+    return flops / seconds / world / peak if peak else None
+
+
+def memory_gib(device: torch.device) -> float:
+    """Largest memory this process has held so far, GiB: of the device, or resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def choose_device(wanted: str, local_rank: int) -> torch.device:
+    """The device that `run.device` means for a process. Raises UserError when it is not there."""
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise UserError(f"run.device={wanted}: choose auto, cpu or cuda")
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("run.device=cuda, but torch sees no CUDA device here: use run.device=cpu, or install torch with CUDA")
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    # With one visible device a task (srun --gpus-per-task=1) the only index is 0, whatever the local rank is.
+    return torch.device("cuda", min(local_rank, torch.cuda.device_count() - 1))
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """The dtype that activations and forward weights have under `train.precision`."""
+    return torch.bfloat16 if precision == "bf16" else torch.float32

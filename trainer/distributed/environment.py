@@ -1,0 +1,136 @@
+"""What the launcher's variables say about this process: torchrun's, those of a task of srun, a batch script's, or none.
+
+No other module reads them.
+"""
+
+import os
+import re
+import socket
+from dataclasses import dataclass
+
+from trainer.errors import UserError
+
+FIRST_PORT = 20_000
+"""Below the ports that systems hand out by themselves (from 32,768 on Linux)."""
+PORTS = 10_000
+
+
+@dataclass(frozen=True)
+class Task:
+    """One of the tasks that an srun started together. local_tasks: how many of them run on this host."""
+
+    rank: int
+    world: int
+    local_rank: int
+    local_tasks: int
+    address: str
+    port: int
+
+
+def started_by_srun() -> bool:
+    """Whether srun started this process as one of several."""
+    # Not SLURM_NTASKS, which the shells of sbatch and salloc have too, of all the tasks that could be started there.
+    return "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+
+
+def read_task() -> Task:
+    """This process among the tasks of its step. Raises UserError when srun has not said all of it."""
+    try:
+        node = int(os.environ["SLURM_NODEID"])
+        job, step = int(os.environ["SLURM_JOB_ID"]), int(os.environ.get("SLURM_STEP_ID", "0"))
+        return Task(
+            rank=int(os.environ["SLURM_PROCID"]),
+            world=int(os.environ["SLURM_STEP_NUM_TASKS"]),
+            local_rank=int(os.environ["SLURM_LOCALID"]),
+            local_tasks=tasks_per_node(os.environ["SLURM_STEP_TASKS_PER_NODE"])[node],
+            address=os.environ.get("MASTER_ADDR") or first_host(os.environ["SLURM_STEP_NODELIST"]),
+            # Every task of the step works out the same one, and steps that run at once have others.
+            port=int(os.environ.get("MASTER_PORT") or FIRST_PORT + (job + step) % PORTS),
+        )
+    except (KeyError, ValueError, IndexError) as problem:
+        raise UserError(
+            f"srun started several tasks, but its variables cannot be read ({problem!r}): start with a plain `srun python -m …`"
+        ) from problem
+
+
+def first_host(nodes: str) -> str:
+    """The first of `node[03-05,9],login1`: "node03"."""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
+    if not first:
+        raise ValueError(f"no host in {nodes!r}")
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first.group())
+
+
+def tasks_per_node(counts: str) -> list[int]:
+    """`2(x3),1`: [2, 2, 2, 1]."""
+    numbers: list[int] = []
+    for part in counts.split(","):
+        count, _, times = part.rstrip(")").partition("(x")
+        numbers += [int(count)] * int(times or 1)
+    return numbers
+
+
+def rank_from_environment() -> int:
+    """This process's rank as its launcher (torchrun or srun) set it; 0 without a launcher."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) if launched() else 0)
+
+
+def local_rank_from_environment() -> int:
+    """This process's rank on its host as its launcher set it; 0 without a launcher."""
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) if launched() else 0)
+
+
+def launched() -> bool:
+    """Whether torchrun or srun started this process as one of several."""
+    return "WORLD_SIZE" in os.environ or started_by_srun()
+
+
+def world_from_environment() -> int | None:
+    """How many processes the launcher, or the SLURM allocation around this process, is for; None outside of both.
+
+    Raises UserError for a WORLD_SIZE that is no number of processes.
+    """
+    wanted = os.environ.get("WORLD_SIZE")
+    if wanted is not None:
+        if not (wanted.isdigit() and int(wanted) > 0):
+            raise UserError(f"WORLD_SIZE={wanted} in the environment should be the number of processes")
+        return int(wanted)
+    nodes, each = os.environ.get("SLURM_JOB_NUM_NODES"), os.environ.get("SLURM_NTASKS_PER_NODE")
+    if nodes and each:  # before SLURM_NTASKS, which --nodes=MIN-MAX leaves at what MIN nodes have
+        return int(nodes) * int(each)
+    return int(os.environ.get("SLURM_NTASKS", "0")) or (int(nodes) if nodes else None)
+
+
+def in_allocation() -> bool:
+    """Whether SLURM has given this process its nodes: what is missing here will be missing in the run."""
+    return "SLURM_JOB_ID" in os.environ
+
+
+def array_task_from_environment() -> int | None:
+    """Which task of a SLURM job array this process belongs to; None outside of one."""
+    task = os.environ.get("SLURM_ARRAY_TASK_ID")
+    return None if task is None else int(task)
+
+
+def adopt_launcher_variables() -> None:
+    """Set torch.distributed's variables from srun's, or for a single process; torchrun has set them already."""
+    if "WORLD_SIZE" in os.environ:
+        missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        if missing:
+            raise UserError(f"WORLD_SIZE is set, but not {', '.join(missing)}: start with torchrun or srun, or unset WORLD_SIZE")
+        return
+    if started_by_srun():
+        task = read_task()
+        os.environ.update(
+            RANK=str(task.rank),
+            WORLD_SIZE=str(task.world),
+            LOCAL_RANK=str(task.local_rank),
+            LOCAL_WORLD_SIZE=str(task.local_tasks),
+            MASTER_ADDR=task.address,
+            MASTER_PORT=str(task.port),
+        )
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)

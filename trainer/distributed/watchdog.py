@@ -1,0 +1,122 @@
+"""A rank that falls silent ends the others within a bounded time, with its name.
+
+Collectives notice a dead peer when its connection closes. They notice nothing when a host is cut off, a process stopped, or NCCL
+waits. So every rank tells the store that it lives; rank 0 watches all others, and they watch rank 0.
+"""
+
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from trainer.distributed.processes import Processes
+
+EXIT_LOST = 1
+_BEAT_SECONDS = 5.0
+_VERDICT = "limoe/lost"
+
+
+class Watchdog:
+    """Watches the other ranks from threads of its own; a rank that is not heard from for `patience` seconds ends this process.
+
+    Needs at least two processes to do anything. Start it where no rank is far behind the others.
+    """
+
+    def __init__(self, processes: Processes, patience: float) -> None:
+        self._rank, self._world, self._local_rank = processes.rank, processes.world, processes.local_rank
+        self._patience = patience
+        self._activity = "starting"
+        self._stopped = threading.Event()
+        self._contact = time.monotonic()  # with the store
+        self._said: dict[int, bytes] = {}
+        self._heard: dict[int, float] = {}
+        if self._world == 1:
+            return
+        # A connection of its own: one that waits for a key keeps all others of its client waiting.
+        self._store = dist.TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=False,
+            timeout=timedelta(seconds=patience),
+            wait_for_workers=False,
+        )
+        self._beat(0)
+        processes.barrier()  # from here on every rank has said something
+        for work in (self._talk, self._judge):
+            threading.Thread(target=work, daemon=True, name="watchdog").start()
+
+    def note(self, activity: str) -> None:
+        """What this rank is about to do, for the message about it in case it is not heard from again."""
+        self._activity = activity
+
+    def stop(self) -> None:
+        """Watch no longer: the other ranks may leave now."""
+        self._stopped.set()
+
+    def _beat(self, count: int) -> None:
+        self._store.set(_alive(self._rank), f"{count} {socket.gethostname()} {self._activity}")
+
+    def _talk(self) -> None:
+        """Tell that this rank lives, and hear of the others, until stopped; the store may fail or hang."""
+        watched = range(1, self._world) if self._rank == 0 else [0]
+        count = 0
+        while not self._stopped.wait(min(_BEAT_SECONDS, self._patience / 4)):
+            count += 1
+            try:
+                self._beat(count)
+                if self._rank != 0 and self._store.check([_VERDICT]):
+                    self._end(None)
+                said = self._store.multi_get([_alive(rank) for rank in watched])
+            except Exception:  # lost; _judge waits for it to come back
+                continue
+            self._contact = time.monotonic()
+            for rank, word in zip(watched, said, strict=True):
+                if word != self._said.get(rank):
+                    self._said[rank], self._heard[rank] = word, self._contact
+
+    def _judge(self) -> None:
+        while not self._stopped.wait(1.0):
+            now = time.monotonic()
+            if now - self._contact > self._patience:
+                self._condemn(0)  # which keeps the store, or lies beside the launcher that does
+            for rank, heard in list(self._heard.items()):
+                # What was heard last counts from the last contact, or a store that is slow would look like a silent rank.
+                if self._contact - heard > self._patience:
+                    self._condemn(rank)
+
+    def _condemn(self, rank: int) -> None:
+        if self._rank == 0:
+            try:
+                self._store.set(_VERDICT, str(rank))
+            except Exception:
+                logging.getLogger(__name__).info("the store is gone too", exc_info=True)
+        # About rank 0 the others cannot agree on a speaker: one of each host, and of its own host the next.
+        self._end(f"error: {self._name(rank)}" if self._rank in (0, 1) or self._local_rank == 0 else None)
+
+    def _name(self, rank: int) -> str:
+        if rank == self._rank:  # rank 0 without a store, which it does not keep itself then
+            return (
+                f"the launcher, through which the ranks hear of each other, has not answered for {self._patience:g} s: it was "
+                f"killed, most likely; the same command goes on from the last checkpoint"
+            )
+        _, host, activity = self._said.get(rank, b"0 an-unknown-host starting").decode().split(maxsplit=2)
+        return (
+            f"rank {rank} on {host} has not been heard from for {self._patience:g} s (its last word: {activity}): its host or "
+            f"network failed, or it was stopped; the same command goes on from the last checkpoint"
+        )
+
+    def _end(self, line: str | None) -> None:
+        if self._stopped.is_set():
+            return
+        if line is not None:
+            print(line, file=sys.stderr, flush=True)
+        os._exit(EXIT_LOST)  # the main thread may wait in a collective for ever
+
+
+def _alive(rank: int) -> str:
+    return f"limoe/alive/{rank}"

@@ -1,0 +1,171 @@
+"""DeepSpeed around a model with experts of our own: expert groups, ZeRO, AdamW, clipping, activation checkpointing."""
+
+import logging
+import os
+import warnings
+from typing import Any
+
+# Before DeepSpeed is imported: nothing is compiled at start, and nothing but errors is printed.
+os.environ.setdefault("DS_ACCELERATOR_LOG_LEVEL", "error")
+os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "ERROR")
+
+import torch
+import torch.distributed as dist
+from fairscale.nn.checkpoint import checkpoint_wrapper
+from torch import nn
+
+from model.block import Block
+from model.experts import ExpertLayer
+from model.limoe import LIMoE
+from trainer.config.schema import Config
+from trainer.distributed.peers import DistributedPeers
+from trainer.distributed.processes import Processes
+from trainer.estimate.memory import bucket_elements
+
+
+def _import_deepspeed() -> Any:
+    # DeepSpeed 0.19.8 calls collectives by names that torch 2.13 has replaced, and warns at every call.
+    warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch.distributed.* is deprecated")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import deepspeed
+        from deepspeed.ops import __compatible_ops__
+
+    # A shared-memory collective that g++ would compile for a minute at first start, and that serves one host only.
+    __compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def start_deepspeed(processes: Processes, expert_parallel: int) -> DistributedPeers:
+    """Let DeepSpeed adopt the process group and lay out the expert groups; returns the model's peers."""
+    os.environ.setdefault("DS_ACCELERATOR", processes.device.type)  # else DeepSpeed guesses, and says so
+    deepspeed = _import_deepspeed()
+    from deepspeed.utils import groups
+
+    deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+    groups._create_expert_and_data_parallel(expert_parallel)
+    _bound_waiting(processes)
+    return DistributedPeers(processes, expert_parallel, groups._get_expert_parallel_group(f"ep_size_{expert_parallel}"))
+
+
+def _bound_waiting(processes: Processes) -> None:
+    """Give every group the time-out of the whole: DeepSpeed's own would wait torch's 10 or 30 minutes for a lost peer."""
+    timeout = dist.distributed_c10d._get_default_group()._get_backend(processes.device).options._timeout
+    for group in list(dist.distributed_c10d._world.pg_map):
+        dist.distributed_c10d._set_pg_timeout(timeout, group)
+
+
+def mark_experts(model: nn.Module, expert_parallel: int, expert_rank: int) -> None:
+    """Tell DeepSpeed which parameters are experts, and over which group ZeRO shards each.
+
+    The engine finds experts by the class of a module and by attributes of the parameters. A parameterless child of that class
+    in each expert layer is enough, so the model itself needs no DeepSpeed. Without the placement attributes ZeRO-3 would
+    shard experts over the wrong ranks and still run.
+    """
+    _import_deepspeed()
+    from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
+
+    class ExpertMarker(AutoEPMoELayer):
+        """The class DeepSpeed looks for, without anything of its own."""
+
+        def __init__(self, num_experts: int) -> None:
+            nn.Module.__init__(self)
+            self.num_experts = num_experts
+            self.num_local_experts = num_experts // expert_parallel
+            self.ep_size = expert_parallel
+            self.ep_rank = expert_rank
+            self.expert_group_name = f"ep_size_{expert_parallel}"
+
+        def set_deepspeed_parallelism(self, *args: Any, **kwargs: Any) -> None:
+            """The groups are laid out already."""
+
+    for layer in [module for module in model.modules() if isinstance(module, ExpertLayer)]:
+        layer.deepspeed_marker = ExpertMarker(layer.num_experts)
+        for parameter in layer.experts.parameters():
+            parameter.allreduce = False  # type: ignore[attr-defined]
+            parameter.group_name = f"ep_size_{expert_parallel}"  # type: ignore[attr-defined]
+            parameter.ds_zero_placement_family = "autoep_expert"  # type: ignore[attr-defined]
+            parameter.ds_zero_partition_group_name = f"ep_size_{expert_parallel}"  # type: ignore[attr-defined]
+
+
+def is_expert(parameter: nn.Parameter) -> bool:
+    """Whether `mark_experts` marked it."""
+    return not getattr(parameter, "allreduce", True)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, expert_parallel: int) -> list[dict[str, Any]]:
+    """Optimizer groups: dense and expert parameters, each with decay (matrices) and without (norms, biases, positions, scale).
+
+    Every trainable parameter is in exactly one group.
+    """
+    members: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        members.setdefault((is_expert(parameter), _decays(name)), []).append(parameter)
+    groups: list[dict[str, Any]] = []
+    for (expert, decays), parameters in sorted(members.items(), key=lambda item: item[0]):
+        kind = "expert" if expert else "dense"
+        group = {
+            "params": parameters,
+            "weight_decay": weight_decay if decays else 0.0,
+            "name": f"{kind}, {'decay' if decays else 'no decay'}",
+        }
+        groups.append(group | ({"moe": True, "name": f"ep_size_{expert_parallel}"} if expert else {}))
+    return groups
+
+
+def _decays(name: str) -> bool:
+    """Matrices only: not biases (stacked ones neither), norms, positions or the logit scale."""
+    leaf = name.rpartition(".")[2]
+    return leaf in ("weight", "up", "down") and "norm" not in name
+
+
+def deepspeed_settings(config: Config, world: int) -> dict[str, Any]:
+    """DeepSpeed's own configuration for ours."""
+    train = config.train
+    return {
+        "train_batch_size": train.batch_size,
+        "train_micro_batch_size_per_gpu": train.batch_size // world // train.accumulate,
+        "gradient_accumulation_steps": train.accumulate,
+        "gradient_clipping": config.optim.clip_norm,
+        "steps_per_print": 2**31,
+        "bf16": {"enabled": train.precision == "bf16"},
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {
+            "stage": config.parallel.zero_stage,
+            "reduce_scatter": True,
+            "reduce_bucket_size": bucket_elements(config),
+            "overlap_comm": False,
+            "contiguous_gradients": True,
+        },
+    }
+
+
+def wrap_blocks(model: LIMoE, config: Config) -> None:
+    """Apply torch.compile and activation checkpointing to the blocks, in place and from outside; names stay as they are."""
+    for block in [module for module in model.modules() if isinstance(module, Block)]:
+        if config.train.compile:
+            block.compile()
+        if config.train.activation_checkpointing != "none":
+            checkpoint_wrapper(block, offload_to_cpu=config.train.activation_checkpointing == "offload")
+
+
+def build_engine(config: Config, model: LIMoE, processes: Processes, peers: DistributedPeers) -> Any:
+    """The DeepSpeed engine that trains the model. The model's weights must be final: ZeRO takes its masters from them."""
+    deepspeed = _import_deepspeed()
+    ep = config.parallel.expert_parallel
+    model.to(processes.device)
+    if config.model.expert_layers:
+        mark_experts(model, ep, peers.expert_rank)
+    wrap_blocks(model, config)
+    optim = config.optim
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, optim.weight_decay, ep), lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        engine, _, _, _ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=deepspeed_settings(config, processes.world), dist_init_required=False
+        )
+    _bound_waiting(processes)
+    return engine

@@ -1,0 +1,61 @@
+"""The exponential moving average of the weights. After each applied step: average = ema * average + (1 - ema) * weights.
+
+Each rank averages the pieces of the float32 weights that ZeRO gave it, so a step needs no communication and the ranks
+together keep one copy. The average lies in the optimizer's state beside Adam's moments, where DeepSpeed's accessors read it.
+"""
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.config.schema import TrainConfig
+from trainer.distributed.processes import Processes
+from trainer.engine.state import EMA, local_tensor, masters, prepare_optimizer_state, set_full
+
+MOST_OF_FIRST = 0.1
+"""Share of the first weights in the last average that is worth a warning: they are random."""
+
+_log = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def start_ema(engine: Any, train: TrainConfig, state: dict[str, Tensor], step: int, processes: Processes) -> None:
+    """Begin the average, if one is wanted: with that of a checkpoint's state, or else with the weights as they are.
+
+    step: how many are done; state: empty for a run that starts anew. The engine must have its weights already.
+    """
+    if train.ema is None:
+        return
+    prepare_optimizer_state(engine)
+    optimizer = engine.optimizer
+    for master in masters(optimizer):
+        optimizer.optimizer.state[master][EMA] = master.detach().clone()
+    prepare_optimizer_state(engine)  # again, now that there is one more to link
+    parameters = dict(engine.module.named_parameters())
+    averages = {name: state[f"{EMA}/{name}"] for name in parameters if f"{EMA}/{name}" in state}
+    for name, average in averages.items():
+        set_full(optimizer, parameters[name], local_tensor(average), EMA)
+    if processes.is_first and not averages:
+        _tell_start(train.ema, step, train.steps)
+
+
+def _tell_start(decay: float, step: int, steps: int) -> None:
+    if step:
+        _log.warning("train.ema=%s: the run had no average, so it starts from the weights of step %d", decay, step)
+    to_come = max(1, steps - step)
+    first = decay**to_come
+    if first > MOST_OF_FIRST:
+        _log.warning(
+            "train.ema=%s is slow for %d steps: %.0f%% of the average will be the weights of step %d; %.6g leaves 1%% of them",
+            *(decay, to_come, 100 * first, step, 0.01 ** (1 / to_come)),
+        )
+
+
+@torch.no_grad()
+def update_ema(engine: Any, decay: float) -> None:
+    """Move the average towards the weights that an applied step has made."""
+    optimizer = engine.optimizer
+    for master in masters(optimizer):
+        optimizer.optimizer.state[master][EMA].lerp_(master.detach(), 1 - decay)

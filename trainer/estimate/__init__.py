@@ -1,0 +1,1 @@
+"""Arithmetic before a run: memory, disk and bytes sent."""

@@ -1,0 +1,110 @@
+"""What a configuration asks of each of its processes: memory by part; and of the disk. What is sent: trainer.estimate.traffic."""
+
+from dataclasses import dataclass
+
+from model.count import count_parameters
+from model.routing import capacity
+from trainer.config.schema import Config
+from trainer.distributed.device import dtype_of
+
+STATE_BYTES = 12
+"""Of a parameter in the optimizer and in a checkpoint: the float32 master and Adam's two moments."""
+EMA_BYTES = 4
+"""And of its float32 average, which train.ema keeps in both."""
+MOST_BUCKET_ELEMENTS = 500_000_000
+"""Gradients are reduced through a buffer of at most so many: DeepSpeed's default."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one process. activations is an estimate, for fused attention and without torch.compile; the rest is counted."""
+
+    weights: float
+    optimizer: float
+    gradients: float
+    activations: float
+
+    @property
+    def state(self) -> float:
+        """What is there whatever the batch size."""
+        return self.weights + self.optimizer + self.gradients
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.state + self.activations
+
+
+def bucket_elements(config: Config) -> int:
+    """Elements of the buffer that gradients are reduced through: no more than a rank has of them."""
+    counts = count_parameters(config.model, config.router)
+    return min(MOST_BUCKET_ELEMENTS, counts.total - counts.experts + counts.experts // config.parallel.expert_parallel)
+
+
+def weight_bytes(config: Config) -> int:
+    """Bytes of a weight as the forward pass uses it."""
+    return dtype_of(config.train.precision).itemsize
+
+
+def local_pairs(config: Config, world: int) -> int:
+    """Pairs of one process's micro-batch."""
+    return max(1, config.train.batch_size // world // config.train.accumulate)
+
+
+def expert_slots(config: Config, world: int) -> int:
+    """Slots that one process fills for each expert of a layer; without routing groups, which round up once each."""
+    model, router = config.model, config.router
+    tokens = local_pairs(config, world) * (model.image_tokens + model.text_length)
+    return capacity(tokens, model.experts, router.top_k, router.capacity_factor)
+
+
+def estimate_memory(config: Config, world: int) -> Memory:
+    """Memory of each of `world` processes; CUDA's and NCCL's own (1 to 2 GiB) comes on top."""
+    counts, ep, stage = count_parameters(config.model, config.router), config.parallel.expert_parallel, config.parallel.zero_stage
+    weight = weight_bytes(config)
+    whole = counts.total - counts.experts + counts.experts / ep
+    shard = counts.total / world  # the experts of a rank are sharded over their world / ep copies
+    return Memory(
+        weights=weight * (whole if stage < 3 else shard),
+        optimizer=_state_bytes(config) * shard,
+        # Before the optimizer steps, each shard is turned into float32.
+        gradients=weight * (whole if stage == 1 else shard) + 4 * shard + weight * bucket_elements(config),
+        activations=_activations(config, world),
+    )
+
+
+def _activations(config: Config, world: int) -> float:
+    """What the forward pass keeps for the backward pass, and the gradients of the block that the backward pass is in."""
+    model, weight = config.model, weight_bytes(config)
+    pairs = local_pairs(config, world)
+    tokens = pairs * (model.image_tokens + model.text_length)
+    block = weight * tokens * (9 * model.width + 2 * model.mlp)
+    experts = weight * model.experts * expert_slots(config, world) * (4 * model.width + 2 * model.mlp)
+    mixed = block - weight * tokens * 2 * model.mlp + experts
+    largest = max(block, mixed) if model.expert_layers else block
+    if config.train.activation_checkpointing == "none":
+        kept = block * (model.layers - len(model.expert_layers)) + mixed * len(model.expert_layers) + largest
+    else:
+        inputs = weight * tokens * model.width * model.layers  # "offload" keeps them in the memory of the host
+        kept = 2 * largest + (inputs if config.train.activation_checkpointing == "blocks" else 0)
+    together = config.train.batch_size // config.train.accumulate
+    images = 3 * model.image_size**2 * pairs * (1 + weight)
+    logits = 2 * 3 * 4 * pairs * together  # both directions: logits, their softmax and gradient, float32
+    return kept + images + logits + 2 * 4 * model.embedding * together
+
+
+def checkpoint_bytes(config: Config) -> int:
+    """A checkpoint's tensors; what else lies in one is small."""
+    return _state_bytes(config) * count_parameters(config.model, config.router).total
+
+
+def _state_bytes(config: Config) -> int:
+    return STATE_BYTES + (EMA_BYTES if config.train.ema is not None else 0)
+
+
+def readable_bytes(number: float) -> str:
+    """Bytes with their unit: 5.6 GiB, 675 MiB."""
+    for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if number >= size:
+            return f"{number / size:.{0 if number >= 100 * size else 1}f} {unit}"
+    return f"{number:.0f} bytes"

@@ -1,0 +1,80 @@
+"""What a process sends in a step, and what of it leaves a node: where the experts lie decides it."""
+
+from dataclasses import dataclass
+
+from model.count import count_parameters
+from trainer.config.schema import Config
+from trainer.errors import UserError
+from trainer.estimate.memory import expert_slots, local_pairs, weight_bytes
+
+
+@dataclass(frozen=True)
+class Sent:
+    """Bytes that a process sends in an optimizer step. tokens: by all-to-all; synchronised: gradients and weights, by ZeRO;
+
+    embeddings: of the global batch, for the contrastive loss.
+    """
+
+    tokens: float
+    synchronised: float
+    embeddings: float
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """Bytes that leave each node in an optimizer step. tokens: by all-to-all; synchronised: gradients and weights, by ZeRO."""
+
+    tokens: float
+    synchronised: float
+
+
+def estimate_sent(config: Config, world: int) -> Sent:
+    """For each of `world` processes; collectives counted as rings."""
+    leaving = estimate_leaving(config, world, local=1)  # what leaves a process leaves a node that has no other
+    rows = 2 * 4 * config.model.embedding * local_pairs(config, world)  # an image's and a text's, float32
+    return Sent(
+        tokens=leaving.tokens,
+        synchronised=leaving.synchronised,
+        embeddings=2 * config.train.accumulate * rows * (world - 1),  # gathered, and their gradients scattered
+    )
+
+
+def estimate_leaving(config: Config, world: int, local: int) -> Leaving:
+    """For `world` processes, `local` of them on each node, by rank; collectives counted as rings.
+
+    Raises UserError when expert-parallel groups would begin in the middle of a node and end in the middle of another.
+    """
+    ep = config.parallel.expert_parallel
+    if world % local or max(ep, local) % min(ep, local):
+        raise UserError(
+            f"LOCAL_WORLD_SIZE={local}: it should divide the {world} processes, and one of it and "
+            f"parallel.expert_parallel={ep} the other"
+        )
+    weight = weight_bytes(config)
+    counts = count_parameters(config.model, config.router)
+    nodes = world // local
+    # A ring passes through a node once, however many of the node's ranks are on it: so the dense layers count once a node. So do
+    # the experts of the node's ranks, which all of the model's are if a group fits into a node.
+    dense, experts = weight * (counts.total - counts.experts), weight * counts.experts * min(1.0, local / ep)
+    copies = nodes if ep <= local else world // ep  # nodes that hold the same experts
+    once = dense * (1 - 1 / nodes) + experts * (1 - 1 / copies)
+    away = max(0, ep - local) / ep  # of a rank's slots, those of experts on other nodes
+    return Leaving(tokens=local * _exchanged(config, world) * away, synchronised=_times(config) * once)
+
+
+def _exchanged(config: Config, world: int) -> float:
+    """Bytes of the slots that a rank exchanges in a step, its own among them."""
+    model, train, weight = config.model, config.train, weight_bytes(config)
+    passes = 6 if train.activation_checkpointing != "none" else 4  # there and back: forward, (recomputed,) backward
+    return (
+        passes * len(model.expert_layers) * train.accumulate * model.experts * expert_slots(config, world) * model.width * weight
+    )
+
+
+def _times(config: Config) -> int:
+    """How often a parameter goes around in a step."""
+    accumulate, stage = config.train.accumulate, config.parallel.zero_stage
+    if stage == 3:  # weights gathered for each pass, gradients scattered
+        return accumulate * (4 if config.train.activation_checkpointing != "none" else 3)
+    # Gradients reduced everywhere, which is twice a scatter (stage 2: after every micro-batch), and the new weights gathered.
+    return 2 * (accumulate if stage == 2 else 1) + 1

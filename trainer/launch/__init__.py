@@ -1,0 +1,1 @@
+"""Before runs start: checked, multiplied, submitted."""

@@ -1,0 +1,264 @@
+"""What a run would be, found out in seconds and without a trace: `python -m trainer.train … run.dry=true`.
+
+Before a job waits a night in a queue: for the allocation around this process, for WORLD_SIZE processes, or for one.
+"""
+
+import shutil
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from model.limoe import LIMoE
+from trainer.checkpoint.files import TOKENIZER, complete_checkpoints
+from trainer.checkpoint.load import check_architecture, read_progress
+from trainer.checkpoint.progress import TrainingProgress
+from trainer.config.checks import check_schedule, layout_checks
+from trainer.config.schema import Config
+from trainer.data.loader import check_reading
+from trainer.data.shapes.write import TRAIN_SHARDS, shapes_folder
+from trainer.data.shards.patterns import list_shards
+from trainer.data.sources import check_kind, check_training_data, load_tokenizer, with_shapes
+from trainer.distributed.device import choose_device
+from trainer.distributed.environment import in_allocation, rank_from_environment, world_from_environment
+from trainer.distributed.processes import ALONE
+from trainer.distributed.program import EXIT_USER_ERROR
+from trainer.engine.state import WEIGHTS
+from trainer.errors import UserError
+from trainer.estimate.memory import checkpoint_bytes, estimate_memory, readable_bytes
+from trainer.estimate.rows import memory_rows, sent_rows
+from trainer.evaluation.suite import classification_sets, retrieval_shards
+from trainer.reporting.log_lines import log_to_terminal
+from trainer.reporting.tables import facts_table
+from trainer.reporting.wandb_run import check_login
+from trainer.training.directory import existing_part, inspect_run_directory
+from trainer.training.inputs import evaluation_checks
+
+T = TypeVar("T")
+
+
+@dataclass
+class Findings:
+    """What is known of a run before it starts.
+
+    rows: (what, value) for the table; problems: a line for each thing that would end it; run_dir: where it would write;
+    disk: bytes that its checkpoints will take there beside those that it has.
+    """
+
+    run_dir: Path
+    rows: list[tuple[str, str]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    disk: int = 0
+
+    def attempt(self, check: Callable[[], T]) -> T | None:
+        """What a check gives; None when it raises UserError, whose line is then among the problems."""
+        try:
+            return check()
+        except UserError as problem:
+            if str(problem) not in self.problems:
+                self.problems.append(str(problem))
+            return None
+
+    def add(self, what: str, value: str) -> None:
+        """Put a row into the table."""
+        self.rows.append((what, value))
+
+
+def dry_run(config: Config) -> int:
+    """Check everything that can be checked before the start, and print a table of the run, or all problems; the exit code."""
+    if rank_from_environment() > 0:
+        return 0
+    log_to_terminal(rank=0)
+    try:
+        world = world_from_environment()
+        found = examine(config, world or 1)
+    except UserError as problem:
+        return print_problems([str(problem)])
+    problems = [*found.problems, *space_problems([found])]
+    if problems:
+        code = print_problems(problems)
+        if world is None:
+            print("checked for one process: WORLD_SIZE=N before the command checks for N of them", file=sys.stderr, flush=True)
+        return code
+    facts_table(found.rows, f"{config.run.name}: ready to run")
+    return 0
+
+
+def print_problems(problems: Iterable[str]) -> int:
+    """Print an error line for each; returns the exit code for them."""
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr, flush=True)
+    return EXIT_USER_ERROR
+
+
+def examine(config: Config, world: int) -> Findings:
+    """Look at everything that a run on `world` processes needs. Starts nothing and writes nothing."""
+    found = Findings(Path(config.run.dir))
+    for check in layout_checks(config, world):
+        found.attempt(check)
+    fits = not found.problems
+    found.attempt(partial(check_schedule, config.schedule, config.train.steps))
+    progress, weights = _look_at_directory(config, found)
+    ep = config.parallel.expert_parallel
+    found.add("processes", f"{world}, the experts spread over groups of {ep}" if ep > 1 else str(world))
+    _look_at_data(config, world if fits else None, progress, found)
+    _look_at_tokenizer(config, progress, weights, found)
+    wandb_mode = found.attempt(partial(check_login, config.log.wandb))
+    if wandb_mode:
+        found.add("Weights & Biases", wandb_mode)
+    if fits:
+        _look_at_architecture(config, weights, found)
+        _look_at_disk(config, found)
+        found.rows += memory_rows(config, world)
+        found.rows += sent_rows(config, world)
+        _look_at_device(config, world, found)
+    return found
+
+
+def space_problems(runs: Iterable[Findings]) -> list[str]:
+    """A line for each file system that has no room for the checkpoints of all these runs together."""
+    needed: dict[int, int] = defaultdict(int)
+    places: dict[int, Path] = {}
+    for run in runs:
+        place = existing_part(run.run_dir)
+        needed[place.stat().st_dev] += run.disk
+        places.setdefault(place.stat().st_dev, run.run_dir)
+    problems = []
+    for device, run_dir in places.items():
+        free = shutil.disk_usage(existing_part(run_dir)).free
+        if needed[device] > free:
+            problems.append(
+                f"checkpoints need {readable_bytes(needed[device])} (checkpoint.keep, and one more while it is written), but "
+                f"{readable_bytes(free)} are free at {run_dir}: make room, lower checkpoint.keep, or choose another run.dir"
+            )
+    return problems
+
+
+def sweep_problems(own: list[list[str]], found: list[Findings]) -> list[str]:
+    """The lines of all runs, those of single runs with what tells them from the others, and the want of room for all of them."""
+    met_by: dict[str, list[int]] = {}
+    for index, run in enumerate(found):
+        for problem in run.problems:
+            met_by.setdefault(problem, []).append(index)
+    lines = []
+    for problem, indices in met_by.items():
+        if len(indices) == len(found):
+            lines.append(problem)
+        else:
+            lines += [f"run {index} ({' '.join(own[index])}): {problem}" for index in indices]
+    return lines + space_problems(found)
+
+
+def _look_at_directory(config: Config, found: Findings) -> tuple[TrainingProgress, Path | None]:
+    """Where the run would begin, and the checkpoint, if any, whose weights it would begin with."""
+    found.add("run directory", str(found.run_dir))
+    checkpoint, initial = found.attempt(partial(inspect_run_directory, config, ALONE)) or (None, None)
+    progress = found.attempt(partial(read_progress, checkpoint)) if checkpoint else None
+    if progress is None:
+        found.add("run", f"new, {config.train.steps} steps" + (f", with the weights of {initial}" if initial else ""))
+        return TrainingProgress(), initial
+    left = max(0, config.train.steps - progress.step)
+    found.add("run", f"goes on from step {progress.step}, {left or 'no'} steps are left")
+    return progress, checkpoint
+
+
+def _look_at_data(config: Config, world: int | None, progress: TrainingProgress, found: Findings) -> None:
+    """world: None when the layout is wrong, so that nobody can say who would read what."""
+    before = len(found.problems)
+    found.attempt(partial(check_kind, config))
+    written = ""
+    if config.data.kind == "shapes":
+        folder = found.attempt(lambda: shapes_folder(config.data, config.model.image_size))
+        if folder is not None and folder.is_dir():
+            config = with_shapes(config, folder)
+        elif folder is not None:
+            written = f", to be written into {folder}"
+    if len(found.problems) > before:
+        return
+    shards = TRAIN_SHARDS
+    if not written or config.data.train is not None:
+        listed = found.attempt(partial(check_training_data, config))
+        shards = len(listed or [])
+    for check in found.attempt(partial(evaluation_checks, config)) or []:
+        found.attempt(check)
+    if shards and world:
+        data = replace(config.data, streams=progress.streams or config.data.streams)
+        found.attempt(lambda: check_reading(data, shards, config.train.batch_size // config.train.accumulate, world))
+    if len(found.problems) > before:
+        return
+    readers = f"{max(1, config.data.workers)} reader{'s' if config.data.workers > 1 else ''} a process"
+    found.add("training data", f"{shards} shards, {readers}{written}")
+    found.add("evaluation data", "the same data set's own" if written else _evaluation(config))
+
+
+def _evaluation(config: Config) -> str:
+    """`zero-shot (default, unseen), retrieval on 4 shards`"""
+    sets, shards = classification_sets(config.eval.zeroshot), retrieval_shards(config)
+    parts = [f"zero-shot ({', '.join(sets)})"] if sets else []
+    if shards is not None:
+        parts.append(f"retrieval on {len(list_shards(shards, 'eval.retrieval'))} shards")
+    elif config.eval.retrieval is True:
+        parts.append("no retrieval, because data.val is not set")
+    return ", ".join(parts) or "none"
+
+
+def _look_at_tokenizer(config: Config, progress: TrainingProgress, weights: Path | None, found: Findings) -> None:
+    """A resume keeps the tokenizer of its checkpoint; a new run has that of data.tokenizer, or of the weights it starts with."""
+    given = config.data.tokenizer if progress.step == 0 else None
+    if given:
+        path = Path(given)
+    elif weights:
+        path = weights / TOKENIZER
+    else:
+        found.add("tokenizer", "to be trained on the training captions")
+        return
+    tokenizer = found.attempt(partial(load_tokenizer, config, path))
+    if tokenizer:
+        found.add("tokenizer", f"{path}, {tokenizer.vocabulary} pieces")
+
+
+def _look_at_architecture(config: Config, weights: Path | None, found: Findings) -> None:
+    if weights is None:
+        return
+    with torch.device("meta"):
+        model = LIMoE(config.model, config.router)
+    wanted = {f"{WEIGHTS}/{name}": tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    found.attempt(partial(check_architecture, weights, wanted, prefix=f"{WEIGHTS}/"))
+
+
+def _look_at_disk(config: Config, found: Findings) -> None:
+    """One checkpoint more than are kept lies there while it is written."""
+    size = checkpoint_bytes(config)
+    try:
+        kept = len(complete_checkpoints(found.run_dir))
+    except OSError:  # told by _look_at_directory
+        kept = 0
+    found.disk = size * max(1, config.checkpoint.keep + 1 - kept)
+    free = shutil.disk_usage(existing_part(found.run_dir)).free
+    found.add("checkpoints", f"{config.checkpoint.keep} of {readable_bytes(size)}; {readable_bytes(free)} are free")
+
+
+def _look_at_device(config: Config, world: int, found: Findings) -> None:
+    """A GPU that is not here may well be in the allocation that a job waits for; inside of one it must be here."""
+    if config.run.device == "cuda" and not torch.cuda.is_available() and not in_allocation():
+        found.add("device", "cuda, of which there is none here")
+        return
+    device = found.attempt(partial(choose_device, config.run.device, 0))
+    if device is None or device.type != "cuda":
+        found.add("device", "cpu")
+        return
+    memory, has = estimate_memory(config, world), torch.cuda.get_device_properties(device).total_memory
+    found.add("device", f"{torch.cuda.get_device_name(device)} with {readable_bytes(has)}")
+    remedy = "more processes, parallel.zero_stage=3, more parallel.expert_parallel, or a smaller model"
+    if memory.state > has:
+        found.problems.append(
+            f"weights, gradients and optimizer take {readable_bytes(memory.state)} a process, but its GPU has "
+            f"{readable_bytes(has)}: {remedy}"
+        )
+    elif memory.total > has:
+        found.add("  may be too small", "train.activation_checkpointing=blocks or a larger train.accumulate need less")

@@ -1,1 +1,0 @@
-"""How a run tells people what it does: metrics.jsonl, Weights & Biases, the progress bar, the tables at its start and end."""

@@ -1,0 +1,44 @@
+"""Where log lines go: warnings to the terminal, everything to the run's train.log."""
+
+import contextlib
+import logging
+import sys
+from pathlib import Path
+
+
+class _StandardError(logging.Handler):
+    """Writes to whatever sys.stderr is at the moment, so that a live progress bar can put lines above itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):  # a terminal or disk that takes no more is no reason to lose the run
+            print(self.format(record), file=sys.stderr, flush=True)
+
+
+class _File(logging.FileHandler):
+    """A disk without room for the log is no reason to fill the terminal with tracebacks."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Let the line go."""
+
+
+def log_to_terminal(rank: int) -> None:
+    """Warnings of this rank on standard error, a line each."""
+    root = logging.getLogger()
+    root.setLevel(logging.INFO)
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+    terminal = _StandardError()
+    terminal.setLevel(logging.WARNING)
+    who = "" if rank == 0 else f" (rank {rank})"
+    terminal.setFormatter(logging.Formatter(f"%(levelname)s{who}: %(message)s"))
+    root.addHandler(terminal)
+    for chatty in ("wandb", "git", "urllib3", "fsspec", "compilers"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def log_to_file(run_dir: Path, rank: int) -> None:
+    """Rank 0 also keeps all lines in `train.log`, appended over resumes."""
+    if rank == 0:
+        handler = _File(run_dir / "train.log")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logging.getLogger().addHandler(handler)

@@ -1,0 +1,1 @@
+"""One run, opened and trained."""

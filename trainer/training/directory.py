@@ -1,0 +1,210 @@
+"""What a run keeps on disk, and where it goes on from. Rank 0 decides and writes; the others follow."""
+
+import errno
+import logging
+import os
+import shutil
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from trainer.checkpoint.files import BEST, CONFIG, TOKENIZER, all_checkpoints, checkpoint_itself, step_of, sweep_up
+from trainer.checkpoint.load import check_sound, damage, newest_sound
+from trainer.config.compose import load_config
+from trainer.config.schema import Config
+from trainer.distributed.agree import first_reads
+from trainer.distributed.processes import Processes
+from trainer.errors import UserError
+from trainer.training.lock import check_unclaimed, claim
+
+METRICS = "metrics.jsonl"
+WANDB_ID = "wandb_run_id"
+
+
+def open_run_directory(config: Config, processes: Processes) -> tuple[Path, Path | None]:
+    """Make the run directory ready; returns it and the checkpoint to go on from, if any. A collective.
+
+    What lies there is neither deleted nor overwritten; what would be in the way is moved into `earlier-1`, `earlier-2`, …
+    Raises UserError when `resume` asks for what is not there or not sound, or a run lies there that must not be overwritten, or
+    is at work there.
+    """
+    run_dir = Path(config.run.dir)
+    checkpoint = resume_from(config, run_dir, processes)
+    first_reads(lambda: _prepare(run_dir, checkpoint), processes)
+    if checkpoint is not None and processes.is_first:
+        _warn_of_other_order(config, checkpoint)
+    return run_dir, checkpoint
+
+
+def inspect_run_directory(config: Config, alone: Processes) -> tuple[Path | None, Path | None]:
+    """The checkpoints that a run would go on from and take its first weights from, if any; changes nothing.
+
+    Raises UserError where `open_run_directory` and `initial_weights` would, as far as one process can tell without writing and
+    in no time.
+    """
+    run_dir = Path(config.run.dir)
+    check_unclaimed(run_dir)
+    try:
+        checkpoint = resume_from(config, run_dir, alone, digests=False)
+        place = existing_part(run_dir)
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+    except OSError as problem:
+        raise _unwritable(run_dir, problem) from problem
+    if checkpoint is not None or config.init_from is None:
+        return checkpoint, None
+    return None, _sound_in(Path(config.init_from), f"init_from={config.init_from}", alone, digests=False)
+
+
+def existing_part(path: Path) -> Path:
+    """The path itself if it exists, else the nearest parent that does."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+
+
+def initial_weights(config: Config, run_dir: Path, processes: Processes) -> Path | None:
+    """The checkpoint whose weights a new run starts with (`init_from`), None for new ones. A collective.
+
+    Its tokenizer, which its embedding table belongs to, becomes the run's, unless `data.tokenizer` names one.
+    """
+    if config.init_from is None:
+        return None
+    found = _sound_in(Path(config.init_from), f"init_from={config.init_from}", processes)
+
+    def take_tokenizer() -> None:
+        if config.data.tokenizer is None:
+            shutil.copyfile(found / TOKENIZER, run_dir / TOKENIZER)
+
+    first_reads(take_tokenizer, processes)
+    return found
+
+
+def write_config(config: Config, run_dir: Path, processes: Processes) -> None:
+    """Keep the configuration beside the results, once it is known that the run can start with it. A collective."""
+    first_reads(lambda: _write_config(config, run_dir), processes)
+
+
+def _prepare(run_dir: Path, checkpoint: Path | None) -> None:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        claim(run_dir)
+        sweep_up(run_dir)
+        if checkpoint is None:
+            _set_aside_start(run_dir)
+        else:
+            _set_aside_later(run_dir, checkpoint)
+            shutil.copyfile(checkpoint / TOKENIZER, run_dir / TOKENIZER)
+    except OSError as problem:
+        raise _unwritable(run_dir, problem) from problem
+
+
+def _write_config(config: Config, run_dir: Path) -> None:
+    try:
+        # All at once: a start that is killed here must not leave half a file in the way of the next one.
+        temporary = run_dir / f"{CONFIG}.tmp"
+        temporary.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+        temporary.replace(run_dir / CONFIG)
+    except OSError as problem:
+        raise _unwritable(run_dir, problem) from problem
+
+
+def _unwritable(run_dir: Path, problem: OSError) -> UserError:
+    where = problem.filename2 or problem.filename or run_dir
+    return UserError(
+        f"the run directory {run_dir} cannot be used ({where}: {problem.strerror}): mend it or choose another run.dir"
+    )
+
+
+def resume_from(config: Config, run_dir: Path, processes: Processes, digests: bool = True) -> Path | None:
+    """The sound checkpoint that a run goes on from as `resume` says, None for a new run; changes nothing. A collective.
+
+    digests: as in `trainer.checkpoint.load.damage`.
+    """
+    if config.resume == "auto":
+        return newest_sound(run_dir, processes, digests)
+    kept = first_reads(lambda: all_checkpoints(run_dir), processes)
+    if config.resume == "never":
+        sound = next((path for path in reversed(kept) if damage(path, processes, digests) is None), None)
+        if sound:
+            raise UserError(f"resume=never, but {run_dir} holds a run ({sound.name}): choose another run.name, or resume=auto")
+        return None
+    same_command = first_reads(lambda: _was_started_with(config.resume, run_dir), processes)
+    if kept and same_command:
+        return newest_sound(run_dir, processes, digests)  # the same command again, as after a stop
+    found = _sound_in(Path(config.resume), f"resume={config.resume}", processes, digests)
+    if kept and not _is_of(run_dir, found):
+        raise UserError(
+            f"resume={config.resume}, but {run_dir} holds another run ({kept[-1].name}): choose another run.name, or resume=auto"
+        )
+    return found
+
+
+def _sound_in(where: Path, asked: str, processes: Processes, digests: bool = True) -> Path:
+    """The checkpoint that `where` is, or the newest sound one of the run directory that it is. A collective."""
+    itself = first_reads(lambda: checkpoint_itself(where), processes)
+    if itself is not None:
+        check_sound(itself, processes, digests)
+        return itself
+    found = newest_sound(where, processes, digests)
+    if found is None:
+        raise UserError(f"{asked}: no complete checkpoint there; give a run directory, or one of its checkpoints")
+    return found
+
+
+def _was_started_with(resume: str, run_dir: Path) -> bool:
+    return (run_dir / CONFIG).is_file() and load_config(run_dir / CONFIG).get("resume") == resume
+
+
+def _is_of(run_dir: Path, checkpoint: Path) -> bool:
+    return checkpoint.resolve().is_relative_to(run_dir.resolve())
+
+
+def _warn_of_other_order(config: Config, checkpoint: Path) -> None:
+    """A resume finds its place in the data by drawing it again, which these settings decide."""
+    if not (checkpoint / CONFIG).is_file():
+        return
+    before, now = load_config(checkpoint / CONFIG), OmegaConf.structured(config)
+    for key in ("seed", "data.shuffle_buffer"):
+        was, wanted = OmegaConf.select(before, key), OmegaConf.select(now, key)
+        if was != wanted:
+            logging.getLogger(__name__).warning(
+                "%s=%s, but %s was trained with %s: the data has another order from here on, so that some pairs of this epoch "
+                "come twice and some never",
+                *(key, wanted, checkpoint.name, was),
+            )
+
+
+def _set_aside_start(run_dir: Path) -> None:
+    """Keep what an earlier start left that never reached a checkpoint, under names that this run does not use."""
+    # A tokenizer alone was trained by a start that failed soon after; this one may be about other captions.
+    if not (run_dir / METRICS).exists() and not all_checkpoints(run_dir):
+        (run_dir / TOKENIZER).unlink(missing_ok=True)
+        return
+    left = [run_dir / name for name in (METRICS, WANDB_ID, TOKENIZER, CONFIG, "checkpoints")]
+    earlier = _move([path for path in left if path.exists()], run_dir)
+    logging.getLogger(__name__).warning("%s held a start without a usable checkpoint: it is now in %s", run_dir, earlier)
+
+
+def _set_aside_later(run_dir: Path, checkpoint: Path) -> None:
+    """When the run goes back to an older checkpoint of its own, keep the newer ones where no resume takes them for its last."""
+    if not _is_of(run_dir, checkpoint):
+        return
+    later = [path for path in all_checkpoints(run_dir) if step_of(path) > step_of(checkpoint)]
+    if later:
+        earlier = _move(later, run_dir)
+        best = run_dir / "checkpoints" / BEST
+        if not best.exists():
+            best.unlink(missing_ok=True)  # it led to one of them
+        logging.getLogger(__name__).warning("going back to %s: the checkpoints after it are now in %s", checkpoint.name, earlier)
+
+
+def _move(paths: list[Path], run_dir: Path) -> Path:
+    number = 1
+    while (run_dir / f"earlier-{number}").exists():
+        number += 1
+    earlier = run_dir / f"earlier-{number}"
+    earlier.mkdir()
+    for path in paths:
+        path.rename(earlier / path.name)
+    return earlier

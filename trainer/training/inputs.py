@@ -1,0 +1,114 @@
+"""From the configuration to data that can be read: shards, tokenizer, loader, evaluation sets."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from trainer.checkpoint.files import TOKENIZER
+from trainer.config.schema import Config
+from trainer.data.loader import TrainingLoader, training_loader
+from trainer.data.order.progress import DataProgress
+from trainer.data.shapes.write import write_shapes
+from trainer.data.shards.captions import training_captions
+from trainer.data.shards.patterns import list_shards
+from trainer.data.sources import check_kind, check_training_data, load_tokenizer, with_shapes
+from trainer.data.tokenizer import Tokenizer, train_tokenizer
+from trainer.distributed.agree import first_reads
+from trainer.distributed.processes import Processes
+from trainer.errors import Check, UserError
+from trainer.evaluation.classification_set import read_classification_set
+from trainer.evaluation.suite import classification_sets, retrieval_shards
+
+_log = logging.getLogger(__name__)
+
+
+def locate_data(config: Config, processes: Processes) -> Config:
+    """A copy of the configuration in which `data.train`, `data.val` and `eval.zeroshot` name what lies on disk. A collective.
+
+    The embedded data set is written on the first use, once a host.
+    """
+    check_kind(config)
+    if config.data.kind == "webdataset":
+        return config
+    if processes.local_rank == 0:
+        write_shapes(config.data, config.model.image_size)
+    processes.barrier()
+    # There already; this only gives its place.
+    return with_shapes(config, write_shapes(config.data, config.model.image_size))
+
+
+@dataclass(frozen=True)
+class TrainingPairs:
+    """The training data of a run, found and checked, not yet read."""
+
+    config: Config
+    shards: list[str]
+    tokenizer: Tokenizer
+
+    def loader(
+        self, processes: Processes, start: int, streams: int | None, progress: DataProgress | None = None
+    ) -> TrainingLoader:
+        """Endless batches of this rank, as if `start` pairs had been drawn already from so many canonical streams.
+
+        `progress`: what all ranks knew of the data by then.
+        """
+        config = self.config
+        return training_loader(
+            replace(config.data, streams=streams or config.data.streams),
+            shards=self.shards,
+            tokenizer=self.tokenizer,
+            image_size=config.model.image_size,
+            text_length=config.model.text_length,
+            batch_size=config.train.batch_size // config.train.accumulate,
+            rank=processes.rank,
+            world=processes.world,
+            seed=config.seed,
+            start=start,
+            progress=progress,
+        )
+
+
+def find_pairs(config: Config, run_dir: Path, processes: Processes) -> TrainingPairs:
+    """Find and check all data of the run, and make its tokenizer unless the run directory has one. A collective."""
+    shards = first_reads(lambda: _check_all(config), processes)
+    first_reads(lambda: _make_tokenizer(config, shards, run_dir / TOKENIZER), processes)
+    return TrainingPairs(config, shards, load_tokenizer(config, run_dir / TOKENIZER))
+
+
+def _check_all(config: Config) -> list[str]:
+    """The training shards; evaluation data is looked at too, so that a mistake shows now and not after hours."""
+    shards = check_training_data(config)
+    for check in evaluation_checks(config):
+        check()
+    if config.eval.retrieval is True and retrieval_shards(config) is None:
+        _log.warning("data.val is not set: retrieval is not evaluated (eval.retrieval=false says that this is meant)")
+    return shards
+
+
+def evaluation_checks(config: Config) -> list[Check]:
+    """A check of each evaluation set that the configuration names. Raises UserError for a setting that names none."""
+    checks: list[Check] = [
+        partial(read_classification_set, folder) for folder in classification_sets(config.eval.zeroshot).values()
+    ]
+    shards = retrieval_shards(config)
+    if shards is not None:
+        checks.append(lambda: list_shards(shards, "data.val" if config.eval.retrieval is True else "eval.retrieval"))
+    return checks
+
+
+def _make_tokenizer(config: Config, shards: list[str], path: Path) -> None:
+    if path.exists():  # of the checkpoint that the run goes on from
+        if config.data.tokenizer and Tokenizer.load(config.data.tokenizer).model != path.read_bytes():
+            _log.warning("data.tokenizer=%s is not this run's tokenizer, which stays: %s", config.data.tokenizer, path)
+        return
+    try:
+        if config.data.tokenizer:
+            Tokenizer.load(config.data.tokenizer)
+            path.write_bytes(Path(config.data.tokenizer).expanduser().read_bytes())
+            return
+        captions: Iterable[str] = training_captions(shards, config.data.caption_key, config.data.tokenizer_captions)
+        train_tokenizer(captions, path, config.model.vocabulary, config.seed)
+    except OSError as problem:
+        raise UserError(f"cannot write {path} ({problem.strerror}): make room or choose another run.dir") from problem
