@@ -9,9 +9,9 @@ SHELL := /bin/bash
 
 setup: $(READY)  ## make the environment in .venv; safe to repeat
 
-$(READY): requirements.txt
+$(READY): pyproject.toml setup.py requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -r requirements.txt
+	$(BIN)/pip install --quiet -e '.[dev]'
 	touch $@
 
 train: setup  ## the demo: a LIMoE with its experts on two processes
