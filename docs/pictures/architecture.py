@@ -22,7 +22,9 @@ def text(x: float, y: float, words: str, size: int = 15, colour: str = "ink", we
 
 def box(x: float, y: float, width: float, height: float, *lines: str, edge: str = "line", fill: str = "page") -> str:
     """A rounded box with its lines in the middle: the first is what happens, the second says more."""
-    drawn = [f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="7" fill="${fill}" stroke="${edge}" stroke-width="1.5"/>']
+    drawn = [
+        f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="7" fill="${fill}" stroke="${edge}" stroke-width="1.5"/>'
+    ]
     top = y + height / 2 + 5 - 9 * (len(lines) - 1)
     for row, line in enumerate(lines):
         style = {"size": 15, "weight": 600} if row == 0 else {"size": 13, "colour": "soft"}
@@ -141,7 +143,9 @@ def main() -> None:
     title = "A pair's way: shards, tokens, blocks with attention and dense or expert layers, embeddings, contrastive loss"
     drawing = Template(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
-        f'font-family="{font}" role="img"><title>{title}</title>\n' + "\n".join([heads(), *tower(), *expert_layer()]) + "\n</svg>\n"
+        f'font-family="{font}" role="img"><title>{title}</title>\n'
+        + "\n".join([heads(), *tower(), *expert_layer()])
+        + "\n</svg>\n"
     )
     for name, colours in (("light", LIGHT), ("dark", DARK)):
         Path(__file__).with_name(f"architecture-{name}.svg").write_text(drawing.substitute(colours))
