@@ -98,3 +98,11 @@ def test_a_wheel_cannot_submit_and_says_so(wheel, tmp_path):
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "checkout" in done.stderr
+
+
+def test_another_module_called_model_is_named(tmp_path):
+    (tmp_path / "model.py").write_text("")
+    done = run_elsewhere([sys.executable, "-m", "trainer.train", "experiment=debug"], tmp_path, PYTHONPATH=str(ROOT))
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert str(tmp_path / "model.py") in done.stderr
