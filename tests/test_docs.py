@@ -152,12 +152,10 @@ def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 170
 
 
-def test_every_command_of_the_makefile_and_every_experiment_is_explained():
-    pages = "\n".join(doc.read_text() for doc in DOCS)
-    for target in re.findall(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)[0].split():
-        assert target == "clean" or f"make {target}" in pages, target
+def test_every_experiment_is_named_in_the_readme():
+    readme = (ROOT / "README.md").read_text()
     for experiment in (CONF / "experiment").glob("*.yaml"):
-        assert f"`{experiment.stem}`" in (ROOT / "README.md").read_text(), experiment.stem
+        assert f"`{experiment.stem}`" in readme, experiment.stem
 
 
 @pytest.mark.slow
