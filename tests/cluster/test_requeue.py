@@ -224,7 +224,7 @@ def test_gpus_without_cores_are_an_error(lab: SlurmLab, tmp_path: Path):
 def test_without_scontrol_the_exit_code_and_a_line_remain(lab: SlurmLab, tmp_path: Path):
     tools = tmp_path / "tools"
     tools.mkdir()
-    for tool in ("bash", "srun", "mkdir", "touch", "find", "tail", "grep", "sort", "head", "sleep", "cat", "timeout"):
+    for tool in ("bash", "srun", "mkdir", "touch", "find", "tail", "grep", "sort", "head", "sleep", "cat", "timeout", "python3"):
         (tools / tool).symlink_to(f"/usr/bin/{tool}")
     variables = {"LIMOE_PYTHON": str(STAND_IN), "PLAY": "85:5:5"}
     job = lab.submit(tmp_path, ["--ntasks=1", f"--export=ALL,PATH={tools}"], [], **variables)
