@@ -7,6 +7,7 @@ import os
 import re
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 
 from trainer.errors import UserError
 
@@ -99,6 +100,17 @@ def world_from_environment() -> int | None:
     if nodes and each:  # before SLURM_NTASKS, which --nodes=MIN-MAX leaves at what MIN nodes have
         return int(nodes) * int(each)
     return int(os.environ.get("SLURM_NTASKS", "0")) or (int(nodes) if nodes else None)
+
+
+def restarts_from_environment() -> int:
+    """How often torchrun (--max-restarts) has started these processes before; 0 under other launchers."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def own_logs_from_environment() -> Path | None:
+    """The folder in which slurm/train.sbatch keeps a log of each rank but the first; None under other launchers."""
+    folder = os.environ.get("LIMOE_LOGS")
+    return Path(folder) if folder else None
 
 
 def in_allocation() -> bool:

@@ -40,6 +40,9 @@ def _import_deepspeed() -> Any:
 def start_deepspeed(processes: Processes, expert_parallel: int) -> DistributedPeers:
     """Let DeepSpeed adopt the process group and lay out the expert groups; returns the model's peers."""
     os.environ.setdefault("DS_ACCELERATOR", processes.device.type)  # else DeepSpeed guesses, and says so
+    if processes.device.index is not None:
+        # DeepSpeed's word for the device to use, which the rank on the host is not where each task sees one GPU alone.
+        os.environ["LOCAL_RANK"] = str(processes.device.index)
     deepspeed = _import_deepspeed()
     from deepspeed.utils import groups
 
