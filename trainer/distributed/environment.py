@@ -113,6 +113,17 @@ def own_logs_from_environment() -> Path | None:
     return Path(folder) if folder else None
 
 
+def seconds_to_leave_from_environment() -> int | None:
+    """How long after the first task srun ends the others, as slurm/train.sbatch has asked for; None: no end is known.
+
+    Raises UserError for what is no number of seconds.
+    """
+    wait = os.environ.get("LIMOE_WAIT", "0")  # srun's 0: never
+    if not wait.isdigit():
+        raise UserError(f"LIMOE_WAIT={wait} in the environment should be a whole number of seconds")
+    return int(wait) or None
+
+
 def in_allocation() -> bool:
     """Whether SLURM has given this process its nodes: what is missing here will be missing in the run."""
     return "SLURM_JOB_ID" in os.environ

@@ -15,12 +15,15 @@ from contextlib import suppress
 import torch.distributed as dist
 
 from trainer.distributed.joining import EXIT_LOST
+from trainer.errors import UserError
 
 FAILED = "limoe/failed"
 """The store counts here the ranks that leave because something failed."""
 LEAVE_SECONDS = 10.0
 """How long a rank may take to leave by itself after another one failed. NCCL would let it wait."""
 BEAT_SECONDS = 5.0
+VERDICT_SECONDS = 15.0
+"""After a rank has been silent for too long, all others have heard of it within this time: two beats, and some to spare."""
 _VERDICT = "limoe/lost"
 
 
@@ -124,6 +127,16 @@ class Watchdog:
         if line is not None:
             print(line, file=sys.stderr, flush=True)
         os._exit(EXIT_LOST)  # the main thread may wait in a collective for ever
+
+
+def check_time_to_leave(patience: float, seconds: float | None) -> None:
+    """Raise UserError when a launcher that ends all ranks `seconds` after the first has left would do so before the verdict."""
+    if seconds is not None and seconds < patience + VERDICT_SECONDS:
+        raise UserError(
+            f"parallel.lost_after_seconds={patience:g}: srun ends all tasks {seconds:g} s after the first, before they can name "
+            f"a lost rank: set LIMOE_WAIT={patience + VERDICT_SECONDS:.0f} or more in slurm/site.env, or shorten "
+            f"parallel.lost_after_seconds"
+        )
 
 
 def _alive(rank: int) -> str:

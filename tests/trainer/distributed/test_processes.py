@@ -3,6 +3,7 @@
 import pytest
 import torch.distributed as dist
 
+from trainer.distributed import processes
 from trainer.distributed.processes import start_processes
 from trainer.errors import UserError
 
@@ -17,6 +18,7 @@ def test_ranks_that_cannot_join(monkeypatch: pytest.MonkeyPatch, reason: str, re
     def fail(*given: object, **named: object) -> None:
         raise RuntimeError(reason)
 
+    monkeypatch.setattr(processes, "meet", lambda timeout: dist.HashStore())
     monkeypatch.setattr(dist, "init_process_group", fail)
     for name, value in {
         "RANK": "1",
