@@ -23,7 +23,7 @@ def test_a_run_that_crashed_once_goes_on_from_its_checkpoint(
 ):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     overrides = [*TINY, f"data.cache={tmp_path_factory.getbasetemp()}/restarts", f"run.dir={tmp_path}/run"]
-    layout = ["parallel.expert_parallel=2", "checkpoint.every_steps=2", f"train.steps={STEPS}"]
+    layout = ["parallel.expert_parallel=2", "checkpoint.every_steps=2", "checkpoint.asynchronous=false", f"train.steps={STEPS}"]
     done = subprocess.run(
         [*launcher, "-m", "tests.distributed.crashes_once", how, str(victim), *overrides, *layout],
         cwd=ROOT,

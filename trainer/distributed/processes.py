@@ -141,11 +141,14 @@ def start_processes(device: str = "auto", timeout_minutes: float = 10.0, lost_af
             _check_devices(processes)
     except (RuntimeError, ValueError) as problem:
         watchdog.stop()
-        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
-        remedy = "MASTER_ADDR must be the first host, MASTER_PORT a free port there"
-        if "Gloo" in reason:  # they have met there, and then told each other addresses that lead nowhere
+        lines = [line.strip() for line in str(problem).splitlines() if line.strip()] or [type(problem).__name__]
+        reason, remedy = lines[0][:200], "MASTER_ADDR must be the first host, MASTER_PORT a free port there"
+        if isinstance(problem, dist.DistBackendError):  # NCCL's, whose last line is its own word on what went wrong
+            reason += f" … {lines[-1][:200]}" if len(lines) > 1 else ""
+            remedy = "if it is the network, set NCCL_SOCKET_IFNAME (`ip -brief address` lists them); NCCL_DEBUG=INFO tells more"
+        elif "Gloo" in reason:  # they have met there, and then told each other addresses that lead nowhere
             remedy = "set GLOO_SOCKET_IFNAME to the network between the hosts (`ip -brief address` lists them)"
-        raise UserError(f"rank {rank} of {world} could not join the others at {place} ({reason[:200]}): {remedy}") from problem
+        raise UserError(f"rank {rank} of {world} could not join the others at {place} ({reason}): {remedy}") from problem
     return processes
 
 
