@@ -228,13 +228,14 @@ def test_gpus_that_nodes_got_different_numbers_of_are_an_error(lab: SlurmLab, tm
 
 
 @pytest.mark.parametrize(
-    "options", [["--gpus=4", "--cpus-per-gpu=2"], ["--gpus-per-task=1", "--ntasks-per-node=2", "--cpus-per-task=2"]]
+    ("options", "tasks"),
+    [(["--gpus=8", "--cpus-per-gpu=2"], 8), (["--gpus-per-task=1", "--ntasks-per-node=2", "--cpus-per-task=2"], 4)],
 )
-def test_other_ways_to_ask_for_two_gpus_a_node(lab: SlurmLab, tmp_path: Path, options: list[str]):
-    job = lab.submit(tmp_path, ["--nodes=2", "--gres-flags=disable-binding", *options], [], LIMOE_PYTHON=str(STAND_IN), PLAY="0")
+def test_other_ways_to_ask_for_gpus(lab: SlurmLab, tmp_path: Path, options: list[str], tasks: int):
+    job = lab.submit(tmp_path, ["--nodes=2", *options], [], LIMOE_PYTHON=str(STAND_IN), PLAY="0")
     ended = lab.end(job)
     assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), job.text()
-    assert "start 0: 4 task(s), 2 CPU(s) each, on node[" in job.text()
+    assert f"start 0: {tasks} task(s), 2 CPU(s) each, on node[" in job.text()
 
 
 def test_a_node_without_python_leaves_the_exit_code(lab: SlurmLab, tmp_path: Path):

@@ -18,7 +18,7 @@ from trainer.distributed.environment import local_rank_from_environment, own_log
 from trainer.distributed.joining import record_collectives
 from trainer.distributed.processes import Processes, start_processes, stop_processes
 from trainer.distributed.signals import EXIT_INTERRUPTED
-from trainer.distributed.watchdog import FAILED
+from trainer.distributed.watchdog import BEAT_SECONDS, FAILED, Watchdog
 from trainer.errors import UserError
 from trainer.reporting.log_lines import log_to_terminal
 
@@ -26,8 +26,8 @@ EXIT_USER_ERROR = 2
 EXIT_FAILURE = 1
 SILENT_SECONDS = 10.0
 """How long ranks that leave the word to another wait for the launcher to end them."""
-LAST_WORDS_SECONDS = 3.0
-"""How long a rank that lost another waits for the rest to leave too, before it names who did not."""
+LAST_WORDS_SECONDS = BEAT_SECONDS + 2.0
+"""How long a rank that lost another waits for a sign of the rest, before it names those that gave none."""
 
 
 def exit_with(problem: UserError, speaks: bool | None = None) -> NoReturn:
@@ -104,16 +104,20 @@ def is_lost_contact(problem: Exception) -> bool:
 
 
 def _name_the_lost(processes: Processes) -> str:
-    """Wait for the other ranks to leave as well; those that do not are the ones that ended without a word."""
+    """Wait for the other ranks to leave as well, or to tell that they live (NCCL lets them wait); name those that do neither."""
     silent = [rank for rank in range(processes.world) if rank != processes.rank]
     until = time.monotonic() + LAST_WORDS_SECONDS
     # A store that is gone went with rank 0, which keeps it (under torchrun the launcher does).
     with contextlib.suppress(Exception):
         store = processes.store
-        while store and len(silent) > 1 and time.monotonic() < until:
-            silent = [rank for rank in silent if not store.check([_left(rank)])]
+        assert store is not None  # where there are others, there is one
+        words = {rank: Watchdog.last_word(store, rank) for rank in silent}
+        silent = [rank for rank in silent if not store.check([_left(rank)])]
+        while len(silent) > 1 and time.monotonic() < until:
             time.sleep(0.1)
-        silent = [rank for rank in silent if store and not store.check([_left(rank)])]
+            silent = [
+                rank for rank in silent if not store.check([_left(rank)]) and Watchdog.last_word(store, rank) == words[rank]
+            ]
         if not silent:
             return "error: the ranks lost contact with each other: look at the network between the hosts"
         names = ", ".join(map(str, silent[:8])) + (", …" if len(silent) > 8 else "")

@@ -63,6 +63,11 @@ class Watchdog:
         """Watch no longer, and be missed by nobody who has stopped too."""
         self._stopped.set()
 
+    @staticmethod
+    def last_word(store: dist.Store, rank: int) -> bytes | None:
+        """What a rank said last, which differs each time that it says something; None: nothing yet."""
+        return store.get(_alive(rank)) if store.check([_alive(rank)]) else None
+
     def _beat(self, count: int) -> None:
         self._store.set(_alive(self._rank), f"{count} {socket.gethostname()} {self._activity}")
 

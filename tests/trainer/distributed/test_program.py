@@ -71,6 +71,20 @@ def test_the_rank_that_said_nothing_is_named(store: dist.Store, slept: list[floa
     assert program._name_the_lost(rank_of(4, 0, store)).startswith("error: rank 1 ended without a word")
 
 
+def test_ranks_that_wait_but_live_are_not_named(monkeypatch: pytest.MonkeyPatch, store: dist.Store):
+    """NCCL tells the neighbour of a dead rank alone."""
+    for rank in range(4):
+        store.set(f"limoe/alive/{rank}", f"7 node{rank} training step 9")
+    program._is_first_to_speak(rank_of(4, 0, store))
+
+    def others_beat(seconds: float) -> None:
+        for rank in (1, 3):
+            store.set(f"limoe/alive/{rank}", f"8 node{rank} training step 9")
+
+    monkeypatch.setattr(program.time, "sleep", others_beat)
+    assert program._name_the_lost(rank_of(4, 0, store)).startswith("error: rank 2 ended without a word")
+
+
 def test_many_silent_ranks_are_not_all_named(monkeypatch: pytest.MonkeyPatch, store: dist.Store, slept: list[float]):
     monkeypatch.setattr(program, "LAST_WORDS_SECONDS", 0.0)
     program._is_first_to_speak(rank_of(64, 0, store))
