@@ -41,6 +41,7 @@ def open_loader(
     start: int = 0,
     batch_size: int = BATCH,
     progress: DataProgress | None = None,
+    text_length: int = 12,
     **data: Any,
 ) -> TrainingLoader:
     return training_loader(
@@ -48,7 +49,7 @@ def open_loader(
         shards=shards,
         tokenizer=tokenizer,
         image_size=16,
-        text_length=12,
+        text_length=text_length,
         batch_size=batch_size,
         rank=rank,
         world=world,
@@ -222,7 +223,8 @@ def test_what_is_known_is_not_reported_again(shards: list[str], tokenizer: Token
     assert loader.report().lengths == dict.fromkeys(shards, 12)
     for _ in range(9):
         next(loader)
-    assert loader.report() == DataProgress(18 * BATCH)
+    report = loader.report()
+    assert (report.read, report.bad, report.lengths) == (18 * BATCH, {}, {})
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -239,10 +241,15 @@ def test_no_pair_twice_in_a_batch_for_a_bad_one(tmp_path: Path, tokenizer: Token
         assert len(set(batch.ids)) == BATCH
 
 
-def test_a_line_of_many_captions_is_drawn(tmp_path: Path, tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize(
+    ("lines", "expected"), [(None, {"picture number set"}), (False, {"picture number set"}), (True, {"picture", "number", "set"})]
+)
+def test_a_text_file_is_one_caption_unless_its_lines_are(
+    tmp_path: Path, tokenizer: Tokenizer, lines: bool | None, expected: set[str]
+) -> None:
     shards = [write_shard(tmp_path / "a.tar", [{"jpg": jpeg(1), "txt": "picture\nnumber\nset"}] * BATCH)]
-    (batch,) = batches(shards, tokenizer, 1)
-    assert {tokenizer.decode(row) for row in batch.texts.tolist()} == {"picture", "number", "set"}
+    (batch,) = batches(shards, tokenizer, 1, caption_lines=lines, text_length=32)
+    assert {tokenizer.decode(row) for row in batch.texts.tolist()} == expected
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -360,7 +367,7 @@ def test_too_many_bad_samples_end_the_run() -> None:
 
 KILLED_WHILE_TRAINING = """
 import os, signal, sys
-from trainer.config import DataConfig
+from trainer.config.schema import DataConfig
 from trainer.data.loader import training_loader
 from trainer.data.tokenizer import Tokenizer
 
