@@ -66,7 +66,7 @@ def _in_our_words(told: str, vocabulary: int) -> str:
     if vocabulary <= SPECIAL:
         return "padding, the unknown and the end take three tokens; set a larger model.vocabulary"
     if "all_chars_count" in told or "sentences_.empty" in told:
-        return "they are too few or hold no text; give more captions (data.train, data.caption_key) or set data.tokenizer"
+        return "they hold no text; give others (data.train, data.caption_key) or set data.tokenizer"
     return f"{' '.join(told.split()).rpartition('] ')[2]}; set data.tokenizer to one that was trained elsewhere"
 
 

@@ -11,7 +11,6 @@ from trainer.data.shards.keys import DOTS_REMEDY, IMAGES, WORDS, file_named
 from trainer.data.shards.samples import Sample, Unusable
 from trainer.errors import UserError
 
-
 # Pillow warns of damaged EXIF and the like, for which nobody can do anything; what is bad enough is an error.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
