@@ -13,7 +13,7 @@ from typing import Any
 from model.text import clean_text
 from trainer.config.schema import DataConfig
 from trainer.data.shards.images import image_bytes
-from trainer.data.shards.keys import DOTS_REMEDY, file_named
+from trainer.data.shards.names import DOTS_REMEDY, file_named
 from trainer.data.shards.samples import Sample, Unusable, read_samples
 from trainer.data.text_files import decode_text, split_lines
 from trainer.errors import UserError

@@ -7,7 +7,7 @@ from PIL import Image
 
 from model import preprocess
 from trainer.config.schema import DataConfig
-from trainer.data.shards.keys import DOTS_REMEDY, IMAGES, WORDS, file_named
+from trainer.data.shards.names import DOTS_REMEDY, IMAGES, WORDS, file_named
 from trainer.data.shards.samples import Sample, Unusable
 from trainer.errors import UserError
 

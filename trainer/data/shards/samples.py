@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from webdataset.gopen import Pipe, gopen
-
-from trainer.data.shards.keys import group_files
+from webdataset.tariterators import group_by_keys
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +50,7 @@ def read_samples(shard: str) -> Generator[Sample, None, None]:
     files = _FilesUntilBreak(shard)
     extensions: set[str] = set()
     try:
-        for grouped in group_files(iter(files), lambda problem: _skip_file(shard, problem)):
+        for grouped in group_by_keys(files, handler=lambda problem: _skip_file(shard, problem)):
             contents = {name: value for name, value in grouped.items() if not name.startswith("__")}
             # The last sample before a break is whole only when it has every file that its predecessor has.
             if files.problem and not extensions.issubset(contents):
