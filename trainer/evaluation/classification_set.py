@@ -10,7 +10,7 @@ from trainer.errors import UserError
 CLASSES = "classnames.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
 ATTRIBUTES = "class_attributes.json"
-RESERVED = ("top1", "top5", "mean_per_class", "chance", "images")
+RESERVED = ("top1", "top5", "mean_per_class", "chance", "images", "bad_samples", "bad_shards")
 
 
 @dataclass(frozen=True)
