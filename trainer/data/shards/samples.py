@@ -43,7 +43,7 @@ def read_samples(shard: str, remote: Remote | None = None) -> Generator[Sample, 
     try:
         for sample in _grouped(shard, archive):
             # The last sample before a break is whole only when it has every file that its predecessor has.
-            if archive.problem and not extensions.issubset(sample.files):
+            if archive.problem and not (extensions and extensions.issubset(sample.files)):
                 break
             extensions = set(sample.files)
             yield sample
