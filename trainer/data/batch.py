@@ -11,7 +11,7 @@ class Batch:
 
     images: uint8 [B, 3, H, W]; texts: int64 [B, T], 0 is padding; ids: `shard/key` of each pair.
     read, bad: samples read to make this batch, and the unusable ones among them by shard.
-    shards, bad_shards: shards read meanwhile, and by name how often one broke off before its end.
+    shards, bad_shards: shards opened meanwhile, and by name how often one broke off before its end.
     lengths, short: what was learned of the shards' lengths meanwhile, as in DataProgress.
     """
 

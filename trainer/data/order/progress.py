@@ -14,7 +14,7 @@ class DataProgress:
     """Counters and shard lengths, over all ranks in a checkpoint, of one rank in what its loader reports.
 
     read, bad: samples read since the start of the run, and the unusable ones among them by shard.
-    shards, bad_shards: shards read since then, and by name how often one broke off before its end.
+    shards, bad_shards: shards opened since then, and by name how often one broke off before its end.
     lengths: usable pairs by shard, of the shards that were read to their end; a pair has an image file and a caption.
     short: by `epoch/shard`, how many pairs a shard gave in an epoch in which it broke off. The order of the data has so many
     places for it then, and as many as its length in other epochs.

@@ -31,7 +31,7 @@ class Tally:
 
     read: int = 0
     bad: Counter[str] = field(default_factory=Counter)
-    shards: int = 0  # read to their end, or to where they broke off
+    shards: int = 0  # opened
     bad_shards: Counter[str] = field(default_factory=Counter)
 
     def note_bad(self, shard: str, sample_id: str, problem: Unusable) -> None:
@@ -114,6 +114,7 @@ class ShardReader:
     def read_one(self, epoch: int, shard: str) -> Iterator[Pair]:
         """The usable pairs of one shard of an epoch. Raises UserError for one that is not what it was, and as `read` does."""
         pairs, whole = 0, True
+        self.noted.shards += 1
         for sample in read_samples(shard, self._remote):
             if sample.broken:
                 whole = False
@@ -130,7 +131,6 @@ class ShardReader:
                 pairs += 1
                 self.patience.found()
                 yield Pair(shard, sample.id, image, captions)
-        self.noted.shards += 1
         self.lengths.learn(epoch, shard, pairs, whole)
         if not pairs:
             self.patience.missed(shard)
