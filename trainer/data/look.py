@@ -49,7 +49,9 @@ class Look:
 
     def told(self) -> str:
         """`32 captions in 32 of 32 samples of 8 shards looked at`"""
-        return f"{self.captions} captions in {self.usable} of {self.samples} samples of {self.shards} shards looked at"
+        captions = f"{self.captions} captions in " if self.captions else ""
+        shards = f"{self.shards} shard{'s' * (self.shards != 1)}"
+        return f"{captions}{self.usable} of {self.samples} samples of {shards} looked at"
 
     def doubts(self) -> str | None:
         """What could not be used of what was looked at, if anything."""
