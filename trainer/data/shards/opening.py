@@ -151,7 +151,8 @@ class _Persistent(io.RawIOBase):
         if not failure.again:
             raise ReadFailed(f"{failure}{where}")
         if self._failed >= self._tries:
-            raise ReadFailed(f"{failure}{where} (tried {self._failed} times)")
+            tried = f" (tried {self._failed} times)" if self._failed > 1 else ""
+            raise ReadFailed(f"{failure}{where}{tried}")
         seconds = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (self._failed - 1))
         logger.warning(
             "%s: %s%s; waiting %g s for try %d of %d",
