@@ -74,8 +74,8 @@ class Archive:
                         self._tell_of_link(name, member)
                     archive.members = []  # type: ignore[attr-defined]  # or it keeps every header of the shard
                 self._finish(archive)
-        # From a truncated or foreign archive, a lost mount, a failing command or server.
-        except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as problem:
+        # From a truncated, damaged or foreign archive, a lost mount, a failing command or server.
+        except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, zlib.error, lzma.LZMAError) as problem:
             self.problem = str(problem) or type(problem).__name__
 
     def _tell_of_link(self, name: str, member: tarfile.TarInfo) -> None:

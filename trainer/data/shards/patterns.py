@@ -41,7 +41,10 @@ def list_shards(pattern: Any, what: str) -> list[str]:
     Raises UserError when a local shard is missing, empty or no tar archive, when nothing matches or only another part does,
     and for a URL that nothing can read. Commands and URLs are not opened here.
     """
-    shards = [shard for text in _texts(pattern, what) for shard in _expand(text, what)]
+    try:
+        shards = [shard for text in _texts(pattern, what) for shard in _expand(text, what)]
+    except OSError as problem:  # of a folder that may not be looked into
+        raise UserError(f"{what}={pattern}: {problem.filename}: {problem.strerror}") from None
     if not shards:
         raise UserError(
             f"{what}={pattern}: no shards match; give a pattern such as /path/name-{{000..123}}.tar or a directory of *.tar"

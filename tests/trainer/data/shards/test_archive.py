@@ -2,6 +2,7 @@
 
 import io
 import logging
+import random
 import subprocess
 import tarfile
 from collections.abc import Sequence
@@ -184,3 +185,17 @@ def test_joined_archives_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     with caplog.at_level(logging.WARNING):
         assert len(list(read_samples(str(both)))) == 1
     assert "what follows the end of the archive is not read" in caplog.text
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_no_damage_is_fatal(tmp_path: Path, form: int) -> None:
+    """Bytes of headers, of long names and of pax records among them, are replaced at random."""
+    shard = Path(tar_of(tmp_path / "a.tar", ["0.jpg", "0.txt", "ü" * 90 + ".jpg", "n" * 200 + ".txt", "1.jpg", "1.txt"], form))
+    content = shard.read_bytes()
+    rng = random.Random(0)
+    for _ in range(300):
+        damaged = bytearray(content)
+        for _ in range(rng.choice([1, 1, 2, 8])):
+            damaged[rng.randrange(len(content.rstrip(b"\0")))] = rng.randrange(256)
+        shard.write_bytes(damaged)
+        list(read_samples(str(shard)))

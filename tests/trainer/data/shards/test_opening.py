@@ -17,6 +17,7 @@ from trainer.data.shards import opening
 from trainer.data.shards.opening import ReadFailed, Remote, open_shard
 from trainer.data.shards.patterns import list_shards
 from trainer.data.shards.samples import read_samples
+from trainer.data.workers import _collect_warnings
 from trainer.errors import UserError
 
 QUICK = Remote(timeout=1.0, tries=4)
@@ -228,3 +229,14 @@ def test_links_to_other_files_are_told(tmp_path: Path, caplog: pytest.LogCapture
         assert [sample.key for sample in read_samples(str(shard))] == ["0"]
     assert "hard links are not followed: 1.jpg leads to 0.jpg: write the archive with tar --hard-dereference" in caplog.text
     assert "symbolic links are not followed: 2.jpg leads to 0.jpg: write the archive with tar --dereference" in caplog.text
+
+
+def test_a_data_worker_tells_a_wait_at_once_and_not_with_its_next_batch(
+    server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    kept = _collect_warnings()
+    server.plan = [503]
+    read(server)
+    assert kept == []
+    assert f"WARNING (data worker): {server.url}: HTTP 503" in capsys.readouterr().err
