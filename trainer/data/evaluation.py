@@ -12,8 +12,8 @@ from model.preprocess import REDUCING_GAP, centre_crop
 from trainer.config.schema import DataConfig
 from trainer.data.batch import EvaluationBatch
 from trainer.data.limits import LeftOut
-from trainer.data.shards.captions import captions_of, label_of
-from trainer.data.shards.images import decode_image, image_bytes
+from trainer.data.shards.captions import CaptionRule, captions_of, label_of, read_captions
+from trainer.data.shards.images import background_of, decode_image, image_bytes
 from trainer.data.shards.opening import Remote
 from trainer.data.shards.samples import Sample, Unusable, read_samples
 from trainer.data.workers import WorkerIterator
@@ -30,7 +30,8 @@ class _Plan:
 
     shards: list[str]
     image_size: int
-    caption_key: str | None
+    captions: CaptionRule
+    background: tuple[int, ...]
     first_reader: int  # of this rank
     readers: int  # of all ranks
     parcel_rows: int
@@ -66,7 +67,7 @@ def evaluation_batches(
     all ranks equally often, so that all ranks see the same number of batches. `workers`: null for data.workers. A sample
     needs an image and a caption or a class; those that lack them are left out, and so is what follows the break of a shard: they
     are counted in `left_out`, complete at the end, and logged.
-    Raises UserError when `workers` is negative.
+    Raises UserError when `workers` is negative or `data.background` is no colour.
     """
     workers = data.workers if workers is None else workers
     if workers < 0:
@@ -75,7 +76,8 @@ def evaluation_batches(
     plan = _Plan(
         shards=list(shards),
         image_size=image_size,
-        caption_key=data.caption_key,
+        captions=CaptionRule.of(data),
+        background=background_of(data),
         first_reader=rank * per_rank,
         readers=world * per_rank,
         parcel_rows=min(batch_size, PARCEL_ROWS),
@@ -136,10 +138,10 @@ def _share(plan: _Plan, reader: int) -> Iterator[Sample]:
 
 
 def _add_sample(rows: _Rows, sample: Sample, plan: _Plan) -> None:
-    label, captions = label_of(sample), captions_of(sample, plan.caption_key)
-    if label < 0 and not captions:
-        raise Unusable("neither a caption nor a class")
-    image = decode_image(image_bytes(sample), round(REDUCING_GAP * plan.image_size))
+    label = label_of(sample)
+    # What has a class may lack a caption.
+    captions = read_captions(sample, plan.captions) if label < 0 else captions_of(sample, plan.captions)
+    image = decode_image(image_bytes(sample), round(REDUCING_GAP * plan.image_size), plan.background)
     rows.images.append(centre_crop(image, plan.image_size))
     rows.labels.append(label)
     rows.captions.append(captions)

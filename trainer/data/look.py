@@ -9,7 +9,8 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 
-from trainer.data.shards.captions import captions_of, label_of, require_pair
+from trainer.config.schema import DataConfig
+from trainer.data.shards.captions import CaptionRule, captions_of, label_of, read_captions, require_pair
 from trainer.data.shards.images import decode_image, image_bytes
 from trainer.data.shards.opening import Remote, is_remote
 from trainer.data.shards.samples import Sample, Unusable, read_samples
@@ -19,8 +20,8 @@ LOCAL_SHARDS, REMOTE_SHARDS = 8, 2  # looked at, spread over the list
 SAMPLES = 4  # of each
 BRIEFLY = Remote(timeout=20.0, tries=2)
 
-Judge = Callable[[Sample, str | None], int]
-"""The number of captions of a sample, under a caption key. Raises Unusable."""
+Judge = Callable[[Sample, DataConfig], int]
+"""The number of captions of a sample, read as the configuration says. Raises Unusable."""
 
 
 @dataclass
@@ -60,7 +61,7 @@ class Look:
         return "; ".join(parts) or None
 
 
-def look_at(shards: Sequence[str], caption_key: str | None, judge: Judge) -> Look:
+def look_at(shards: Sequence[str], data: DataConfig, judge: Judge) -> Look:
     """Judge the first samples of some shards. Raises nothing: `Look` has checks."""
     look = Look()
     for shard in _spread(shards):
@@ -72,25 +73,24 @@ def look_at(shards: Sequence[str], caption_key: str | None, judge: Judge) -> Loo
                     continue
                 look.samples += 1
                 try:
-                    look.captions += judge(sample, caption_key)
+                    look.captions += judge(sample, data)
                     look.usable += 1
                 except Unusable as problem:
                     look.problems.setdefault(str(problem), sample.id)
     return look
 
 
-def judge_pair(sample: Sample, caption_key: str | None) -> int:
+def judge_pair(sample: Sample, data: DataConfig) -> int:
     """A sample to train on: an image and a caption."""
-    image, captions = require_pair(sample, caption_key)
+    image, captions = require_pair(sample, CaptionRule.of(data))
     decode_image(image)
     return len(captions)
 
 
-def judge_image(sample: Sample, caption_key: str | None) -> int:
+def judge_image(sample: Sample, data: DataConfig) -> int:
     """A sample to evaluate on: an image and a caption or a class."""
-    captions = captions_of(sample, caption_key)
-    if label_of(sample) < 0 and not captions:
-        raise Unusable("neither a caption nor a class")
+    rule = CaptionRule.of(data)
+    captions = read_captions(sample, rule) if label_of(sample) < 0 else captions_of(sample, rule)
     decode_image(image_bytes(sample))
     return len(captions)
 

@@ -6,9 +6,9 @@ from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.config.schema import Config
+from trainer.config.schema import Config, DataConfig
 from trainer.data.look import Look, judge_image, judge_pair, look_at
-from trainer.data.shards.captions import check_captions
+from trainer.data.shards.captions import CaptionRule, check_captions
 from trainer.data.shards.patterns import identify, list_shards, name_some
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import UserError, did_you_mean
@@ -63,21 +63,21 @@ class Shards:
 
 def check_training_data(config: Config) -> Shards:
     """The training shards, looked at. Raises UserError when one is missing, or none that was looked at can be used."""
-    what, key = "data.train", config.data.caption_key
+    what = "data.train"
     shards = list_shards(config.data.train, what)
-    look = look_at(shards, key, judge_pair)
+    look = look_at(shards, config.data, judge_pair)
     look.check_readable(what)
-    check_captions(shards, key)
+    check_captions(shards, CaptionRule.of(config.data))
     return _looked_at(what, shards, look)
 
 
-def check_evaluation_data(what: str, shards: list[str], training: Sequence[str], caption_key: str | None) -> Shards:
+def check_evaluation_data(what: str, shards: list[str], training: Sequence[str], data: DataConfig) -> Shards:
     """Evaluation shards of a configuration key, looked at.
 
     Raises UserError when some of them are training shards, or nothing that was looked at can be used.
     """
     check_apart(what, shards, training)
-    return _looked_at(what, shards, look_at(shards, caption_key, judge_image))
+    return _looked_at(what, shards, look_at(shards, data, judge_image))
 
 
 def check_apart(what: str, shards: Sequence[str], training: Sequence[str]) -> None:

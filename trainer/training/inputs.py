@@ -12,7 +12,7 @@ from trainer.config.schema import Config
 from trainer.data.loader import TrainingLoader, training_loader
 from trainer.data.order.progress import DataProgress
 from trainer.data.shapes.write import write_shapes
-from trainer.data.shards.captions import training_captions
+from trainer.data.shards.captions import CaptionRule, training_captions
 from trainer.data.shards.patterns import list_shards
 from trainer.data.sources import Shards, check_evaluation_data, check_kind, check_training_data, load_tokenizer, with_shapes
 from trainer.data.tokenizer import Tokenizer, train_tokenizer
@@ -95,15 +95,14 @@ def evaluation_checks(config: Config, training: list[str]) -> list[Callable[[], 
 
     Each raises UserError for data that cannot be used, `training` shards among them, and this one for a setting that names none.
     """
-    key = config.data.caption_key
 
     def check_classes(name: str, folder: str) -> Shards:
         what = "eval.zeroshot" if name == "default" else f"eval.zeroshot.{name}"
-        return check_evaluation_data(what, read_classification_set(folder).shards, training, key)
+        return check_evaluation_data(what, read_classification_set(folder).shards, training, config.data)
 
     def check_retrieval(shards: Any) -> Shards:
         what = retrieval_key(config)
-        return check_evaluation_data(what, list_shards(shards, what), training, key)
+        return check_evaluation_data(what, list_shards(shards, what), training, config.data)
 
     sets = classification_sets(config.eval.zeroshot)
     checks: list[Callable[[], Shards]] = [partial(check_classes, name, folder) for name, folder in sets.items()]
@@ -122,7 +121,7 @@ def _make_tokenizer(config: Config, shards: list[str], path: Path) -> None:
             Tokenizer.load(config.data.tokenizer)
             path.write_bytes(Path(config.data.tokenizer).expanduser().read_bytes())
             return
-        captions: Iterable[str] = training_captions(shards, config.data.caption_key, config.data.tokenizer_captions)
+        captions: Iterable[str] = training_captions(shards, CaptionRule.of(config.data), config.data.tokenizer_captions)
         train_tokenizer(captions, path, config.model.vocabulary, config.seed)
     except OSError as problem:
         raise UserError(f"cannot write {path} ({problem.strerror}): make room or choose another run.dir") from problem

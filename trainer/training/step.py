@@ -123,10 +123,10 @@ class Trainer:
         """Sum over ranks what differs between them, and read everything on the host at once."""
         names, values = list(metrics), torch.stack([value.double() for value in metrics.values()])
         loader = self.loader
-        read_here = [loader.read, sum(loader.bad.values()), loader.shards_read, sum(loader.bad_shards.values())]
-        counts = [*map(float, read_here), float(stop_signal != 0), float(written)]
-        differing = torch.cat([metrics["train/loss_contrastive"].double().view(1), values.new_tensor(counts)])
-        contrastive, read, bad, shards_read, bad_shards, stop, done = self.processes.sum(differing).tolist()
+        counts = [loader.read, sum(loader.bad.values()), loader.shards_read, sum(loader.bad_shards.values()), loader.truncated]
+        asked_for = [*map(float, counts), float(stop_signal != 0), float(written)]
+        differing = torch.cat([metrics["train/loss_contrastive"].double().view(1), values.new_tensor(asked_for)])
+        contrastive, read, bad, shards_read, bad_shards, truncated, stop, done = self.processes.sum(differing).tolist()
         read_out = dict(zip(names, values.tolist(), strict=True))
         read_out["train/loss_contrastive"] = contrastive / self.processes.world
         read_out = {"train/loss": read_out["train/loss_contrastive"] + read_out["train/loss_aux"]} | read_out
@@ -137,6 +137,8 @@ class Trainer:
         if bad_shards:
             self._judge_shards(int(shards_read), int(bad_shards))
             read_out["data/bad_shards"] = bad_shards
+        if truncated:
+            read_out["data/truncated_captions"] = truncated / self.progress.pairs
         asked = max(self.processes.gather_objects(stop_signal)) if stop else 0
         success = {name.rpartition("/")[2]: value for name, value in read_out.items() if name.startswith("routing/success/")}
         all_written = int(done) == self.processes.world

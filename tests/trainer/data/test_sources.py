@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.data.shards_on_disk import pair, write_shard, write_shards
-from trainer.config.schema import Config
+from trainer.config.schema import Config, DataConfig
 from trainer.data import look
 from trainer.data.sources import check_apart, check_evaluation_data, check_training_data
 from trainer.errors import UserError
@@ -34,10 +34,10 @@ def test_few_of_many_shards_are_opened(tmp_path: Path, monkeypatch: pytest.Monke
         yield from ()
 
     monkeypatch.setattr(look, "read_samples", read)
-    look.look_at([f"{number}.tar" for number in range(10_000)], None, look.judge_pair)
+    look.look_at([f"{number}.tar" for number in range(10_000)], DataConfig(), look.judge_pair)
     assert (len(opened), opened[0], opened[-1]) == (8, "0.tar", "9999.tar")
     opened.clear()
-    look.look_at([f"http://x/{number}.tar" for number in range(10_000)], None, look.judge_pair)
+    look.look_at([f"http://x/{number}.tar" for number in range(10_000)], DataConfig(), look.judge_pair)
     assert opened == ["http://x/0.tar", "http://x/9999.tar"]
 
 
@@ -49,7 +49,7 @@ def test_images_that_nothing_decodes_are_told_before_the_start(tmp_path: Path) -
         check_training_data(config(shards))
     assert "\n" not in str(raised.value)
     with pytest.raises(UserError, match=r"data.val: all 12 samples looked at cannot be used"):
-        check_evaluation_data("data.val", shards, [], None)
+        check_evaluation_data("data.val", shards, [], DataConfig())
 
 
 def test_a_part_that_cannot_be_used_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

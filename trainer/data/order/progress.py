@@ -15,6 +15,7 @@ class DataProgress:
 
     read, bad: samples read since the start of the run, and the unusable ones among them by shard.
     shards, bad_shards: shards opened since then, and by name how often one broke off before its end.
+    truncated: captions among those drawn that are longer than the model reads.
     lengths: usable pairs by shard, of the shards that were read to their end; a pair has an image file and a caption.
     short: by `epoch/shard`, how many pairs a shard gave in an epoch in which it broke off. The order of the data has so many
     places for it then, and as many as its length in other epochs.
@@ -26,6 +27,7 @@ class DataProgress:
     shards: int = 0
     bad_shards: dict[str, int] = field(default_factory=dict)
     short: dict[str, int] = field(default_factory=dict)
+    truncated: int = 0
 
     def merged(self, reports: Iterable["DataProgress"]) -> "DataProgress":
         """The progress after this one, from the reports of all ranks: their counters are totals, their lengths are news."""
@@ -33,6 +35,7 @@ class DataProgress:
         for report in reports:
             after.read += report.read
             after.shards += report.shards
+            after.truncated += report.truncated
             add_counts(after.bad, report.bad)
             add_counts(after.bad_shards, report.bad_shards)
             keep_longest(after.lengths, report.lengths)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from trainer.data.order.progress import ShardLengths
 from trainer.data.shards.archive import warn_once
-from trainer.data.shards.captions import require_pair
+from trainer.data.shards.captions import CaptionRule, require_pair
 from trainer.data.shards.opening import Remote
 from trainer.data.shards.samples import Unusable, read_samples
 from trainer.errors import UserError
@@ -16,13 +16,14 @@ REASONS_SHOWN = 3
 
 @dataclass
 class Pair:
-    """An undecoded image and what is said about it. `image` is emptied once it proved undecodable."""
+    """An undecoded image and what is said about it. `image` is emptied once it proved unusable, `problem` says why."""
 
     shard: str
     id: str
     image: bytes
     captions: list[str]
     lost: bool = False  # stands where a pair was that cannot be read any more
+    problem: str = ""
 
 
 @dataclass
@@ -98,12 +99,12 @@ class Patience:
 class ShardReader:
     """Reads shards one after the other. It counts the shards, learns their lengths, and notes the samples that are no pairs."""
 
-    def __init__(self, caption_key: str | None, lengths: ShardLengths, patience: Patience, remote: Remote | None = None) -> None:
+    def __init__(self, captions: CaptionRule, lengths: ShardLengths, patience: Patience, remote: Remote | None = None) -> None:
         """`patience` ends a row of shards that have no usable pair."""
         self.lengths = lengths
         self.noted = Tally()
         self.patience = patience
-        self._caption_key = caption_key
+        self._captions = captions
         self._remote = remote
 
     def read(self, epoch: int, shards: Sequence[str]) -> Iterator[Pair]:
@@ -122,7 +123,7 @@ class ShardReader:
                 self.patience.saw(shard, sample.broken)
                 continue
             try:
-                image, captions = require_pair(sample, self._caption_key)
+                image, captions = require_pair(sample, self._captions)
             except Unusable as problem:
                 self.noted.read += 1
                 self.noted.note_bad(shard, sample.id, problem)

@@ -15,6 +15,7 @@ from trainer.data.order.progress import ShardLengths
 from trainer.data.order.reading import Pair, Patience, ShardReader, Tally
 from trainer.data.order.replay import replay_epoch
 from trainer.data.order.shuffle import shuffled
+from trainer.data.shards.captions import CaptionRule
 from trainer.data.shards.opening import Remote
 
 PATIENCE = 16  # different shards in a row, beyond two epochs of a stream's own, that may be without a single usable pair
@@ -30,7 +31,7 @@ class Stream:
         stream: int,
         streams: int,
         shuffle_buffer: int,
-        caption_key: str | None = None,
+        captions: CaptionRule | None = None,
         start: int = 0,
         lengths: ShardLengths | None = None,
         remote: Remote | None = None,
@@ -44,7 +45,7 @@ class Stream:
         self._name = f"{seed}/{stream}"
         self._buffer = max(1, shuffle_buffer)
         self._most_missed = min(len(shards), 2 * -(-len(shards) // streams) + PATIENCE)
-        self._reader = ShardReader(caption_key, lengths or ShardLengths(), self.patience(), remote)
+        self._reader = ShardReader(captions or CaptionRule(), lengths or ShardLengths(), self.patience(), remote)
         self._epochs = groupby(stream_shards(shards, seed, stream, streams), itemgetter(0))
         self._ahead: deque[tuple[Pair, Tally]] = deque()
         self._pairs = self._all_epochs(start)
