@@ -28,7 +28,10 @@ class DataConfig:
     background: list[int] = field(default_factory=lambda: [255, 255, 255])  # RGB seen through what is transparent in an image
     mean: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
     std: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
-    max_bad_share: float = 0.01  # of the samples read; more unusable ones end the run
+    max_bad_share: float = 0.01  # of the samples read; more unusable ones end the run, or the evaluation
+    max_bad_shards: float = 0.05  # of the shards; more that cannot be read whole end the run, or the evaluation
+    remote_timeout: float = 60.0  # seconds without a byte after which a URL or pipe: command is tried again
+    remote_tries: int = 6  # tries in a row without a byte, with doubling waits from 1 s; at most 3 for a command
     cache: str = "~/.cache/limoe"  # where the embedded data set is written
     shapes_train: int = 20_000  # pairs of the embedded data set
     shapes_val: int = 512
