@@ -120,7 +120,7 @@ def write_export(export: Export) -> list[str]:
         check_sound(checkpoint, ALONE)
     newest = export.checkpoints[-1]
     config = to_config(load_config(newest / CONFIG))
-    check_model(config.model, config.router)
+    check_model(config)
     replaced = _holds_export(export.output)
     weights = read_weights(export, config)
     for name in weights:  # one after the other, so that memory never holds both

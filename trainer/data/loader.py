@@ -139,14 +139,8 @@ def training_loader(
 def check_reading(data: DataConfig, shards: int, batch_size: int, world: int) -> int:
     """The number of canonical streams that so many shards are dealt into, for global batches of `batch_size` pairs.
 
-    Raises UserError when the settings cannot be, or shards, batch, ranks and workers do not fit together.
+    Raises UserError when shards, batch, ranks and workers do not fit together.
     """
-    if data.workers < 0:
-        raise UserError(f"data.workers={data.workers} should be 0 (read in the training process) or more")
-    if data.shuffle_buffer < 0:
-        raise UserError(f"data.shuffle_buffer={data.shuffle_buffer} should be 0 (no shuffling within shards) or more")
-    _check_range(data.crop_scale, "data.crop_scale", 1.0)
-    _check_range(data.crop_ratio, "data.crop_ratio", float("inf"))
     workers = max(1, data.workers)
     return choose_streams(shards, batch_size, world * workers, data.streams, f" ({world} ranks x {workers} workers)")
 
@@ -167,13 +161,6 @@ def check_bad_share(read: int, bad: Mapping[str, int], limit: float) -> None:
         f"{total} of {read} samples are unusable, more than data.max_bad_share={limit:g}: "
         f"mend the shards or raise the limit; the worst are {named}"
     )
-
-
-def _check_range(values: list[float], key: str, most: float) -> None:
-    if len(values) != 2 or not 0 < values[0] <= values[1] <= most:
-        raise UserError(
-            f"{key}={list(values)} should be two numbers, the smaller first, above 0{' and at most 1' if most == 1 else ''}"
-        )
 
 
 def _read_parts(plan: _Plan, worker: int) -> Iterator[Batch]:

@@ -7,16 +7,7 @@ from trainer.config.schema import Config
 from trainer.data.shards.captions import check_captions
 from trainer.data.shards.patterns import list_shards
 from trainer.data.tokenizer import Tokenizer
-from trainer.errors import UserError, did_you_mean
-
-KINDS = ("shapes", "webdataset")
-
-
-def check_kind(config: Config) -> None:
-    """Raise UserError when `data.kind` is none of KINDS."""
-    kind = config.data.kind
-    if kind not in KINDS:
-        raise UserError(f"data.kind={kind}: choose {' or '.join(KINDS)}{did_you_mean(kind, KINDS)}")
+from trainer.errors import UserError
 
 
 def with_shapes(config: Config, folder: Path) -> Config:

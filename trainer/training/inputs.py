@@ -13,7 +13,7 @@ from trainer.data.order.progress import DataProgress
 from trainer.data.shapes.write import write_shapes
 from trainer.data.shards.captions import training_captions
 from trainer.data.shards.patterns import list_shards
-from trainer.data.sources import check_kind, check_training_data, load_tokenizer, with_shapes
+from trainer.data.sources import check_training_data, load_tokenizer, with_shapes
 from trainer.data.tokenizer import Tokenizer, train_tokenizer
 from trainer.distributed.agree import first_reads
 from trainer.distributed.processes import Processes
@@ -29,7 +29,6 @@ def locate_data(config: Config, processes: Processes) -> Config:
 
     The embedded data set is written on the first use, once a host.
     """
-    check_kind(config)
     if config.data.kind == "webdataset":
         return config
     if processes.local_rank == 0:

@@ -57,7 +57,6 @@ def train_shard(write: Callable[[Path], Any]) -> Callable[[Config, Path], None]:
 @pytest.mark.parametrize(
     ("spoil", "parts"),
     [
-        (set_to("data.kind", "shape"), ("data.kind=shape", "did you mean 'shapes'?")),
         (set_to("data.train", None), ("data.train is not set",)),
         (set_to("data.train", "DIR/none-{000..003}.tar"), ("data.train", "no shards match", "none-000.tar")),
         (set_to("data.train", "DIR/none-*.tar"), ("data.train", "no shards match")),

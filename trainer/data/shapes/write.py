@@ -48,8 +48,7 @@ def write_shapes(data: DataConfig, image_size: int) -> Path:
 
     It has `train-000.tar` …, `val-000.tar` … (image and caption; see TRAIN_PATTERN and VAL_PATTERN), and `zeroshot/` and
     `zeroshot_unseen/` (CLIP_benchmark's classification layout, with the colour and shape of each class in
-    `class_attributes.json`). Several processes may call it at once. Raises UserError when the counts are too small or the
-    folder cannot be written.
+    `class_attributes.json`). Several processes may call it at once. Raises UserError when the folder cannot be written.
     """
     folder = shapes_folder(data, image_size)
     if folder.is_dir():
@@ -70,10 +69,7 @@ def write_shapes(data: DataConfig, image_size: int) -> Path:
 
 
 def shapes_folder(data: DataConfig, image_size: int) -> Path:
-    """Where `write_shapes` puts the data set of these settings. Raises UserError when the counts are too small."""
-    for key, count, least in (("train", data.shapes_train, TRAIN_SHARDS), ("val", data.shapes_val, VAL_SHARDS)):
-        if count < least:
-            raise UserError(f"data.shapes_{key}={count} should be at least {least}, one image a shard")
+    """Where `write_shapes` puts the data set of these settings."""
     settings = [VERSION, image_size, data.shapes_train, data.shapes_val, data.shapes_seed]
     return Path(data.cache).expanduser() / f"shapes-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]}"
 
