@@ -1,5 +1,6 @@
 """From the command line to a typed configuration, with errors a person can read."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -14,9 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
+from trainer.config.keys import KEYS as VALUE_KEYS
+from trainer.config.paths import expand_paths
 from trainer.config.schema import Config
 from trainer.errors import UserError, did_you_mean
 
+HOME_IN_LIST = re.compile(r"([\[{,:]\s*)(~[^\s,:\[\]{}'\"]*)")
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
@@ -76,18 +80,23 @@ def quote_text(argument: str) -> str:
     So nobody has to quote a shard pattern twice for its braces, or a `pipe:` command.
     """
     key, _, value = argument.partition("=")
-    if key.lstrip("+") not in TEXT_KEYS or value[:1] in ("", "[", "{", "'", '"'):
+    if key.lstrip("+") not in TEXT_KEYS or value[:1] in ("", "'", '"'):
         return argument
     try:
         OverridesParser.create().parse_override(argument)
     except HydraException:
+        if value[0] in "[{":  # of a list or a mapping only home directories: Hydra knows no `~` in them
+            return HOME_IN_LIST.sub(r'\1"\2"', argument)
         escaped = value.replace('"', '\\"')
         return f'{key}="{escaped}"'
     return argument
 
 
 def to_config(values: Any) -> Config:
-    """A composed or loaded configuration as a Config. Raises UserError for an unknown key or a value of the wrong type."""
+    """A composed or loaded configuration as a Config, its paths expanded.
+
+    Raises UserError for an unknown key, a value of the wrong type, and a path that names nobody's home.
+    """
     try:
         # Merged as plain values: a typed node would bring a key along that `+` has added to it.
         merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(values))
@@ -95,6 +104,7 @@ def to_config(values: Any) -> Config:
     except OmegaConfBaseException as problem:
         raise UserError(explain(problem)) from problem
     assert isinstance(config, Config)  # what a structured Config becomes
+    expand_paths(config)
     return config
 
 
@@ -135,6 +145,22 @@ def check_key(override: Override) -> None:
     known = key in KEYS or key in GROUPS or any(key.startswith(f"{name}.") for name in OPEN_KEYS)
     if not known and key.partition(".")[0].partition("/")[0] != "hydra":
         raise UserError(f"'{override.input_line}': {_no_such_key(key)}")
+    if known and override.is_delete() and not any(key.startswith(f"{name}.") for name in OPEN_KEYS):
+        raise UserError(f"'{override.input_line}': {_not_deleted(key)}")
+
+
+def _not_deleted(key: str) -> str:
+    """Hydra would take a key away, and the schema put its default back: nothing would happen, and nobody would say so."""
+    if key == "experiment":
+        return "an experiment is left out by not naming one, or by experiment=null"
+    if key in GROUPS:
+        choices = ", ".join(sorted(path.stem for path in (CONF / key).glob("*.yaml")))
+        return f"every run has one: choose {key}= one of {choices}"
+    if key not in VALUE_KEYS:
+        return f"the section {key} stays; set its keys, such as {next(name for name in VALUE_KEYS if name.startswith(key))}"
+    if VALUE_KEYS[key].optional:
+        return f"a key is not deleted but switched off: {key}=null"
+    return f"a key is not deleted but set; the default is {key}={VALUE_KEYS[key].default}"
 
 
 def _no_such_key(key: str) -> str:

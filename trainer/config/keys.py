@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
-from typing import Any
+from typing import Any, get_args
 
 from model.option import Option
 from trainer.config.schema import Config
@@ -18,6 +18,11 @@ class Key:
     kind: Any
     default: Any
     option: Option
+
+    @property
+    def optional(self) -> bool:
+        """Whether it can be null."""
+        return self.kind is Any or type(None) in get_args(self.kind)
 
     def refusal(self, value: Any) -> str | None:
         """The line that says why a value cannot be; None when it can."""

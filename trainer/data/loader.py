@@ -142,7 +142,7 @@ def check_reading(data: DataConfig, shards: int, batch_size: int, world: int) ->
     Raises UserError when shards, batch, ranks and workers do not fit together.
     """
     workers = max(1, data.workers)
-    return choose_streams(shards, batch_size, world * workers, data.streams, f" ({world} ranks x {workers} workers)")
+    return choose_streams(shards, batch_size, world, workers, data.streams)
 
 
 def is_bad_share(read: int, bad: int, limit: float) -> bool:

@@ -183,7 +183,7 @@ def _look_at_data(config: Config, world: int | None, progress: TrainingProgress,
     for check in found.attempt(partial(evaluation_checks, config)) or []:
         found.attempt(check)
     if shards and world:
-        data = replace(config.data, streams=progress.streams or config.data.streams)
+        data = replace(config.data, streams=config.data.streams or progress.streams)
         found.attempt(lambda: check_reading(data, shards, config.train.batch_size // config.train.accumulate, world))
     if len(found.problems) > before:
         return

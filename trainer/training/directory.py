@@ -9,7 +9,8 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from trainer.checkpoint.files import BEST, CONFIG, TOKENIZER, all_checkpoints, checkpoint_itself, step_of, sweep_up
-from trainer.checkpoint.load import check_sound, damage, newest_sound
+from trainer.checkpoint.identity import check_identity
+from trainer.checkpoint.load import check_sound, damage, newest_sound, read_progress
 from trainer.config.compose import load_config
 from trainer.config.schema import Config
 from trainer.distributed.agree import first_reads
@@ -19,6 +20,8 @@ from trainer.training.lock import check_unclaimed, claim
 
 METRICS = "metrics.jsonl"
 WANDB_ID = "wandb_run_id"
+ANOTHER_RUN = "begin anew under another run.name or run.dir"
+NEW_WEIGHTS = "leave init_from out to begin with new weights"
 
 
 def open_run_directory(config: Config, processes: Processes) -> tuple[Path, Path | None]:
@@ -30,6 +33,8 @@ def open_run_directory(config: Config, processes: Processes) -> tuple[Path, Path
     """
     run_dir = Path(config.run.dir)
     checkpoint = resume_from(config, run_dir, processes)
+    if checkpoint is not None:
+        first_reads(lambda: check_identity(checkpoint, config, ANOTHER_RUN), processes)
     first_reads(lambda: _prepare(run_dir, checkpoint), processes)
     if checkpoint is not None and processes.is_first:
         _warn_of_other_order(config, checkpoint)
@@ -53,9 +58,13 @@ def inspect_run_directory(config: Config, alone: Processes) -> tuple[Path | None
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
     except OSError as problem:
         raise _unwritable(run_dir, problem) from problem
+    if checkpoint is not None:
+        check_identity(checkpoint, config, ANOTHER_RUN)
     if checkpoint is not None or config.init_from is None:
         return checkpoint, None
-    return None, _sound_in(Path(config.init_from), f"init_from={config.init_from}", alone, digests=False)
+    initial = _sound_in(Path(config.init_from), f"init_from={config.init_from}", alone, digests=False)
+    check_identity(initial, config, NEW_WEIGHTS)
+    return None, initial
 
 
 def existing_part(path: Path) -> Path:
@@ -71,6 +80,7 @@ def initial_weights(config: Config, run_dir: Path, processes: Processes) -> Path
     if config.init_from is None:
         return None
     found = _sound_in(Path(config.init_from), f"init_from={config.init_from}", processes)
+    first_reads(lambda: check_identity(found, config, NEW_WEIGHTS), processes)
 
     def take_tokenizer() -> None:
         if config.data.tokenizer is None:
@@ -164,6 +174,13 @@ def _warn_of_other_order(config: Config, checkpoint: Path) -> None:
     """A resume finds its place in the data by drawing it again, which these settings decide."""
     if not (checkpoint / CONFIG).is_file():
         return
+    streams = read_progress(checkpoint).streams if config.data.streams else None
+    if streams is not None and streams != config.data.streams:
+        logging.getLogger(__name__).warning(
+            "data.streams=%s, but %s was trained with %s: the data has another order from here on, so that some pairs of this "
+            "epoch come twice and some never",
+            *(config.data.streams, checkpoint.name, streams),
+        )
     before, now = load_config(checkpoint / CONFIG), OmegaConf.structured(config)
     for key in ("seed", "data.shuffle_buffer"):
         was, wanted = OmegaConf.select(before, key), OmegaConf.select(now, key)

@@ -49,13 +49,14 @@ class TrainingPairs:
     def loader(
         self, processes: Processes, start: int, streams: int | None, progress: DataProgress | None = None
     ) -> TrainingLoader:
-        """Endless batches of this rank, as if `start` pairs had been drawn already from so many canonical streams.
+        """Endless batches of this rank, as if `start` pairs had been drawn already.
 
+        `streams`: canonical streams of the run so far, which go on unless data.streams says how many;
         `progress`: what all ranks knew of the data by then.
         """
         config = self.config
         return training_loader(
-            replace(config.data, streams=streams or config.data.streams),
+            replace(config.data, streams=config.data.streams or streams),
             shards=self.shards,
             tokenizer=self.tokenizer,
             image_size=config.model.image_size,
