@@ -11,8 +11,10 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from model.paths import user_path
 from trainer.checkpoint.files import PROGRESS, STATE, FileRecord, all_checkpoints, damage_among, find_checkpoint, read_marker
 from trainer.checkpoint.progress import TrainingProgress
+from trainer.config.arguments import Argument
 from trainer.config.schema import TrainConfig
 from trainer.data.order.progress import DataProgress
 from trainer.distributed.agree import first_reads
@@ -145,7 +147,7 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 def checkpoint_of(run: str) -> Path:
     """The checkpoint that `run=` names: itself, or the newest complete one of a run directory. Raises UserError for neither."""
     try:
-        checkpoint = find_checkpoint(Path(run).expanduser())
+        checkpoint = find_checkpoint(user_path(run, "run"))
     except OSError as problem:
         raise UserError(f"run={run}: {problem.filename} cannot be read ({problem.strerror}): mend it") from problem
     if checkpoint is None:
@@ -153,10 +155,16 @@ def checkpoint_of(run: str) -> Path:
     return checkpoint
 
 
+WEIGHTS_ARGUMENT = Argument(
+    "weights",
+    "KIND",
+    f"{WEIGHTS} (as trained, the default), or {EMA} (the moving average of the weights that train.ema kept)",
+    choices=(WEIGHTS, EMA),
+)
+
+
 def check_weights(kind: str, checkpoint: Path) -> str:
-    """The kind of weights that `weights=` names. Raises UserError for an unknown one, and for an average that was not kept."""
-    if kind not in (WEIGHTS, EMA):
-        raise UserError(f"weights={kind}: choose {WEIGHTS} (as trained) or {EMA} (their moving average)")
+    """The kind of weights that `weights=` names. Raises UserError for an average that was not kept."""
     if kind == EMA and EMA not in saved_kinds(checkpoint):
         raise UserError(f"weights={EMA}: {checkpoint} holds no moving average, as train.ema was not set; leave weights={EMA} out")
     return kind
