@@ -29,7 +29,7 @@ from trainer.config.schema import Config
 from trainer.distributed.processes import ALONE
 from trainer.distributed.program import exit_with
 from trainer.engine.state import EMA, WEIGHTS
-from trainer.errors import UserError
+from trainer.errors import UserError, reason
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 COMMAND = Command(
@@ -131,9 +131,8 @@ def write_export(export: Export) -> list[str]:
         (partial / pretrained.WEIGHTS).chmod((partial / pretrained.CONFIG).stat().st_mode)
         _put_in_place(partial, export.output)
     except (OSError, SafetensorError) as problem:
-        reason = getattr(problem, "strerror", None) or str(problem)
         raise UserError(
-            f"the export could not be written to {export.output} ({reason}): mend it or choose another output"
+            f"the export could not be written to {export.output} ({reason(problem)}): mend it or choose another output"
         ) from problem
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -20,7 +20,7 @@ from trainer.data.order.progress import DataProgress
 from trainer.distributed.agree import first_reads
 from trainer.distributed.processes import Processes
 from trainer.engine.state import EMA, MOMENTS, WEIGHTS, ExpertSharding, empty_state
-from trainer.errors import UserError
+from trainer.errors import UserError, reason
 
 _log = logging.getLogger(__name__)
 
@@ -78,13 +78,12 @@ def read_progress(checkpoint: Path) -> TrainingProgress:
         values = json.loads((checkpoint / PROGRESS).read_text())
         return TrainingProgress(**values | {"data": DataProgress(**values.get("data", {}))})
     except (OSError, ValueError, TypeError, AttributeError) as problem:
-        raise _unreadable(checkpoint, problem) from problem
+        raise _unreadable(checkpoint, f"{PROGRESS}: {reason(problem)}") from problem
 
 
 def _unreadable(checkpoint: Path, problem: BaseException | str) -> UserError:
-    reason = (str(problem).strip().splitlines() or [type(problem).__name__])[-1][:160]
     return UserError(
-        f"checkpoint {checkpoint} is damaged ({reason}): move it away so that the one before is taken, or name another"
+        f"checkpoint {checkpoint} is damaged ({reason(problem)}): move it away so that the one before is taken, or name another"
     )
 
 
@@ -101,7 +100,7 @@ def load_state(checkpoint: Path, model: nn.Module, sharding: ExpertSharding | No
             warnings.simplefilter("ignore")
             dcp.load(state, storage_reader=FileSystemReader(checkpoint / STATE))
     except CheckpointException as problem:
-        raise _unreadable(checkpoint, _first_failure(problem)) from problem
+        raise _unreadable(checkpoint, first_failure(problem)) from problem
     return state
 
 
@@ -116,10 +115,11 @@ def _saved_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
         entries = FileSystemReader(checkpoint / STATE).read_metadata().state_dict_metadata
         return {key: tuple(entry.size) for key, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
     except Exception as problem:  # whatever a damaged pickle raises
-        raise _unreadable(checkpoint, problem) from problem
+        raise _unreadable(checkpoint, f"{STATE}/.metadata: {reason(problem)}") from problem
 
 
-def _first_failure(problem: CheckpointException) -> BaseException:
+def first_failure(problem: CheckpointException) -> BaseException:
+    """What went wrong on the first rank where something did."""
     failure = next(iter(problem.failures.values()), None)
     return failure[0] if isinstance(failure, tuple) else problem
 
@@ -149,7 +149,7 @@ def checkpoint_of(run: str) -> Path:
     try:
         checkpoint = find_checkpoint(user_path(run, "run"))
     except OSError as problem:
-        raise UserError(f"run={run}: {problem.filename} cannot be read ({problem.strerror}): mend it") from problem
+        raise UserError(f"run={run}: {problem.filename} cannot be read ({reason(problem)}): mend it") from problem
     if checkpoint is None:
         raise UserError(f"run={run}: no complete checkpoint there; give a run directory, or one of its checkpoints")
     return checkpoint

@@ -79,11 +79,11 @@ class Command:
             sys.exit(0)
         own = {argument.name: argument for argument in self.arguments}
         given = Given({}, [])
-        for key, value in self._pairs(arguments):
+        for key, value, typed in self._pairs(arguments):
             if key not in own:
                 given.overrides.append(f"{key}={value}")
             elif key in given.values:
-                raise UserError(f"'{key}={value}': {key} is given twice; {self.usage}")
+                raise UserError(f"'{typed}': {key} is given twice; {self.usage}")
             else:
                 self._check(own[key], value)
                 given.values[key] = value
@@ -92,21 +92,23 @@ class Command:
             raise UserError(f"{missing[0].form} is missing ({missing[0].meaning}): {self.usage}")
         return given
 
-    def _pairs(self, arguments: Iterable[str]) -> Iterator[tuple[str, str]]:
+    def _pairs(self, arguments: Iterable[str]) -> Iterator[tuple[str, str, str]]:
+        """Key, value, and what was typed."""
         remaining = iter(arguments)
         for argument in remaining:
             key, equals, value = argument.lstrip("-").partition("=") if argument.startswith("--") else argument.partition("=")
-            if not equals and self.word and not argument.startswith("-"):
+            if not equals and self.word and not argument.startswith("-") and not self._is_key(key):
                 key, equals, value = self.word, "=", argument
             self._check_key(key, argument)
             if not equals and argument.startswith("--"):
                 value = next(remaining, "")
-            if value.startswith("--") or not (value or equals) or (not value and self._is_own(key)):
+            is_own = key in [argument.name for argument in self.arguments]
+            if value.startswith("--") or not (value or equals) or (not value and is_own):
                 raise UserError(f"'{argument}': {key} has no value; write {key}=VALUE")
-            yield key, value
+            yield key, value, argument
 
-    def _is_own(self, key: str) -> bool:
-        return key in [argument.name for argument in self.arguments]
+    def _is_key(self, name: str) -> bool:
+        return name in [argument.name for argument in self.arguments] or (bool(self.overrides) and name in KEYS)
 
     def _check_key(self, key: str, argument: str) -> None:
         known = [argument.name for argument in self.arguments]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trainer.distributed.device import choose_device
 from trainer.distributed.environment import adopt_launcher_variables, started_by_srun
-from trainer.errors import UserError
+from trainer.errors import UserError, reason
 
 T = TypeVar("T")
 
@@ -113,13 +113,13 @@ def start_processes(device: str = "auto", timeout_minutes: float = 10.0) -> Proc
                 device_id=chosen if chosen.type == "cuda" else None,
             )
     except (RuntimeError, ValueError) as problem:
-        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+        said = reason(problem)
         remedy = "MASTER_ADDR must be the first host, MASTER_PORT a free port there"
-        if "Gloo" in reason:  # they have met there, and then told each other addresses that lead nowhere
+        if "Gloo" in said:  # they have met there, and then told each other addresses that lead nowhere
             remedy = "set GLOO_SOCKET_IFNAME to the network between the hosts (`ip -brief address` lists them)"
         raise UserError(
             f"rank {rank} of {world} could not join the others at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} "
-            f"({reason[:200]}): {remedy}"
+            f"({said}): {remedy}"
         ) from problem
     processes = Processes(rank, world, local_rank, chosen)
     _check_devices(processes)

@@ -22,7 +22,8 @@ import wandb
 from wandb.sdk.lib import wbauth
 
 from trainer.config.schema import LogConfig
-from trainer.errors import UserError
+from trainer.errors import UserError, reason
+from trainer.files import write_whole
 
 _log = logging.getLogger(__name__)
 _CONNECT_SECONDS = 3.0
@@ -54,10 +55,10 @@ class WandbRun:
         except Exception as problem:  # wandb raises its own errors, TimeoutError, OSError and more; none may end a run.
             if log.wandb == "online":
                 raise UserError(
-                    f"log.wandb=online, but wandb could not start ({_first_line(problem)}): use log.wandb=offline, or mend it"
+                    f"log.wandb=online, but wandb could not start ({reason(problem)}): use log.wandb=offline, or mend it"
                 ) from problem
             instead = "offline" if mode == "online" else "without it"
-            _log.warning("wandb could not start %s (%s): the run goes on %s", mode, _first_line(problem), instead)
+            _log.warning("wandb could not start %s (%s): the run goes on %s", mode, reason(problem), instead)
             wandb.teardown()  # What is left of the failed run holds its id.
             if mode == "offline":
                 return cls(None, "disabled")
@@ -70,7 +71,7 @@ class WandbRun:
         try:
             self._run.log({"step": step, **metrics})
         except Exception as problem:  # See `start`.
-            _log.warning("wandb failed at step %d (%s): training goes on without it", step, _first_line(problem))
+            _log.warning("wandb failed at step %d (%s): training goes on without it", step, reason(problem))
             self._run = None
 
     def finish(self, exit_code: int = 0, stopped: bool = False) -> None:
@@ -82,7 +83,7 @@ class WandbRun:
                 self._run.mark_preempting()
             self._run.finish(exit_code=exit_code)
         except Exception as problem:  # See `start`.
-            _log.warning("wandb could not finish (%s): its files are complete on disk", _first_line(problem))
+            _log.warning("wandb could not finish (%s): its files are complete on disk", reason(problem))
         self._run = None
 
 
@@ -122,10 +123,8 @@ def choose_mode(wanted: str) -> str:
         logged_in = wbauth.authenticate_session(host=settings.base_url, source="limoe", prompt=False, update_session=False)
     except wandb.errors.AuthenticationError as problem:
         if wanted == "online":
-            raise UserError(
-                f"log.wandb=online, but {_first_line(problem)}: run `wandb login`, or use log.wandb=offline"
-            ) from problem
-        _log.warning("wandb stays offline: %s", _first_line(problem))
+            raise UserError(f"log.wandb=online, but {reason(problem)}: run `wandb login`, or use log.wandb=offline") from problem
+        _log.warning("wandb stays offline: %s", reason(problem))
         return "offline"
     if wanted == "online":
         if logged_in is None:
@@ -195,9 +194,9 @@ def _run_id(run_dir: Path) -> str:
         if kept:
             return kept
         run_id = secrets.token_hex(4)  # Not from `random`: runs of one seed would share an id.
-        path.write_text(run_id + "\n")
+        write_whole(path, f"{run_id}\n".encode())
     except OSError as problem:
-        raise UserError(f"cannot write {path} ({problem.strerror}): make room or choose another run.dir") from problem
+        raise UserError(f"cannot write {path} ({reason(problem)}): make room or choose another run.dir") from problem
     return run_id
 
 
@@ -233,7 +232,3 @@ def _init(log: LogConfig, run_dir: Path, run_name: str, config: dict[str, Any], 
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
     return run
-
-
-def _first_line(problem: Exception) -> str:
-    return (str(problem).strip() or type(problem).__name__).splitlines()[0]

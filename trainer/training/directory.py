@@ -15,7 +15,8 @@ from trainer.config.compose import load_config
 from trainer.config.schema import Config
 from trainer.distributed.agree import first_reads
 from trainer.distributed.processes import Processes
-from trainer.errors import UserError
+from trainer.errors import UserError, reason
+from trainer.files import write_whole
 from trainer.training.lock import check_unclaimed, claim
 
 METRICS = "metrics.jsonl"
@@ -111,10 +112,8 @@ def _prepare(run_dir: Path, checkpoint: Path | None) -> None:
 
 def _write_config(config: Config, run_dir: Path) -> None:
     try:
-        # All at once: a start that is killed here must not leave half a file in the way of the next one.
-        temporary = run_dir / f"{CONFIG}.tmp"
-        temporary.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
-        temporary.replace(run_dir / CONFIG)
+        # Whole: a start that is killed here must not leave half a file in the way of the next one.
+        write_whole(run_dir / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
     except OSError as problem:
         raise _unwritable(run_dir, problem) from problem
 
@@ -122,7 +121,7 @@ def _write_config(config: Config, run_dir: Path) -> None:
 def _unwritable(run_dir: Path, problem: OSError) -> UserError:
     where = problem.filename2 or problem.filename or run_dir
     return UserError(
-        f"the run directory {run_dir} cannot be used ({where}: {problem.strerror}): mend it or choose another run.dir"
+        f"the run directory {run_dir} cannot be used ({where}: {reason(problem)}): mend it or choose another run.dir"
     )
 
 

@@ -1,6 +1,7 @@
 """Where a run goes on from, and that a start neither overwrites nor deletes what was there."""
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -245,13 +246,11 @@ def test_a_setting_that_gives_the_data_another_order_is_warned_of(
 
 def test_a_configuration_is_kept_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / CONFIG).write_text("run:\n  name: first\n")
-    kept = Path.write_text
 
-    def write_half(path: Path, text: str) -> int:
-        kept(path, text[: len(text) // 2])
+    def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", write_half)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match=r"cannot be used \(.*No space left on device\)"):
         write_config(configured(tmp_path), tmp_path, ALONE)
     assert load_config(tmp_path / CONFIG).run.name == "first"
