@@ -25,10 +25,14 @@ from trainer.errors import UserError, reason
 _log = logging.getLogger(__name__)
 
 
-def newest_sound(run_dir: Path, processes: Processes, digests: bool = True) -> Path | None:
+BEGIN_ANEW = "mend them, or say resume=never to start from the beginning (they are kept)"
+
+
+def newest_sound(run_dir: Path, processes: Processes, digests: bool = True, remedy: str = BEGIN_ANEW) -> Path | None:
     """The newest checkpoint of a run whose files are what was written; warns of damaged ones on the way. A collective.
 
-    digests: as in `damage`. None when there are no checkpoints. Raises UserError when there are some and all are damaged.
+    digests: as in `damage`; remedy: what to do when all are damaged. None when there are no checkpoints. Raises UserError when
+    there are some and all are damaged.
     """
     candidates = first_reads(lambda: all_checkpoints(run_dir), processes)
     for checkpoint in reversed(candidates):
@@ -40,7 +44,7 @@ def newest_sound(run_dir: Path, processes: Processes, digests: bool = True) -> P
     if candidates:
         raise UserError(
             f"none of the {len(candidates)} checkpoints in {run_dir / 'checkpoints'} can be read (of the oldest: {problem}): "
-            f"mend them, or say resume=never to start from the beginning (they are kept)"
+            f"{remedy}"
         )
     return None
 
@@ -136,7 +140,7 @@ def check_architecture(checkpoint: Path, wanted: dict[str, tuple[int, ...]], pre
     more = f"; and {len(names) - 3} more" if len(names) > 3 else ""
     raise UserError(
         f"checkpoint {checkpoint} is of another architecture ({shown}{more}): "
-        f"use the model it was trained with, or begin anew (another run.name, no init_from)"
+        f"use the model it was trained with, or begin anew (another run.dir, no init_from)"
     )
 
 

@@ -4,7 +4,7 @@ What a value may be whatever the others are, its field says (trainer.config.sche
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from model.config import ModelConfig, RouterConfig
@@ -85,14 +85,21 @@ def _check_parts(model: ModelConfig, router: RouterConfig) -> None:
     beyond = [layer for layer in model.expert_layers if layer >= model.layers]
     if beyond:
         raise UserError(
-            f"model.expert_layers names {beyond}, but the blocks are 0 to {model.layers - 1} (model.layers={model.layers})"
+            f"model.expert_layers names {beyond}, but the blocks are 0 to {model.layers - 1} (model.layers={model.layers}): "
+            f"use model.expert_layers={_typed(layer for layer in model.expert_layers if layer < model.layers)}, "
+            f"or model.layers={max(beyond) + 1}"
         )
     if len(set(model.expert_layers)) < len(model.expert_layers):
-        raise UserError(f"model.expert_layers={list(model.expert_layers)} names a block twice")
+        raise UserError(
+            f"model.expert_layers={list(model.expert_layers)} names a block twice: "
+            f"use model.expert_layers={_typed(dict.fromkeys(model.expert_layers))}"
+        )
     if model.towers == 2 and model.expert_layers:
         raise UserError("model.towers=2 is the dense baseline: set model.expert_layers=[], or model.towers=1 for experts")
     if model.expert_layers and router.top_k > model.experts:
-        raise UserError(f"router.top_k={router.top_k} is more than model.experts={model.experts}: lower it")
+        raise UserError(
+            f"router.top_k={router.top_k} is more than model.experts={model.experts}: use router.top_k={model.experts}, or less"
+        )
 
 
 def _check_parallel(config: Config, world: int) -> None:
@@ -118,16 +125,16 @@ def _check_parallel(config: Config, world: int) -> None:
 
 
 def _check_training_batch(config: Config, world: int) -> None:
-    train, readers = config.train, max(1, config.data.workers)
+    train, group = config.train, config.router.group_size
     pieces = world * train.accumulate
     if train.batch_size % pieces:
-        # Readers take equal parts of a micro-batch too, which the shards' own check would say next.
+        # Readers take equal parts of a micro-batch too, and groups divide it: what we propose must pass their checks.
+        fitting = pieces * math.lcm(max(1, config.data.workers), group or 1)
         raise UserError(
             f"train.batch_size={train.batch_size} (global) is not divisible by {count_processes(world)} x {train.accumulate} "
-            f"micro-batches: use a multiple of {pieces * readers}, such as "
-            f"train.batch_size={_multiple(train.batch_size, pieces * readers)}"
+            f"micro-batches: use a multiple of {fitting}, such as train.batch_size={_multiple(train.batch_size, fitting)}"
         )
-    local, group = train.batch_size // pieces, config.router.group_size
+    local = train.batch_size // pieces
     if group is not None and local % min(group, local):
         raise UserError(
             f"router.group_size={group} does not divide the {local} pairs of one process's micro-batch: "
@@ -146,16 +153,22 @@ def _check_evaluation_batch(config: Config, world: int) -> None:
 
 def check_schedule(config: ScheduleConfig, steps: int) -> None:
     """Raise UserError for a schedule that does not fit the run's steps."""
-    if config.kind == "rsqrt" and config.warmup_steps + config.cooldown_steps > steps:
+    both = config.warmup_steps + config.cooldown_steps
+    if config.kind == "rsqrt" and both > steps:
+        warmup, cooldown = (steps * part // both for part in (config.warmup_steps, config.cooldown_steps))
         raise UserError(
             f"schedule.warmup_steps={config.warmup_steps} and schedule.cooldown_steps={config.cooldown_steps} do not fit "
-            f"train.steps={steps}: shorten them"
+            f"train.steps={steps}: shorten them, such as to schedule.warmup_steps={warmup} and schedule.cooldown_steps={cooldown}"
         )
 
 
 def count_processes(world: int) -> str:
     """`1 process`, `2 processes`."""
     return f"{world} process{'es' if world > 1 else ''}"
+
+
+def _typed(numbers: Iterable[int]) -> str:
+    return f"[{','.join(map(str, numbers))}]"
 
 
 def _divisor(number: int, most: int) -> int:

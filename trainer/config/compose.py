@@ -145,17 +145,20 @@ def check_key(override: Override) -> None:
     known = key in KEYS or key in GROUPS or any(key.startswith(f"{name}.") for name in OPEN_KEYS)
     if not known and key.partition(".")[0].partition("/")[0] != "hydra":
         raise UserError(f"'{override.input_line}': {_no_such_key(key)}")
+    is_choice = isinstance(override.value(), str) or override.is_sweep_override()
+    if key in GROUPS and not override.is_delete() and not is_choice and not isinstance(override.value(), dict):
+        raise UserError(f"'{override.input_line}': {_always_there(key)}")  # null, or a number: Hydra has only a traceback for it
     if known and override.is_delete() and not any(key.startswith(f"{name}.") for name in OPEN_KEYS):
-        raise UserError(f"'{override.input_line}': {_not_deleted(key)}")
+        raise UserError(f"'{override.input_line}': {_always_there(key)}")
 
 
-def _not_deleted(key: str) -> str:
+def _always_there(key: str) -> str:
     """Hydra would take a key away, and the schema put its default back: nothing would happen, and nobody would say so."""
     if key == "experiment":
-        return "an experiment is left out by not naming one, or by experiment=null"
+        return "a run without an experiment names none: leave experiment= out"
     if key in GROUPS:
         choices = ", ".join(sorted(path.stem for path in (CONF / key).glob("*.yaml")))
-        return f"every run has one: choose {key}= one of {choices}"
+        return f"every run has one {key}: choose {choices}"
     if key not in VALUE_KEYS:
         return f"the section {key} stays; set its keys, such as {next(name for name in VALUE_KEYS if name.startswith(key))}"
     if VALUE_KEYS[key].optional:

@@ -24,9 +24,12 @@ def load_tokenizer(config: Config, path: Path) -> Tokenizer:
     """The run's tokenizer. Raises UserError when the model's table is too small for it."""
     tokenizer = Tokenizer.load(path)
     if tokenizer.vocabulary > config.model.vocabulary:
+        remedy = f"set model.vocabulary={tokenizer.vocabulary}"
+        if config.init_from is not None and config.data.tokenizer is not None:  # its weights have as many rows as they have
+            remedy = "leave data.tokenizer out to keep that of init_from, or init_from"
         raise UserError(
             f"the tokenizer {config.data.tokenizer or path} has {tokenizer.vocabulary} pieces, but model.vocabulary="
-            f"{config.model.vocabulary}: set model.vocabulary={tokenizer.vocabulary}"
+            f"{config.model.vocabulary}: {remedy}"
         )
     return tokenizer
 

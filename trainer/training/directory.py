@@ -21,7 +21,6 @@ from trainer.training.lock import check_unclaimed, claim
 
 METRICS = "metrics.jsonl"
 WANDB_ID = "wandb_run_id"
-ANOTHER_RUN = "begin anew under another run.name or run.dir"
 NEW_WEIGHTS = "leave init_from out to begin with new weights"
 
 
@@ -35,7 +34,7 @@ def open_run_directory(config: Config, processes: Processes) -> tuple[Path, Path
     run_dir = Path(config.run.dir)
     checkpoint = resume_from(config, run_dir, processes)
     if checkpoint is not None:
-        first_reads(lambda: check_identity(checkpoint, config, ANOTHER_RUN), processes)
+        first_reads(lambda: check_identity(checkpoint, config, f"begin anew under {_another(config)}"), processes)
     first_reads(lambda: _prepare(run_dir, checkpoint), processes)
     if checkpoint is not None and processes.is_first:
         _warn_of_other_order(config, checkpoint)
@@ -60,7 +59,7 @@ def inspect_run_directory(config: Config, alone: Processes) -> tuple[Path | None
     except OSError as problem:
         raise _unwritable(run_dir, problem) from problem
     if checkpoint is not None:
-        check_identity(checkpoint, config, ANOTHER_RUN)
+        check_identity(checkpoint, config, f"begin anew under {_another(config)}")
     if checkpoint is not None or config.init_from is None:
         return checkpoint, None
     initial = _sound_in(Path(config.init_from), f"init_from={config.init_from}", alone, digests=False)
@@ -136,7 +135,7 @@ def resume_from(config: Config, run_dir: Path, processes: Processes, digests: bo
     if config.resume == "never":
         sound = next((path for path in reversed(kept) if damage(path, processes, digests) is None), None)
         if sound:
-            raise UserError(f"resume=never, but {run_dir} holds a run ({sound.name}): choose another run.name, or resume=auto")
+            raise UserError(f"resume=never, but {run_dir} holds a run ({sound.name}): choose {_another(config)}, or resume=auto")
         return None
     same_command = first_reads(lambda: _was_started_with(config.resume, run_dir), processes)
     if kept and same_command:
@@ -144,9 +143,15 @@ def resume_from(config: Config, run_dir: Path, processes: Processes, digests: bo
     found = _sound_in(Path(config.resume), f"resume={config.resume}", processes, digests)
     if kept and not _is_of(run_dir, found):
         raise UserError(
-            f"resume={config.resume}, but {run_dir} holds another run ({kept[-1].name}): choose another run.name, or resume=auto"
+            f"resume={config.resume}, but {run_dir} holds another run ({kept[-1].name}): "
+            f"choose {_another(config)}, or resume=auto"
         )
     return found
+
+
+def _another(config: Config) -> str:
+    """What a user changes to have another run directory."""
+    return "another run.name" if config.run.dir == f"runs/{config.run.name}" else "another run.dir"
 
 
 def _sound_in(where: Path, asked: str, processes: Processes, digests: bool = True) -> Path:
@@ -155,7 +160,7 @@ def _sound_in(where: Path, asked: str, processes: Processes, digests: bool = Tru
     if itself is not None:
         check_sound(itself, processes, digests)
         return itself
-    found = newest_sound(where, processes, digests)
+    found = newest_sound(where, processes, digests, "mend them, or name another run or checkpoint")
     if found is None:
         raise UserError(f"{asked}: no complete checkpoint there; give a run directory, or one of its checkpoints")
     return found

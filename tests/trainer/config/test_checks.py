@@ -1,13 +1,17 @@
 """Which configurations are refused for how many processes, and that the line says why."""
 
+import json
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from trainer.config.checks import check_evaluation, check_layout, layout_problems
-from trainer.config.keys import KEYS, Key
+from trainer.config.keys import KEYS, Key, value_of
 from trainer.config.schema import Config
 from trainer.data.shapes.write import TRAIN_SHARDS, VAL_SHARDS
 from trainer.distributed.processes import Processes
@@ -134,6 +138,51 @@ def test_what_cannot_run_is_refused_in_one_line(world: int, values: dict[str, An
     told = str(caught.value)
     assert "\n" not in told
     assert all(part in told for part in parts), told
+
+
+SIZES = st.integers(1, 24)
+KEY_AND_VALUE = re.compile(r"\b([a-z]+(?:\.[a-z_]+)+)=(\[[\d,]*\]|\d+)")
+
+
+@given(
+    world=st.integers(1, 8),
+    values=st.fixed_dictionaries(
+        {
+            "model__width": SIZES,
+            "model__heads": SIZES,
+            "model__image_size": SIZES,
+            "model__patch": SIZES,
+            "model__layers": st.integers(1, 4),
+            "model__experts": SIZES,
+            "model__expert_layers": st.lists(st.integers(0, 5), max_size=3),
+            "model__towers": st.sampled_from([1, 2]),
+            "router__top_k": SIZES,
+            "router__group_size": st.none() | SIZES,
+            "data__workers": st.integers(0, 4),
+            "parallel__expert_parallel": SIZES,
+            "train__batch_size": st.integers(1, 100),
+            "train__accumulate": st.integers(1, 4),
+            "train__steps": SIZES,
+            "eval__batch_size": st.integers(1, 100),
+            "schedule__kind": st.sampled_from(["cosine", "rsqrt"]),
+            "schedule__warmup_steps": st.integers(0, 30),
+            "schedule__cooldown_steps": st.integers(0, 30),
+        }
+    ),
+)
+def test_who_does_what_the_lines_propose_gets_a_run(world: int, values: dict[str, Any]):
+    config = config_with(**values)
+    for _ in range(10):
+        problems = list(layout_problems(config, world).values())
+        if not problems:
+            return
+        proposals = problems[0].rpartition(": ")[2].split(", or ")
+        changes = next(found for proposal in proposals if (found := KEY_AND_VALUE.findall(proposal)))
+        for key, value in changes:
+            section, _, leaf = key.rpartition(".")
+            setattr(value_of(config, section), leaf, json.loads(value))
+        assert problems[0] not in layout_problems(config, world).values(), problems[0]
+    raise AssertionError(problems)
 
 
 def test_all_that_is_wrong_is_found_at_once_and_each_thing_once():
