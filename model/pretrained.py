@@ -17,6 +17,7 @@ from torch import Tensor
 from model.config import AuxiliaryConfig, ModelConfig, RouterConfig
 from model.errors import UserError
 from model.limoe import LIMoE
+from model.paths import user_path
 from model.preprocess import REDUCING_GAP, centre_crop, decode_image, normalise, to_rgb
 from model.tokenizer import Tokenizer
 
@@ -95,7 +96,7 @@ class Pretrained:
 
 def load_pretrained(folder: Path, device: str | torch.device, dtype: torch.dtype | None) -> Pretrained:
     """See model.load."""
-    folder = folder.expanduser()
+    folder = user_path(folder)
     for name in FILES:
         if not (folder / name).is_file():
             raise UserError(

@@ -1,16 +1,17 @@
 """A SentencePiece vocabulary out of captions."""
 
 import io
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import sentencepiece
 
+from model.paths import user_path
 from model.tokenizer import END, PADDING, UNKNOWN
 from model.tokenizer import Tokenizer as Tokenizer
 from trainer.data.shards.captions import training_captions as training_captions  # what a tokenizer is trained on
 from trainer.errors import UserError
+from trainer.files import write_whole
 
 
 def train_tokenizer(captions: Iterable[str], path: str | Path, vocabulary: int, seed: int = 0) -> Tokenizer:
@@ -47,15 +48,7 @@ def train_tokenizer(captions: Iterable[str], path: str | Path, vocabulary: int, 
             f"no tokenizer of model.vocabulary={vocabulary} can be trained on {len(sentences)} captions: {reason}"
         ) from None
     tokenizer = Tokenizer(trained.getvalue())
-    _write_whole(Path(path).expanduser(), tokenizer.model)
-    return tokenizer
-
-
-def _write_whole(path: Path, content: bytes) -> None:
+    path = user_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_whole(path, tokenizer.model)
+    return tokenizer

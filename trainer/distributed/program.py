@@ -16,7 +16,7 @@ from trainer.config.schema import Config
 from trainer.distributed.environment import local_rank_from_environment, rank_from_environment
 from trainer.distributed.processes import Processes, start_processes, stop_processes
 from trainer.distributed.signals import EXIT_INTERRUPTED
-from trainer.errors import UserError
+from trainer.errors import UserError, reason
 from trainer.reporting.log_lines import log_to_terminal
 
 EXIT_USER_ERROR = 2
@@ -68,8 +68,7 @@ def run_program(config: Config, work: Callable[[Processes], int]) -> NoReturn:
         if _is_lost_contact(problem):
             _leave(EXIT_FAILURE, _name_the_lost(processes))
         sys.excepthook(type(problem), problem, problem.__traceback__)
-        reason = (str(problem).strip().splitlines() or [""])[0][:200]
-        line = f"error: rank {processes.rank} failed: {type(problem).__name__}: {reason}"
+        line = f"error: rank {processes.rank} failed: {type(problem).__name__}: {reason(problem)}"
         _tell_torchrun(line)
         _leave(EXIT_FAILURE, line)
     stop_processes()

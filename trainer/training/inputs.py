@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from model.paths import user_path
 from trainer.checkpoint.files import TOKENIZER
 from trainer.config.schema import Config
 from trainer.data.loader import TrainingLoader, training_loader
@@ -17,9 +18,10 @@ from trainer.data.sources import check_training_data, load_tokenizer, with_shape
 from trainer.data.tokenizer import Tokenizer, train_tokenizer
 from trainer.distributed.agree import first_reads
 from trainer.distributed.processes import Processes
-from trainer.errors import Check, UserError
+from trainer.errors import Check, UserError, reason
 from trainer.evaluation.classification_set import read_classification_set
 from trainer.evaluation.suite import classification_sets, retrieval_shards
+from trainer.files import write_whole
 
 _log = logging.getLogger(__name__)
 
@@ -106,9 +108,9 @@ def _make_tokenizer(config: Config, shards: list[str], path: Path) -> None:
     try:
         if config.data.tokenizer:
             Tokenizer.load(config.data.tokenizer)
-            path.write_bytes(Path(config.data.tokenizer).expanduser().read_bytes())
+            write_whole(path, user_path(config.data.tokenizer).read_bytes())
             return
         captions: Iterable[str] = training_captions(shards, config.data.caption_key, config.data.tokenizer_captions)
         train_tokenizer(captions, path, config.model.vocabulary, config.seed)
     except OSError as problem:
-        raise UserError(f"cannot write {path} ({problem.strerror}): make room or choose another run.dir") from problem
+        raise UserError(f"cannot write {path} ({reason(problem)}): make room or choose another run.dir") from problem

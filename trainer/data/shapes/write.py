@@ -17,6 +17,7 @@ import numpy as np
 import webdataset
 from PIL import Image
 
+from model.paths import user_path
 from trainer.config.schema import DataConfig
 from trainer.data.shapes.draw import draw
 from trainer.data.shapes.scenes import (
@@ -71,7 +72,7 @@ def write_shapes(data: DataConfig, image_size: int) -> Path:
 def shapes_folder(data: DataConfig, image_size: int) -> Path:
     """Where `write_shapes` puts the data set of these settings."""
     settings = [VERSION, image_size, data.shapes_train, data.shapes_val, data.shapes_seed]
-    return Path(data.cache).expanduser() / f"shapes-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]}"
+    return user_path(data.cache, "data.cache") / f"shapes-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]}"
 
 
 def _rename(unfinished: Path, folder: Path) -> None:
