@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from trainer.checkpoint.files import CONFIG, TOKENIZER
-from trainer.checkpoint.identity import check_identity
+from trainer.checkpoint.identity import check_identity, warn_of_other_pictures
 from trainer.checkpoint.load import WEIGHTS_ARGUMENT, check_sound, check_weights, checkpoint_of, load_state, read_progress
 from trainer.config.arguments import Argument, Command
 from trainer.config.schema import Config
@@ -61,6 +61,8 @@ def evaluate_run(checkpoint: Path, kind: str, config: Config, processes: Process
 
     check_evaluation(config, processes.world)
     check_sound(checkpoint, processes)
+    if processes.is_first:
+        warn_of_other_pictures(checkpoint, config)
     located = locate_data(config, processes)
     tokenizer = load_tokenizer(config, checkpoint / TOKENIZER)
     peers = start_deepspeed(processes, config.parallel.expert_parallel)

@@ -6,6 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from trainer.checkpoint.files import CONFIG, MARKER, checkpoint_path
+from trainer.checkpoint.identity import warn_of_other_pictures
 from trainer.config.checks import check_evaluation, check_layout
 from trainer.config.schema import Config
 from trainer.errors import UserError
@@ -106,9 +107,11 @@ def test_paths_are_read_by_the_one_rule(run_dir: Path, monkeypatch: pytest.Monke
 
 
 def test_other_pictures_than_in_training_are_warned_of(run_dir: Path, caplog: pytest.LogCaptureFixture):
-    read_arguments([f"run={run_dir}", "eval.batch_size=8", "router.noise=0", "router.top_k=2"])
-    assert not caplog.text, "a dense model has no experts to choose from"
-    read_arguments([f"run={run_dir}", "data.mean=[0.4,0.4,0.4]"])
+    same = ["eval.batch_size=8", "router.noise=0", "router.top_k=2"]  # a dense model has no experts to choose from
+    for overrides in (same, ["data.mean=[0.4,0.4,0.4]"]):
+        assert not caplog.text
+        checkpoint, _, config = read_arguments([f"run={run_dir}", *overrides])
+        warn_of_other_pictures(checkpoint, config)
     assert "data.mean=[0.4, 0.4, 0.4], but step-00000010 was trained with [0.5, 0.5, 0.5]" in caplog.text
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from trainer.checkpoint.files import BEST, CONFIG, TOKENIZER, all_checkpoints, checkpoint_itself, step_of, sweep_up
-from trainer.checkpoint.identity import check_identity
+from trainer.checkpoint.identity import check_identity, warn_of_other_pictures
 from trainer.checkpoint.load import check_sound, damage, newest_sound, read_progress
 from trainer.config.compose import load_config
 from trainer.config.schema import Config
@@ -34,7 +34,7 @@ def open_run_directory(config: Config, processes: Processes) -> tuple[Path, Path
     run_dir = Path(config.run.dir)
     checkpoint = resume_from(config, run_dir, processes)
     if checkpoint is not None:
-        first_reads(lambda: check_identity(checkpoint, config, f"begin anew under {_another(config)}"), processes)
+        first_reads(lambda: _check_same_model(checkpoint, config, f"begin anew under {_another(config)}"), processes)
     first_reads(lambda: _prepare(run_dir, checkpoint), processes)
     if checkpoint is not None and processes.is_first:
         _warn_of_other_order(config, checkpoint)
@@ -59,11 +59,11 @@ def inspect_run_directory(config: Config, alone: Processes) -> tuple[Path | None
     except OSError as problem:
         raise _unwritable(run_dir, problem) from problem
     if checkpoint is not None:
-        check_identity(checkpoint, config, f"begin anew under {_another(config)}")
+        _check_same_model(checkpoint, config, f"begin anew under {_another(config)}")
     if checkpoint is not None or config.init_from is None:
         return checkpoint, None
     initial = _sound_in(Path(config.init_from), f"init_from={config.init_from}", alone, digests=False)
-    check_identity(initial, config, NEW_WEIGHTS)
+    _check_same_model(initial, config, NEW_WEIGHTS)
     return None, initial
 
 
@@ -80,7 +80,7 @@ def initial_weights(config: Config, run_dir: Path, processes: Processes) -> Path
     if config.init_from is None:
         return None
     found = _sound_in(Path(config.init_from), f"init_from={config.init_from}", processes)
-    first_reads(lambda: check_identity(found, config, NEW_WEIGHTS), processes)
+    first_reads(lambda: _check_same_model(found, config, NEW_WEIGHTS), processes)
 
     def take_tokenizer() -> None:
         if config.data.tokenizer is None:
@@ -147,6 +147,11 @@ def resume_from(config: Config, run_dir: Path, processes: Processes, digests: bo
             f"choose {_another(config)}, or resume=auto"
         )
     return found
+
+
+def _check_same_model(checkpoint: Path, config: Config, otherwise: str) -> None:
+    check_identity(checkpoint, config, otherwise)
+    warn_of_other_pictures(checkpoint, config)
 
 
 def _another(config: Config) -> str:
