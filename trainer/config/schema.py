@@ -29,6 +29,9 @@ class DataConfig:
     caption_key: str | None = option(
         None, "captions are read from this key of .json (of a list, one is drawn at random) where there is one; else from .txt"
     )
+    caption_lines: bool | None = option(
+        None, "each line of a .txt is a caption of its own; null: only beside CLIP_benchmark's nshards.txt"
+    )
     tokenizer: str | None = option(
         None, "PATH.model of SentencePiece; null: one is trained on the training captions", path=True, filled=True
     )
@@ -48,6 +51,14 @@ class DataConfig:
     )
     crop_ratio: list[float] = option([0.75, 1.3333], "width to height of a training crop", length=2, ascending=True, above=0)
     flip: bool = option(False, "mirror half of the training images; wrong for captions that say left and right")
+    background: list[int] = option(
+        [255, 255, 255],
+        "red, green and blue that are seen through what is transparent in an image",
+        length=3,
+        at_least=0,
+        at_most=255,
+        prepares_input=True,
+    )
     mean: list[float] = option(
         [0.5, 0.5, 0.5], "of red, green and blue, values from 0 to 1: subtracted from the pixels", length=3, prepares_input=True
     )

@@ -116,6 +116,8 @@ def test_what_can_run_is_let_through(world: int, values: dict[str, Any]):
         (1, {"data__crop_scale": [0.5, 1.5]}, ("data.crop_scale=[0.5, 1.5]", "each above 0 and at most 1")),
         (1, {"data__crop_ratio": [1.0]}, ("data.crop_ratio=[1.0] must be two numbers",)),
         (1, {"data__crop_ratio": [1.0, float("inf")]}, ("data.crop_ratio=[1.0, inf]", "and finite")),
+        (1, {"data__background": [255, 255]}, ("data.background=[255, 255] must be three numbers, each at least 0 and at most",)),
+        (1, {"data__background": [0, 0, 256]}, ("data.background=[0, 0, 256]",)),
         (1, {"data__max_bad_share": 1.5}, ("data.max_bad_share=1.5", "at most 1")),
         (1, {"data__shapes_train": 15}, ("data.shapes_train=15 must be at least 16 (one pair a shard)",)),
         (1, {"data__tokenizer": ""}, ("data.tokenizer must not be empty",)),
