@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SHELL := /bin/bash
 
-.PHONY: setup train test test-all test-cluster lint clean
+.PHONY: setup train test test-all test-cluster docs lint clean
 
 setup: $(READY)  ## create the environment in .venv; safe to repeat
 
@@ -25,6 +25,9 @@ test-all: setup  ## the quick tests, and those that start several processes
 
 test-cluster: setup  ## jobs of a real SLURM, started on this machine (root; Debian); skipped where that is impossible
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m cluster tests/cluster $(ARGS)
+
+docs: setup  ## docs/configuration.md, from the schema and conf/
+	$(BIN)/python -m trainer.config.document > docs/configuration.md
 
 lint: setup  ## ruff and mypy
 	@unlinted=$$(comm -23 <(git ls-files '*.py' | sort) <($(BIN)/ruff check . --show-files | sed "s#^$$PWD/##" | sort)); \

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 from torch import Tensor
 
-from model.errors import UserError
+from model.errors import UserError, reason
 from model.preprocess import WHITE, decode_image, upright_rgb
 
 Picture = Image.Image | str | PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | NDArray[Any] | Tensor
@@ -31,7 +31,7 @@ def read_picture(image: Picture, least_side: int = 0, background: Sequence[int] 
         try:
             return decode_image(Path(image).expanduser().read_bytes(), least_side, background)
         except (OSError, ValueError) as problem:  # a path with a NUL is a ValueError
-            raise UserError(f"image {image}: {getattr(problem, 'strerror', None) or problem}") from problem
+            raise UserError(f"image {image}: {reason(problem)}") from problem
         except UserError as problem:
             raise UserError(f"image {image}: {problem}") from problem
     if isinstance(image, (bytes, bytearray, memoryview)):

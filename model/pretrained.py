@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model.config import AuxiliaryConfig, ModelConfig, RouterConfig
-from model.errors import UserError
+from model.errors import UserError, reason
 from model.limoe import LIMoE
+from model.paths import user_path
 from model.pictures import Picture, kind_of_object, read_picture
 from model.preprocess import REDUCING_GAP, WHITE, centre_crop, normalise
 from model.tokenizer import Tokenizer
@@ -101,7 +102,7 @@ class Pretrained:
 
 def load_pretrained(folder: Path, device: str | torch.device, dtype: torch.dtype | None) -> Pretrained:
     """See model.load."""
-    folder = folder.expanduser()
+    folder = user_path(folder)
     for name in FILES:
         if not (folder / name).is_file():
             raise UserError(
@@ -120,7 +121,7 @@ def load_pretrained(folder: Path, device: str | torch.device, dtype: torch.dtype
     try:
         module = module.to(device, dtype)
     except (RuntimeError, AssertionError) as problem:  # torch without CUDA asserts that it has it
-        raise UserError(f"device={device} cannot be used ({_one_line(problem)}): choose another, such as cpu") from problem
+        raise UserError(f"device={device} cannot be used ({reason(problem)}): choose another, such as cpu") from problem
     return Pretrained(module, tokenizer, mean, std, background)
 
 
@@ -136,14 +137,14 @@ def _build(path: Path) -> tuple[LIMoE, tuple[list[float], list[float], list[int]
             data = values["data"]
             return LIMoE(config, routing), (list(data["mean"]), list(data["std"]), list(data.get("background", WHITE)))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, LookupError, TypeError, ValueError, ArithmeticError) as problem:
-        raise UserError(f"{path}: no configuration of a trained model ({_one_line(problem)}); export the run again") from problem
+        raise UserError(f"{path}: no configuration of a trained model ({reason(problem)}); export the run again") from problem
 
 
 def _read_weights(path: Path, module: LIMoE) -> dict[str, Tensor]:
     try:
         weights = load_file(path)
     except (OSError, SafetensorError) as problem:
-        raise UserError(f"{path} is damaged ({_one_line(problem)}): copy it again, or export the run again") from problem
+        raise UserError(f"{path} is damaged ({reason(problem)}): copy it again, or export the run again") from problem
     expected = {name: tuple(parameter.shape) for name, parameter in module.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
     different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
@@ -184,7 +185,3 @@ def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch
-
-
-def _one_line(problem: Exception) -> str:
-    return (str(problem).strip().splitlines() or [type(problem).__name__])[0][:160]

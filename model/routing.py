@@ -6,8 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PRIORITIES = ("gate", "order")
-
 
 @dataclass(frozen=True)
 class Gates:

@@ -8,7 +8,8 @@ import sentencepiece
 import torch
 from torch import Tensor
 
-from model.errors import UserError
+from model.errors import UserError, reason
+from model.paths import user_path
 from model.text import clean_text
 
 PADDING, UNKNOWN, END = 0, 1, 2
@@ -48,9 +49,9 @@ class Tokenizer:
     def load(cls, path: str | Path) -> "Tokenizer":
         """From a `.model` file. Raises UserError when it is missing, unreadable, or no SentencePiece model."""
         try:
-            return cls(Path(path).expanduser().read_bytes())
+            return cls(user_path(path).read_bytes())
         except OSError as problem:
-            raise UserError(f"tokenizer {path}: {problem.strerror}; it should be the PATH.model of SentencePiece") from None
+            raise UserError(f"tokenizer {path}: {reason(problem)}; it should be the PATH.model of SentencePiece") from None
         except UserError as problem:
             raise UserError(f"tokenizer {path}: {problem}") from None
 

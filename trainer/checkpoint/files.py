@@ -21,7 +21,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from trainer.errors import UserError
+from trainer.errors import UserError, reason
 
 MARKER = "complete"
 PROGRESS = "progress.json"
@@ -110,8 +110,10 @@ def read_marker(checkpoint: Path) -> dict[str, FileRecord]:
         return {name: FileRecord(**record) for name, record in records.items()}
     except FileNotFoundError:
         raise UserError(f"it has no file '{MARKER}', which is written last") from None
-    except (OSError, ValueError, TypeError, AttributeError) as problem:
-        raise UserError(f"{MARKER}: {_few_words(problem)}") from None
+    except OSError as problem:
+        raise UserError(f"{MARKER}: {reason(problem)}") from None
+    except (ValueError, TypeError, AttributeError) as problem:
+        raise UserError(f"{MARKER}: not readable ({type(problem).__name__})") from None
 
 
 def damage_among(checkpoint: Path, records: dict[str, FileRecord], names: list[str], digests: bool = True) -> str | None:
@@ -121,7 +123,7 @@ def damage_among(checkpoint: Path, records: dict[str, FileRecord], names: list[s
             size = (checkpoint / name).stat().st_size
             found = record_of(checkpoint / name) if digests else None
         except OSError as problem:
-            return f"{name}: {_few_words(problem)}"
+            return f"{name}: {reason(problem)}"
         if size != records[name].bytes:
             return f"{name} has {size} bytes in place of {records[name].bytes}"
         if found is not None and found != records[name]:
@@ -185,9 +187,3 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _few_words(problem: Exception) -> str:
-    if isinstance(problem, OSError):
-        return problem.strerror or type(problem).__name__
-    return f"not readable ({type(problem).__name__})"

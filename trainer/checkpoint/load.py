@@ -11,22 +11,28 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from model.paths import user_path
 from trainer.checkpoint.files import PROGRESS, STATE, FileRecord, all_checkpoints, damage_among, find_checkpoint, read_marker
 from trainer.checkpoint.progress import TrainingProgress
+from trainer.config.arguments import Argument
 from trainer.config.schema import TrainConfig
 from trainer.data.order.progress import DataProgress
 from trainer.distributed.agree import first_reads
 from trainer.distributed.processes import Processes
 from trainer.engine.state import EMA, MOMENTS, WEIGHTS, ExpertSharding, empty_state
-from trainer.errors import UserError
+from trainer.errors import UserError, reason
 
 _log = logging.getLogger(__name__)
 
 
-def newest_sound(run_dir: Path, processes: Processes, digests: bool = True) -> Path | None:
+BEGIN_ANEW = "mend them, or say resume=never to start from the beginning (they are kept)"
+
+
+def newest_sound(run_dir: Path, processes: Processes, digests: bool = True, remedy: str = BEGIN_ANEW) -> Path | None:
     """The newest checkpoint of a run whose files are what was written; warns of damaged ones on the way. A collective.
 
-    digests: as in `damage`. None when there are no checkpoints. Raises UserError when there are some and all are damaged.
+    digests: as in `damage`; remedy: what to do when all are damaged. None when there are no checkpoints. Raises UserError when
+    there are some and all are damaged.
     """
     candidates = first_reads(lambda: all_checkpoints(run_dir), processes)
     for checkpoint in reversed(candidates):
@@ -38,7 +44,7 @@ def newest_sound(run_dir: Path, processes: Processes, digests: bool = True) -> P
     if candidates:
         raise UserError(
             f"none of the {len(candidates)} checkpoints in {run_dir / 'checkpoints'} can be read (of the oldest: {problem}): "
-            f"mend them, or say resume=never to start from the beginning (they are kept)"
+            f"{remedy}"
         )
     return None
 
@@ -76,13 +82,12 @@ def read_progress(checkpoint: Path) -> TrainingProgress:
         values = json.loads((checkpoint / PROGRESS).read_text())
         return TrainingProgress(**values | {"data": DataProgress(**values.get("data", {}))})
     except (OSError, ValueError, TypeError, AttributeError) as problem:
-        raise _unreadable(checkpoint, problem) from problem
+        raise _unreadable(checkpoint, f"{PROGRESS}: {reason(problem)}") from problem
 
 
 def _unreadable(checkpoint: Path, problem: BaseException | str) -> UserError:
-    reason = (str(problem).strip().splitlines() or [type(problem).__name__])[-1][:160]
     return UserError(
-        f"checkpoint {checkpoint} is damaged ({reason}): move it away so that the one before is taken, or name another"
+        f"checkpoint {checkpoint} is damaged ({reason(problem)}): move it away so that the one before is taken, or name another"
     )
 
 
@@ -99,7 +104,7 @@ def load_state(checkpoint: Path, model: nn.Module, sharding: ExpertSharding | No
             warnings.simplefilter("ignore")
             dcp.load(state, storage_reader=FileSystemReader(checkpoint / STATE))
     except CheckpointException as problem:
-        raise _unreadable(checkpoint, _first_failure(problem)) from problem
+        raise _unreadable(checkpoint, first_failure(problem)) from problem
     return state
 
 
@@ -114,10 +119,11 @@ def _saved_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
         entries = FileSystemReader(checkpoint / STATE).read_metadata().state_dict_metadata
         return {key: tuple(entry.size) for key, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
     except Exception as problem:  # whatever a damaged pickle raises
-        raise _unreadable(checkpoint, problem) from problem
+        raise _unreadable(checkpoint, f"{STATE}/.metadata: {reason(problem)}") from problem
 
 
-def _first_failure(problem: CheckpointException) -> BaseException:
+def first_failure(problem: CheckpointException) -> BaseException:
+    """What went wrong on the first rank where something did."""
     failure = next(iter(problem.failures.values()), None)
     return failure[0] if isinstance(failure, tuple) else problem
 
@@ -134,7 +140,7 @@ def check_architecture(checkpoint: Path, wanted: dict[str, tuple[int, ...]], pre
     more = f"; and {len(names) - 3} more" if len(names) > 3 else ""
     raise UserError(
         f"checkpoint {checkpoint} is of another architecture ({shown}{more}): "
-        f"use the model it was trained with, or begin anew (another run.name, no init_from)"
+        f"use the model it was trained with, or begin anew (another run.dir, no init_from)"
     )
 
 
@@ -145,18 +151,24 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 def checkpoint_of(run: str) -> Path:
     """The checkpoint that `run=` names: itself, or the newest complete one of a run directory. Raises UserError for neither."""
     try:
-        checkpoint = find_checkpoint(Path(run).expanduser())
+        checkpoint = find_checkpoint(user_path(run, "run"))
     except OSError as problem:
-        raise UserError(f"run={run}: {problem.filename} cannot be read ({problem.strerror}): mend it") from problem
+        raise UserError(f"run={run}: {problem.filename} cannot be read ({reason(problem)}): mend it") from problem
     if checkpoint is None:
         raise UserError(f"run={run}: no complete checkpoint there; give a run directory, or one of its checkpoints")
     return checkpoint
 
 
+WEIGHTS_ARGUMENT = Argument(
+    "weights",
+    "KIND",
+    f"{WEIGHTS} (as trained, the default), or {EMA} (the moving average of the weights that train.ema kept)",
+    choices=(WEIGHTS, EMA),
+)
+
+
 def check_weights(kind: str, checkpoint: Path) -> str:
-    """The kind of weights that `weights=` names. Raises UserError for an unknown one, and for an average that was not kept."""
-    if kind not in (WEIGHTS, EMA):
-        raise UserError(f"weights={kind}: choose {WEIGHTS} (as trained) or {EMA} (their moving average)")
+    """The kind of weights that `weights=` names. Raises UserError for an average that was not kept."""
     if kind == EMA and EMA not in saved_kinds(checkpoint):
         raise UserError(f"weights={EMA}: {checkpoint} holds no moving average, as train.ema was not set; leave weights={EMA} out")
     return kind

@@ -36,11 +36,12 @@ from trainer.checkpoint.files import (
     sync,
     write_marker,
 )
+from trainer.checkpoint.load import first_failure
 from trainer.checkpoint.progress import TrainingProgress
 from trainer.config.schema import CheckpointConfig
 from trainer.distributed.processes import Processes
 from trainer.engine.state import ExpertSharding, read_state
-from trainer.errors import UserError
+from trainer.errors import UserError, reason
 
 _log = logging.getLogger(__name__)
 
@@ -176,11 +177,11 @@ class Checkpointer:
         try:
             self._write_files(write, partial, share)
         except (OSError, CheckpointException) as problem:
-            write.problem = _reason(problem)
+            write.problem = reason(first_failure(problem) if isinstance(problem, CheckpointException) else problem)
             if self._aside.is_first:
                 shutil.rmtree(partial, ignore_errors=True)
         except Exception as problem:  # lost contact with another rank, which the training meets too
-            write.problem = (str(problem).strip().splitlines() or [type(problem).__name__])[0][:200]
+            write.problem = reason(problem)
             write.lost_contact = True
         write.seconds = time.monotonic() - started
 
@@ -243,17 +244,9 @@ def _together(processes: Processes) -> Iterator[None]:
         yield
     except OSError as error:
         problem = error
-    for first in processes.gather_objects(problem and (problem.errno, problem.strerror or str(problem))):
+    for first in processes.gather_objects(problem and (problem.errno, reason(problem))):
         if first:
             raise OSError(*first)
-
-
-def _reason(problem: OSError | CheckpointException) -> str:
-    if isinstance(problem, CheckpointException):
-        errors = [wrapped[0] if isinstance(wrapped, tuple) else wrapped for wrapped in problem.failures.values()]
-        problem_text = str(errors[0]) if errors else str(problem)
-        return problem_text.strip().splitlines()[-1][:200]
-    return problem.strerror or str(problem)
 
 
 # Set once: a thread that changed the filters while it wrote would change them for all.

@@ -1,5 +1,6 @@
 """From the command line to a typed configuration, with errors a person can read."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -14,9 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
+from trainer.config.keys import KEYS as VALUE_KEYS
+from trainer.config.paths import expand_paths
 from trainer.config.schema import Config
 from trainer.errors import UserError, did_you_mean
 
+HOME_IN_LIST = re.compile(r"([\[{,:]\s*)(~[^\s,:\[\]{}'\"]*)")
 PACKAGE = Path(__file__).resolve().parents[1]
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 """The configuration: inside the package in an installed wheel (setup.py), beside it in a checkout."""
@@ -78,18 +82,23 @@ def quote_text(argument: str) -> str:
     So nobody has to quote a shard pattern twice for its braces, or a `pipe:` command.
     """
     key, _, value = argument.partition("=")
-    if key.lstrip("+") not in TEXT_KEYS or value[:1] in ("", "[", "{", "'", '"'):
+    if key.lstrip("+") not in TEXT_KEYS or value[:1] in ("", "'", '"'):
         return argument
     try:
         OverridesParser.create().parse_override(argument)
     except HydraException:
+        if value[0] in "[{":  # of a list or a mapping only home directories: Hydra knows no `~` in them
+            return HOME_IN_LIST.sub(r'\1"\2"', argument)
         escaped = value.replace('"', '\\"')
         return f'{key}="{escaped}"'
     return argument
 
 
 def to_config(values: Any) -> Config:
-    """A composed or loaded configuration as a Config. Raises UserError for an unknown key or a value of the wrong type."""
+    """A composed or loaded configuration as a Config, its paths expanded.
+
+    Raises UserError for an unknown key, a value of the wrong type, and a path that names nobody's home.
+    """
     try:
         # Merged as plain values: a typed node would bring a key along that `+` has added to it.
         merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(values))
@@ -97,6 +106,7 @@ def to_config(values: Any) -> Config:
     except OmegaConfBaseException as problem:
         raise UserError(explain(problem)) from problem
     assert isinstance(config, Config)  # what a structured Config becomes
+    expand_paths(config)
     return config
 
 
@@ -137,6 +147,25 @@ def check_key(override: Override) -> None:
     known = key in KEYS or key in GROUPS or any(key.startswith(f"{name}.") for name in OPEN_KEYS)
     if not known and key.partition(".")[0].partition("/")[0] != "hydra":
         raise UserError(f"'{override.input_line}': {_no_such_key(key)}")
+    is_choice = isinstance(override.value(), str) or override.is_sweep_override()
+    if key in GROUPS and not override.is_delete() and not is_choice and not isinstance(override.value(), dict):
+        raise UserError(f"'{override.input_line}': {_always_there(key)}")  # null, or a number: Hydra has only a traceback for it
+    if known and override.is_delete() and not any(key.startswith(f"{name}.") for name in OPEN_KEYS):
+        raise UserError(f"'{override.input_line}': {_always_there(key)}")
+
+
+def _always_there(key: str) -> str:
+    """Hydra would take a key away, and the schema put its default back: nothing would happen, and nobody would say so."""
+    if key == "experiment":
+        return "a run without an experiment names none: leave experiment= out"
+    if key in GROUPS:
+        choices = ", ".join(sorted(path.stem for path in (CONF / key).glob("*.yaml")))
+        return f"every run has one {key}: choose {choices}"
+    if key not in VALUE_KEYS:
+        return f"the section {key} stays; set its keys, such as {next(name for name in VALUE_KEYS if name.startswith(key))}"
+    if VALUE_KEYS[key].optional:
+        return f"a key is not deleted but switched off: {key}=null"
+    return f"a key is not deleted but set; the default is {key}={VALUE_KEYS[key].default}"
 
 
 def _no_such_key(key: str) -> str:

@@ -13,7 +13,7 @@ from trainer.config.schema import DataConfig
 from trainer.data.batch import EvaluationBatch
 from trainer.data.limits import LeftOut
 from trainer.data.shards.captions import CaptionRule, captions_of, label_of, read_captions
-from trainer.data.shards.images import background_of, decode_image, image_bytes
+from trainer.data.shards.images import decode_image, image_bytes
 from trainer.data.shards.opening import Remote
 from trainer.data.shards.samples import Sample, Unusable, read_samples
 from trainer.data.workers import WorkerIterator
@@ -77,7 +77,7 @@ def evaluation_batches(
         shards=list(shards),
         image_size=image_size,
         captions=CaptionRule.of(data),
-        background=background_of(data),
+        background=tuple(data.background),
         first_reader=rank * per_rank,
         readers=world * per_rank,
         parcel_rows=min(batch_size, PARCEL_ROWS),

@@ -18,14 +18,13 @@ from trainer.data.order.progress import DataProgress, ShardLengths, add_counts, 
 from trainer.data.order.reading import Pair
 from trainer.data.order.stream import Stream
 from trainer.data.shards.captions import CaptionRule, check_captions
-from trainer.data.shards.images import background_of, decode_image
+from trainer.data.shards.images import decode_image
 from trainer.data.shards.opening import Remote
 from trainer.data.shards.samples import Unusable
 from trainer.data.tokenizer import Tokenizer
 from trainer.data.transforms import least_side, random_crop
 from trainer.data.truncation import TruncatedCaptions
 from trainer.data.workers import WorkerIterator
-from trainer.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,7 @@ def training_loader(
         remote=Remote(data.remote_timeout, data.remote_tries),
         shuffle_buffer=data.shuffle_buffer,
         captions=rule,
-        background=background_of(data),
+        background=tuple(data.background),
         crop_scale=tuple(data.crop_scale),
         crop_ratio=tuple(data.crop_ratio),
         flip=data.flip,
@@ -170,24 +169,10 @@ def training_loader(
 def check_reading(data: DataConfig, shards: int, batch_size: int, world: int) -> int:
     """The number of canonical streams that so many shards are dealt into, for global batches of `batch_size` pairs.
 
-    Raises UserError when the settings cannot be, or shards, batch, ranks and workers do not fit together.
+    Raises UserError when shards, batch, ranks and workers do not fit together.
     """
-    if data.workers < 0:
-        raise UserError(f"data.workers={data.workers} should be 0 (read in the training process) or more")
-    if data.shuffle_buffer < 0:
-        raise UserError(f"data.shuffle_buffer={data.shuffle_buffer} should be 0 (no shuffling within shards) or more")
-    background_of(data)
-    _check_range(data.crop_scale, "data.crop_scale", 1.0)
-    _check_range(data.crop_ratio, "data.crop_ratio", float("inf"))
     workers = max(1, data.workers)
-    return choose_streams(shards, batch_size, world * workers, data.streams, f" ({world} ranks x {workers} workers)")
-
-
-def _check_range(values: list[float], key: str, most: float) -> None:
-    if len(values) != 2 or not 0 < values[0] <= values[1] <= most:
-        raise UserError(
-            f"{key}={list(values)} should be two numbers, the smaller first, above 0{' and at most 1' if most == 1 else ''}"
-        )
+    return choose_streams(shards, batch_size, world, workers, data.streams)
 
 
 def _read_parts(plan: _Plan, worker: int) -> Iterator[Batch]:

@@ -11,18 +11,9 @@ from trainer.data.look import Look, judge_image, judge_pair, look_at
 from trainer.data.shards.captions import CaptionRule, check_captions
 from trainer.data.shards.patterns import identify, list_shards, name_some
 from trainer.data.tokenizer import Tokenizer
-from trainer.errors import UserError, did_you_mean
+from trainer.errors import UserError
 
 _log = logging.getLogger(__name__)
-
-KINDS = ("shapes", "webdataset")
-
-
-def check_kind(config: Config) -> None:
-    """Raise UserError when `data.kind` is none of KINDS."""
-    kind = config.data.kind
-    if kind not in KINDS:
-        raise UserError(f"data.kind={kind}: choose {' or '.join(KINDS)}{did_you_mean(kind, KINDS)}")
 
 
 def with_shapes(config: Config, folder: Path) -> Config:
@@ -39,9 +30,12 @@ def load_tokenizer(config: Config, path: Path) -> Tokenizer:
     """The run's tokenizer. Raises UserError when the model's table is too small for it."""
     tokenizer = Tokenizer.load(path)
     if tokenizer.vocabulary > config.model.vocabulary:
+        remedy = f"set model.vocabulary={tokenizer.vocabulary}"
+        if config.init_from is not None and config.data.tokenizer is not None:  # its weights have as many rows as they have
+            remedy = "leave data.tokenizer out to keep that of init_from, or init_from"
         raise UserError(
             f"the tokenizer {config.data.tokenizer or path} has {tokenizer.vocabulary} pieces, but model.vocabulary="
-            f"{config.model.vocabulary}: set model.vocabulary={tokenizer.vocabulary}"
+            f"{config.model.vocabulary}: {remedy}"
         )
     return tokenizer
 

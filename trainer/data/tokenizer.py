@@ -1,18 +1,19 @@
 """A SentencePiece vocabulary out of captions."""
 
 import io
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import sentencepiece
 
+from model.paths import user_path
 from model.text import clean_text
 from model.tokenizer import END, PADDING, UNKNOWN
 from model.tokenizer import Tokenizer as Tokenizer
 from trainer.data.shards.captions import training_captions as training_captions  # what a tokenizer is trained on
 from trainer.errors import UserError
+from trainer.files import write_whole
 
 LEARNED_FROM = 4096  # characters of a caption: no model reads much further, and a few huge texts would outweigh all others
 MOST_BYTES = 4  # of a character in UTF-8
@@ -55,7 +56,9 @@ def train_tokenizer(captions: Iterable[str], path: str | Path, vocabulary: int, 
             f"{_in_our_words(str(problem), vocabulary)}"
         ) from None
     tokenizer = Tokenizer(trained.getvalue())
-    _write_whole(Path(path).expanduser(), tokenizer.model)
+    path = user_path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, tokenizer.model)
     return tokenizer
 
 
@@ -68,13 +71,3 @@ def _in_our_words(told: str, vocabulary: int) -> str:
     if "all_chars_count" in told or "sentences_.empty" in told:
         return "they hold no text; give others (data.train, data.caption_key) or set data.tokenizer"
     return f"{' '.join(told.split()).rpartition('] ')[2]}; set data.tokenizer to one that was trained elsewhere"
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ import resource
 
 import torch
 
+from trainer.config.keys import check_value
 from trainer.errors import UserError
 
 # Dense bf16 peak of one device, FLOP/s, as NVIDIA's data sheets state it.
@@ -28,8 +29,7 @@ def memory_gib(device: torch.device) -> float:
 
 def choose_device(wanted: str, local_rank: int) -> torch.device:
     """The device that `run.device` means for a process. Raises UserError when it is not there."""
-    if wanted not in ("auto", "cpu", "cuda"):
-        raise UserError(f"run.device={wanted}: choose auto, cpu or cuda")
+    check_value("run.device", wanted)  # again: the processes need a device before anything else is checked
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UserError("run.device=cuda, but torch sees no CUDA device here: use run.device=cpu, or install torch with CUDA")
     if wanted == "cpu" or not torch.cuda.is_available():

@@ -15,7 +15,7 @@ from trainer.distributed.device import choose_device
 from trainer.distributed.environment import adopt_launcher_variables, started_by_srun
 from trainer.distributed.joining import deadline, meet, raise_open_files
 from trainer.distributed.watchdog import Watchdog
-from trainer.errors import UserError
+from trainer.errors import UserError, reason
 
 T = TypeVar("T")
 
@@ -141,14 +141,14 @@ def start_processes(device: str = "auto", timeout_minutes: float = 10.0, lost_af
             _check_devices(processes)
     except (RuntimeError, ValueError) as problem:
         watchdog.stop()
-        lines = [line.strip() for line in str(problem).splitlines() if line.strip()] or [type(problem).__name__]
-        reason, remedy = lines[0][:200], "MASTER_ADDR must be the first host, MASTER_PORT a free port there"
+        said, remedy = reason(problem), "MASTER_ADDR must be the first host, MASTER_PORT a free port there"
         if isinstance(problem, dist.DistBackendError):  # NCCL's, whose last line is its own word on what went wrong
-            reason += f" … {lines[-1][:200]}" if len(lines) > 1 else ""
+            last = reason(str(problem).strip().rpartition("\n")[2])
+            said += f" … {last}" if last != said else ""
             remedy = "if it is the network, set NCCL_SOCKET_IFNAME (`ip -brief address` lists them); NCCL_DEBUG=INFO tells more"
-        elif "Gloo" in reason:  # they have met there, and then told each other addresses that lead nowhere
+        elif "Gloo" in said:  # they have met there, and then told each other addresses that lead nowhere
             remedy = "set GLOO_SOCKET_IFNAME to the network between the hosts (`ip -brief address` lists them)"
-        raise UserError(f"rank {rank} of {world} could not join the others at {place} ({reason}): {remedy}") from problem
+        raise UserError(f"rank {rank} of {world} could not join the others at {place} ({said}): {remedy}") from problem
     return processes
 
 

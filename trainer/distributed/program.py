@@ -19,7 +19,7 @@ from trainer.distributed.joining import record_collectives
 from trainer.distributed.processes import Processes, start_processes, stop_processes
 from trainer.distributed.signals import EXIT_INTERRUPTED
 from trainer.distributed.watchdog import BEAT_SECONDS, FAILED, Watchdog
-from trainer.errors import UserError
+from trainer.errors import UserError, reason
 from trainer.reporting.log_lines import log_to_terminal
 
 EXIT_USER_ERROR = 2
@@ -83,7 +83,7 @@ def _leave_failed(problem: Exception, processes: Processes) -> NoReturn:
         sys.excepthook(type(problem), problem, problem.__traceback__)
     if not speaks:
         _leave(EXIT_FAILURE, None)
-    seen = f"{type(problem).__name__}: {(str(problem).strip().splitlines() or [''])[0][:200]}"
+    seen = f"{type(problem).__name__}: {reason(problem)}"
     line = f"error: rank {processes.rank} failed: {seen}"
     if lost:
         line = f"{_name_the_lost(processes)} (rank {processes.rank} saw {seen})"

@@ -3,7 +3,7 @@
 import os
 
 from model.count import count_parameters, step_flops
-from trainer.config.checks import check_model, check_parallel
+from trainer.config.checks import check_description
 from trainer.config.schema import Config
 from trainer.errors import UserError
 from trainer.estimate.memory import estimate_memory, expert_slots, local_pairs, readable_bytes
@@ -21,8 +21,7 @@ def readable(number: float) -> str:
 def describe(config: Config, world: int) -> list[tuple[str, str]]:
     """What a person asks of a model before training it, as (what, value) rows; sizes are for `world` processes."""
     model, router = config.model, config.router
-    check_model(model, router)
-    check_parallel(config, world)
+    check_description(config, world)
     counts = count_parameters(model, router)
     rows = [
         (

@@ -7,7 +7,7 @@ from pathlib import Path
 from model.text import clean_text
 from trainer.data.shards.patterns import list_shards
 from trainer.data.text_files import decode_text, split_lines
-from trainer.errors import UserError
+from trainer.errors import UserError, reason
 
 CLASSES = "classnames.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
@@ -50,7 +50,7 @@ def _read_text(path: Path) -> str:
     try:
         return decode_text(path.read_bytes())
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        raise UserError(f"{path} cannot be read: {reason(error)}") from error
     except UserError as problem:
         raise UserError(f"{path} {problem}") from None
 

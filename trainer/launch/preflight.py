@@ -18,11 +18,11 @@ from model.limoe import LIMoE
 from trainer.checkpoint.files import TOKENIZER, complete_checkpoints
 from trainer.checkpoint.load import check_architecture, read_progress
 from trainer.checkpoint.progress import TrainingProgress
-from trainer.config.checks import check_schedule, layout_checks
+from trainer.config.checks import layout_problems
 from trainer.config.schema import Config
 from trainer.data.loader import check_reading
 from trainer.data.shapes.write import TRAIN_SHARDS, shapes_folder
-from trainer.data.sources import Shards, check_kind, check_training_data, load_tokenizer, with_shapes
+from trainer.data.sources import Shards, check_training_data, load_tokenizer, with_shapes
 from trainer.distributed.device import choose_device
 from trainer.distributed.environment import (
     in_allocation,
@@ -104,19 +104,19 @@ def print_problems(problems: Iterable[str]) -> int:
 def examine(config: Config, world: int) -> Findings:
     """Look at everything that a run on `world` processes needs. Starts nothing and writes nothing."""
     found = Findings(Path(config.run.dir))
-    for check in layout_checks(config, world):
-        found.attempt(check)
-    fits = not found.problems
-    found.attempt(partial(check_schedule, config.schedule, config.train.steps))
-    found.attempt(lambda: check_time_to_leave(config.parallel.lost_after_seconds, seconds_to_leave_from_environment()))
+    wrong = layout_problems(config, world)
+    found.problems += wrong.values()
+    fits = not wrong
+    if "parallel.lost_after_seconds" not in wrong:
+        found.attempt(lambda: check_time_to_leave(config.parallel.lost_after_seconds, seconds_to_leave_from_environment()))
     progress, weights = _look_at_directory(config, found)
     ep = config.parallel.expert_parallel
     found.add("processes", f"{world}, the experts spread over groups of {ep}" if ep > 1 else str(world))
-    _look_at_data(config, world if fits else None, progress, found)
+    if "data.kind" not in wrong:
+        _look_at_data(config, world if fits else None, progress, found)
     _look_at_tokenizer(config, progress, weights, found)
-    wandb_mode = found.attempt(partial(check_login, config.log.wandb))
-    if wandb_mode:
-        found.add("Weights & Biases", wandb_mode)
+    if "log.wandb" not in wrong:
+        found.add("Weights & Biases", found.attempt(partial(check_login, config.log.wandb)) or "")
     if fits:
         _look_at_architecture(config, weights, found)
         _look_at_disk(config, found)
@@ -176,16 +176,13 @@ def _look_at_directory(config: Config, found: Findings) -> tuple[TrainingProgres
 def _look_at_data(config: Config, world: int | None, progress: TrainingProgress, found: Findings) -> None:
     """world: None when the layout is wrong, so that nobody can say who would read what."""
     before = len(found.problems)
-    found.attempt(partial(check_kind, config))
     written = ""
     if config.data.kind == "shapes":
-        folder = found.attempt(lambda: shapes_folder(config.data, config.model.image_size))
-        if folder is not None and folder.is_dir():
+        folder = shapes_folder(config.data, config.model.image_size)
+        if folder.is_dir():
             config = with_shapes(config, folder)
-        elif folder is not None:
+        else:
             written = f", to be written into {folder}"
-    if len(found.problems) > before:
-        return
     shards, training = TRAIN_SHARDS, None
     if not written or config.data.train is not None:
         training = found.attempt(partial(check_training_data, config))
@@ -193,7 +190,7 @@ def _look_at_data(config: Config, world: int | None, progress: TrainingProgress,
     checks = found.attempt(partial(evaluation_checks, config, training.names if training else [])) or []
     evaluation = [found.attempt(check) for check in checks]
     if shards and world:
-        data = replace(config.data, streams=progress.streams or config.data.streams)
+        data = replace(config.data, streams=config.data.streams or progress.streams)
         found.attempt(lambda: check_reading(data, shards, config.train.batch_size // config.train.accumulate, world))
     if len(found.problems) > before:
         return

@@ -22,10 +22,10 @@ import wandb
 from wandb.sdk.lib import wbauth
 
 from trainer.config.schema import LogConfig
-from trainer.errors import UserError, did_you_mean
+from trainer.errors import UserError, reason
+from trainer.files import write_whole
 
 _log = logging.getLogger(__name__)
-_MODES = ("auto", "online", "offline", "disabled")
 _CONNECT_SECONDS = 3.0
 _INIT_SECONDS = 30.0
 _FINISH_SECONDS = 60.0  # Then what is left to upload stays on disk for `wandb sync`.
@@ -44,7 +44,7 @@ class WandbRun:
         """Start or resume the run whose id lies in `run_dir/wandb_run_id`; its files go under `run_dir/wandb/`.
 
         log.wandb=auto is online when logged in and the server can be reached, else offline.
-        Raises UserError for an unknown log.wandb, and for log.wandb=online without a login or a server that accepts it.
+        Raises UserError for log.wandb=online without a login or a server that accepts it.
         """
         mode = choose_mode(log.wandb)
         if mode == "disabled":
@@ -55,10 +55,10 @@ class WandbRun:
         except Exception as problem:  # wandb raises its own errors, TimeoutError, OSError and more; none may end a run.
             if log.wandb == "online":
                 raise UserError(
-                    f"log.wandb=online, but wandb could not start ({_first_line(problem)}): use log.wandb=offline, or mend it"
+                    f"log.wandb=online, but wandb could not start ({reason(problem)}): use log.wandb=offline, or mend it"
                 ) from problem
             instead = "offline" if mode == "online" else "without it"
-            _log.warning("wandb could not start %s (%s): the run goes on %s", mode, _first_line(problem), instead)
+            _log.warning("wandb could not start %s (%s): the run goes on %s", mode, reason(problem), instead)
             wandb.teardown()  # What is left of the failed run holds its id.
             if mode == "offline":
                 return cls(None, "disabled")
@@ -71,7 +71,7 @@ class WandbRun:
         try:
             self._run.log({"step": step, **metrics})
         except Exception as problem:  # See `start`.
-            _log.warning("wandb failed at step %d (%s): training goes on without it", step, _first_line(problem))
+            _log.warning("wandb failed at step %d (%s): training goes on without it", step, reason(problem))
             self._run = None
 
     def finish(self, exit_code: int = 0, stopped: bool = False) -> None:
@@ -83,7 +83,7 @@ class WandbRun:
                 self._run.mark_preempting()
             self._run.finish(exit_code=exit_code)
         except Exception as problem:  # See `start`.
-            _log.warning("wandb could not finish (%s): its files are complete on disk", _first_line(problem))
+            _log.warning("wandb could not finish (%s): its files are complete on disk", reason(problem))
         self._run = None
 
 
@@ -114,8 +114,6 @@ def _from_here(path: Path) -> str:
 
 def choose_mode(wanted: str) -> str:
     """What log.wandb comes to here: "online", "offline" or "disabled". Raises UserError as `WandbRun.start` does."""
-    if wanted not in _MODES:
-        raise UserError(f"log.wandb={wanted}: choose one of {', '.join(_MODES)}{did_you_mean(wanted, _MODES)}")
     if wanted in ("offline", "disabled"):
         return wanted
     settings = _quiet_settings()
@@ -125,10 +123,8 @@ def choose_mode(wanted: str) -> str:
         logged_in = wbauth.authenticate_session(host=settings.base_url, source="limoe", prompt=False, update_session=False)
     except wandb.errors.AuthenticationError as problem:
         if wanted == "online":
-            raise UserError(
-                f"log.wandb=online, but {_first_line(problem)}: run `wandb login`, or use log.wandb=offline"
-            ) from problem
-        _log.warning("wandb stays offline: %s", _first_line(problem))
+            raise UserError(f"log.wandb=online, but {reason(problem)}: run `wandb login`, or use log.wandb=offline") from problem
+        _log.warning("wandb stays offline: %s", reason(problem))
         return "offline"
     if wanted == "online":
         if logged_in is None:
@@ -198,9 +194,9 @@ def _run_id(run_dir: Path) -> str:
         if kept:
             return kept
         run_id = secrets.token_hex(4)  # Not from `random`: runs of one seed would share an id.
-        path.write_text(run_id + "\n")
+        write_whole(path, f"{run_id}\n".encode())
     except OSError as problem:
-        raise UserError(f"cannot write {path} ({problem.strerror}): make room or choose another run.dir") from problem
+        raise UserError(f"cannot write {path} ({reason(problem)}): make room or choose another run.dir") from problem
     return run_id
 
 
@@ -236,7 +232,3 @@ def _init(log: LogConfig, run_dir: Path, run_name: str, config: dict[str, Any], 
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
     return run
-
-
-def _first_line(problem: Exception) -> str:
-    return (str(problem).strip() or type(problem).__name__).splitlines()[0]

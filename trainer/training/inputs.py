@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from model.paths import user_path
 from trainer.checkpoint.files import TOKENIZER
 from trainer.config.schema import Config
 from trainer.data.loader import TrainingLoader, training_loader
@@ -14,13 +15,14 @@ from trainer.data.order.progress import DataProgress
 from trainer.data.shapes.write import write_shapes
 from trainer.data.shards.captions import CaptionRule, training_captions
 from trainer.data.shards.patterns import list_shards
-from trainer.data.sources import Shards, check_evaluation_data, check_kind, check_training_data, load_tokenizer, with_shapes
+from trainer.data.sources import Shards, check_evaluation_data, check_training_data, load_tokenizer, with_shapes
 from trainer.data.tokenizer import Tokenizer, train_tokenizer
 from trainer.distributed.agree import first_reads
 from trainer.distributed.processes import Processes
-from trainer.errors import UserError
+from trainer.errors import UserError, reason
 from trainer.evaluation.classification_set import read_classification_set
 from trainer.evaluation.suite import classification_sets, retrieval_key, retrieval_shards
+from trainer.files import write_whole
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +32,6 @@ def locate_data(config: Config, processes: Processes) -> Config:
 
     The embedded data set is written on the first use, once a host.
     """
-    check_kind(config)
     if config.data.kind == "webdataset":
         return config
     if processes.local_rank == 0:
@@ -52,13 +53,14 @@ class TrainingPairs:
     def loader(
         self, processes: Processes, start: int, streams: int | None, progress: DataProgress | None = None
     ) -> TrainingLoader:
-        """Endless batches of this rank, as if `start` pairs had been drawn already from so many canonical streams.
+        """Endless batches of this rank, as if `start` pairs had been drawn already.
 
+        `streams`: canonical streams of the run so far, which go on unless data.streams says how many;
         `progress`: what all ranks knew of the data by then.
         """
         config = self.config
         return training_loader(
-            replace(config.data, streams=streams or config.data.streams),
+            replace(config.data, streams=config.data.streams or streams),
             shards=self.shards,
             tokenizer=self.tokenizer,
             image_size=config.model.image_size,
@@ -119,9 +121,9 @@ def _make_tokenizer(config: Config, shards: list[str], path: Path) -> None:
     try:
         if config.data.tokenizer:
             Tokenizer.load(config.data.tokenizer)
-            path.write_bytes(Path(config.data.tokenizer).expanduser().read_bytes())
+            write_whole(path, user_path(config.data.tokenizer).read_bytes())
             return
         captions: Iterable[str] = training_captions(shards, CaptionRule.of(config.data), config.data.tokenizer_captions)
         train_tokenizer(captions, path, config.model.vocabulary, config.seed)
     except OSError as problem:
-        raise UserError(f"cannot write {path} ({problem.strerror}): make room or choose another run.dir") from problem
+        raise UserError(f"cannot write {path} ({reason(problem)}): make room or choose another run.dir") from problem

@@ -340,13 +340,6 @@ def test_warnings_of_workers_are_logged_by_the_training_process(
 def test_misfits_are_told_before_anything_is_read(shards: list[str], tokenizer: Tokenizer, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"3 shards for 4 readers \(2 ranks x 2 workers\)"):
         batches(shards[:3], tokenizer, 1, world=2, workers=2)
-    with pytest.raises(UserError, match=r"data.workers=-1"):
-        batches(shards, tokenizer, 1, workers=-1)
-    for colour in ([255, 255], [0, 0, 256], [-1, 0, 0]):
-        with pytest.raises(UserError, match=r"data.background"):
-            batches(shards, tokenizer, 1, background=colour)
-    with pytest.raises(UserError, match=r"data.crop_scale"):
-        batches(shards, tokenizer, 1, crop_scale=[0.9, 0.5])
     bare = write_shard(tmp_path / "bare.tar", [{"jpg": jpeg(1)}])
     with pytest.raises(UserError, match="no captions in shard"):
         batches([bare], tokenizer, 1)

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from omegaconf import OmegaConf
 
 from model.limoe import LIMoE
 from tests.trainer.data.shards_on_disk import pair, small_tokenizer, write_shard, write_shards
-from trainer.checkpoint.files import PROGRESS, STATE, TOKENIZER, checkpoint_path, record_of, write_marker
+from trainer.checkpoint.files import CONFIG, PROGRESS, STATE, TOKENIZER, checkpoint_path, record_of, write_marker
 from trainer.config.compose import compose_config
 from trainer.config.schema import Config
 from trainer.estimate.memory import checkpoint_bytes
@@ -91,6 +92,13 @@ def another_architecture(config: Config, folder: Path) -> None:
     config.model.width *= 2
 
 
+def other_heads(config: Config, folder: Path) -> None:
+    """The tensors have the same shapes, but are another function."""
+    saved(config, 5, folder / "t.model")
+    (checkpoint_path(Path(config.run.dir), 5) / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    config.model.heads //= 2
+
+
 def a_damaged_checkpoint(config: Config, folder: Path) -> None:
     saved(config, 5, folder / "t.model")
     (checkpoint_path(Path(config.run.dir), 5) / PROGRESS).write_text("{")
@@ -134,7 +142,7 @@ def a_file_for_the_checkpoints(config: Config, tmp_path: Path) -> None:
         (set_to("eval.zeroshot", "DIR/none"), ("eval.zeroshot", "none is no folder")),
         (set_to("data.tokenizer", "DIR/none.model"), ("tokenizer", "none.model")),
         (set_to("data.kind", "shape"), ("data.kind=shape", "shapes")),
-        (set_to("data.workers", 3), ("2 shards for 3 readers", "fewer data.workers")),
+        (set_to("data.workers", 4), ("2 shards for 4 readers", "use data.workers=2")),
         (set_to("model.vocabulary", 50), ("t.model", "model.vocabulary=50")),
         (set_to("optim.lr", -1.0), ("optim.lr=-1.0",)),
         (set_to("schedule.kind", "cosin"), ("schedule.kind=cosin", "cosine")),
@@ -143,6 +151,7 @@ def a_file_for_the_checkpoints(config: Config, tmp_path: Path) -> None:
         (a_file_in_the_way, ("the run directory", "runs: Not a directory")),
         (a_file_for_the_checkpoints, ("checkpoints cannot be used (Not a directory)",)),
         (another_architecture, ("step-00000005", "another architecture")),
+        (other_heads, ("step-00000005", "is of another model (model.heads was 4, is 2): use model.heads=4, or begin anew")),
         (a_damaged_checkpoint, ("none of the 1 checkpoints", "progress.json has 1 bytes")),
         (set_to_top("init_from", "DIR/nothing"), ("init_from=", "no complete checkpoint there")),
         (set_to_top("resume", "DIR/nothing"), ("resume=", "no complete checkpoint there")),
@@ -217,12 +226,18 @@ def test_a_run_that_begins_with_the_weights_of_another_has_its_tokenizer(config:
     assert "another architecture" in " ".join(examine(config, 1).problems)
 
 
-def test_a_resume_keeps_the_streams_of_its_data(config: Config, tmp_path: Path):
+def test_a_resume_keeps_the_streams_of_its_data_unless_it_is_told_others(config: Config, tmp_path: Path):
     saved(config, 7, tmp_path / "t.model")
-    config.data.streams = 1
+    config.data.workers = 2
+    (told,) = examine(config, 2).problems
+    assert told.startswith("2 shards for 4 readers (2 ranks x 2 workers): use data.workers=1")
+    config.data.workers = 1
     assert examine(config, 2).problems == []
-    config.resume, config.run.dir = "auto", str(tmp_path / "other")
-    assert "data.streams=1" in " ".join(examine(config, 2).problems)
+    config.data.streams = 1
+    (told,) = examine(config, 2).problems
+    assert "data.streams=1 is no multiple of the 2 readers" in told
+    config.data.streams = 2
+    assert examine(config, 2).problems == []
 
 
 def test_the_embedded_data_set_need_not_be_there_and_is_not_written(config: Config, tmp_path: Path):

@@ -97,7 +97,7 @@ def test_one_bad_value_submits_nothing(here: Path, capsys: pytest.CaptureFixture
     assert said.out == ""
     assert said.err.splitlines() == [
         "error: schedule.kind=cosin: choose cosine or rsqrt (did you mean 'cosine'?)",
-        "error: run 1 (optim.lr=-1): optim.lr=-1.0 must be above 0 and finite",
+        "error: run 1 (optim.lr=-1): optim.lr=-1.0 must be above 0",
         "nothing is submitted (checked for 2 processes each)",
     ]
     assert not (here.parent / "told").exists()

@@ -6,23 +6,12 @@ from collections.abc import Sequence
 from PIL import Image
 
 from model import preprocess
-from trainer.config.schema import DataConfig
 from trainer.data.shards.names import DOTS_REMEDY, IMAGES, WORDS, file_named
 from trainer.data.shards.samples import Sample, Unusable
 from trainer.errors import UserError
 
 # Pillow warns of damaged EXIF and the like, for which nobody can do anything; what is bad enough is an error.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-
-
-def background_of(data: DataConfig) -> tuple[int, ...]:
-    """`data.background`. Raises UserError when it is no colour."""
-    colour = tuple(data.background)
-    if len(colour) != 3 or not all(0 <= value <= 255 for value in colour):
-        raise UserError(
-            f"data.background={list(colour)} should be three numbers from 0 to 255, such as [255, 255, 255] for white"
-        )
-    return colour
 
 
 def image_bytes(sample: Sample) -> bytes:
