@@ -19,7 +19,7 @@ from trainer.distributed.joining import record_collectives
 from trainer.distributed.processes import Processes, start_processes, stop_processes
 from trainer.distributed.signals import EXIT_INTERRUPTED
 from trainer.distributed.watchdog import BEAT_SECONDS, FAILED, Watchdog
-from trainer.errors import UserError
+from trainer.errors import UserError, reason
 from trainer.reporting.log_lines import log_to_terminal
 
 EXIT_USER_ERROR = 2
