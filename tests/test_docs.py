@@ -158,6 +158,15 @@ def test_every_experiment_is_named_in_the_readme():
         assert f"`{experiment.stem}`" in readme, experiment.stem
 
 
+def test_the_picture_of_the_architecture_is_what_its_script_draws():
+    spec = importlib.util.spec_from_file_location("architecture", ROOT / "docs" / "pictures" / "architecture.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    for name, picture in script.pictures().items():
+        assert (ROOT / "docs" / "pictures" / name).read_text() == picture, f"run python docs/pictures/architecture.py for {name}"
+
+
 @pytest.mark.slow
 def test_the_debug_experiment_runs_and_every_metric_it_writes_is_explained(tmp_path):
     command = [

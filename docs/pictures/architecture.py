@@ -1,4 +1,4 @@
-"""Draws a pair's way through the model, once for light and once for dark pages: `python docs/pictures/architecture.py`."""
+"""Draws a pair's way through the model, for light and dark pages: `python docs/pictures/architecture.py`."""
 
 from pathlib import Path
 from string import Template
@@ -137,8 +137,8 @@ def expert_layer() -> list[str]:
     return [*drawn, text(645, 631, "no slot left: the token goes on without an expert", 13, "soft")]
 
 
-def main() -> None:
-    """Write both pictures beside this file."""
+def pictures() -> dict[str, str]:
+    """File names to SVG."""
     font = "-apple-system,BlinkMacSystemFont,'Segoe UI',Helvetica,Arial,sans-serif"
     title = "A pair's way: shards, tokens, blocks with attention and dense or expert layers, embeddings, contrastive loss"
     drawing = Template(
@@ -147,8 +147,13 @@ def main() -> None:
         + "\n".join([heads(), *tower(), *expert_layer()])
         + "\n</svg>\n"
     )
-    for name, colours in (("light", LIGHT), ("dark", DARK)):
-        Path(__file__).with_name(f"architecture-{name}.svg").write_text(drawing.substitute(colours))
+    return {f"architecture-{name}.svg": drawing.substitute(colours) for name, colours in (("light", LIGHT), ("dark", DARK))}
+
+
+def main() -> None:
+    """Write both pictures beside this file."""
+    for name, picture in pictures().items():
+        Path(__file__).with_name(name).write_text(picture)
 
 
 if __name__ == "__main__":

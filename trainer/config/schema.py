@@ -65,7 +65,16 @@ class DataConfig:
     std: list[float] = option(
         [0.5, 0.5, 0.5], "of red, green and blue: the pixels are divided by it", length=3, above=0, prepares_input=True
     )
-    max_bad_share: float = option(0.01, "share of the samples read; when more are unusable, the run ends", at_least=0, at_most=1)
+    max_bad_share: float = option(
+        0.01, "share of the samples read; when more are unusable, the run or the evaluation ends", at_least=0, at_most=1
+    )
+    max_bad_shards: float = option(
+        0.05, "share of the shards; when more cannot be read whole, the run or the evaluation ends", at_least=0, at_most=1
+    )
+    remote_timeout: float = option(60.0, "seconds without a byte after which a URL or pipe: command is tried again", above=0)
+    remote_tries: int = option(
+        6, "tries in a row without a byte, with doubling waits from 1 s; at most 3 for a command", at_least=1
+    )
     cache: str = option("~/.cache/limoe", "where the embedded data set is written", path=True, filled=True)
     shapes_train: int = option(20_000, "training pairs of the embedded data set", at_least=16, hint="one pair a shard")
     shapes_val: int = option(512, "evaluation pairs of the embedded data set", at_least=4, hint="one pair a shard")

@@ -2,7 +2,7 @@
 
 import functools
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 
@@ -12,21 +12,19 @@ from torch import Tensor
 from trainer.config.schema import DataConfig
 from trainer.data.batch import Batch
 from trainer.data.evaluation import evaluation_batches as evaluation_batches  # the other loader
+from trainer.data.limits import JUDGED_AFTER
 from trainer.data.order.dealing import choose_streams
 from trainer.data.order.progress import DataProgress, ShardLengths, add_counts, keep_longest
 from trainer.data.order.reading import Pair
 from trainer.data.order.stream import Stream
 from trainer.data.shards.captions import CaptionRule, check_captions
 from trainer.data.shards.images import decode_image
+from trainer.data.shards.opening import Remote
 from trainer.data.shards.samples import Unusable
 from trainer.data.tokenizer import Tokenizer
 from trainer.data.transforms import least_side, random_crop
 from trainer.data.truncation import TruncatedCaptions
 from trainer.data.workers import WorkerIterator
-from trainer.errors import UserError
-
-JUDGED_AFTER = 100  # samples read before the share of bad ones means something
-WORST_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,8 @@ class _Plan:
     first_reader: int  # of this rank
     start: int  # pairs of each stream
     lengths: dict[str, int]
+    short: dict[str, int]
+    remote: Remote
     shuffle_buffer: int
     captions: CaptionRule
     background: tuple[int, ...]
@@ -56,16 +56,21 @@ class TrainingLoader:
     """This rank's part of endless global batches.
 
     The rows of all ranks in rank order are the same for every number of ranks and workers that has the same `streams`.
-    `read` and `bad` (by shard) count the samples read so far by this rank and the unusable ones among them, `truncated` its
-    captions that are longer than the model reads; what was counted before a resume is rank 0's.
+    `read` and `bad` (by shard) count the samples read so far by this rank and the unusable ones among them, `shards_read` and
+    `bad_shards` (by name) the shards and those that broke off, `truncated` its captions that are longer than the model reads;
+    what was counted before a resume is rank 0's. `shards`: how many there are.
     """
 
     def __init__(self, plan: _Plan, workers: int, before: DataProgress) -> None:
         self.streams = plan.streams
         self.read = before.read
         self.bad = dict(before.bad)
+        self.shards = len(plan.shards)
+        self.shards_read = before.shards
+        self.bad_shards = dict(before.bad_shards)
         self._truncated = TruncatedCaptions(plan.text_length, before.truncated, warns=plan.first_reader == 0)
-        self._lengths: dict[str, int] = {}  # learned since the last report
+        self._lengths: dict[str, int] = {}  # learned since the last report, as is
+        self._short: dict[str, int] = {}
         self._parts_per_batch = max(1, workers)
         read = functools.partial(_read_parts, plan)
         self._parts: Iterator[Batch] = WorkerIterator(read, workers) if workers else read(0)
@@ -77,8 +82,11 @@ class TrainingLoader:
         batch = _join([next(self._parts) for _ in range(self._parts_per_batch)])
         self.read += batch.read
         add_counts(self.bad, batch.bad)
+        self.shards_read += batch.shards
+        add_counts(self.bad_shards, batch.bad_shards)
         self._truncated.add(batch.caption_tokens)
         keep_longest(self._lengths, batch.lengths)
+        self._short |= batch.short
         return batch
 
     @property
@@ -89,7 +97,16 @@ class TrainingLoader:
     def report(self) -> DataProgress:
         """This rank's counters, and the shard lengths it learned since the last report: its part of what a checkpoint keeps."""
         lengths, self._lengths = self._lengths, {}
-        return DataProgress(self.read, dict(self.bad), lengths, self.truncated)
+        short, self._short = self._short, {}
+        return DataProgress(
+            read=self.read,
+            bad=dict(self.bad),
+            lengths=lengths,
+            truncated=self.truncated,
+            shards=self.shards_read,
+            bad_shards=dict(self.bad_shards),
+            short=short,
+        )
 
     def close(self) -> None:
         """Stop the workers; there are no batches after this."""
@@ -137,6 +154,8 @@ def training_loader(
         first_reader=rank * max(1, data.workers),
         start=start // streams,
         lengths=progress.lengths,
+        short=progress.short,
+        remote=Remote(data.remote_timeout, data.remote_tries),
         shuffle_buffer=data.shuffle_buffer,
         captions=rule,
         background=tuple(data.background),
@@ -156,30 +175,22 @@ def check_reading(data: DataConfig, shards: int, batch_size: int, world: int) ->
     return choose_streams(shards, batch_size, world, workers, data.streams)
 
 
-def is_bad_share(read: int, bad: int, limit: float) -> bool:
-    """Whether of at least 100 samples read more than the share `limit` was unusable."""
-    return read >= JUDGED_AFTER and bad > limit * read
-
-
-def check_bad_share(read: int, bad: Mapping[str, int], limit: float) -> None:
-    """Raise UserError when of at least 100 samples read more than the share `limit` was unusable (`bad`: counts by shard)."""
-    total = sum(bad.values())
-    if not is_bad_share(read, total, limit):
-        return
-    worst = sorted(bad, key=lambda shard: (-bad[shard], shard))[:WORST_SHOWN]
-    named = ", ".join(f"{shard} ({bad[shard]})" for shard in worst)
-    raise UserError(
-        f"{total} of {read} samples are unusable, more than data.max_bad_share={limit:g}: "
-        f"mend the shards or raise the limit; the worst are {named}"
-    )
-
-
 def _read_parts(plan: _Plan, worker: int) -> Iterator[Batch]:
     """The endless parts of the batches that one reader makes: its streams' pairs, stream after stream."""
     first = (plan.first_reader + worker) * plan.streams_per_reader
-    lengths = ShardLengths(plan.lengths)
+    lengths = ShardLengths(plan.lengths, plan.short)
     streams = [
-        Stream(plan.shards, plan.seed, number, plan.streams, plan.shuffle_buffer, plan.captions, plan.start, lengths)
+        Stream(
+            plan.shards,
+            plan.seed,
+            number,
+            plan.streams,
+            plan.shuffle_buffer,
+            plan.captions,
+            plan.start,
+            lengths,
+            plan.remote,
+        )
         for number in range(first, first + plan.streams_per_reader)
     ]
     while True:
@@ -196,7 +207,9 @@ def _part(plan: _Plan, streams: list[Stream], lengths: ShardLengths) -> Batch:
         tally = stream.tally.take()
         batch.read += tally.read
         add_counts(batch.bad, tally.bad)
-    batch.lengths = lengths.take_news()
+        batch.shards += tally.shards
+        add_counts(batch.bad_shards, tally.bad_shards)
+    batch.lengths, batch.short = lengths.take_news(), lengths.take_short_news()
     return batch
 
 
@@ -222,18 +235,21 @@ def _prepared(plan: _Plan, stream: Stream) -> Iterator[_Ready]:
         try:
             ready = _ready(plan, pair, rng)
         except Unusable as problem:
-            stream.tally.note_bad(pair.shard, pair.id, problem)
+            if not pair.lost:  # or it is counted with its shard
+                stream.tally.note_bad(pair.shard, pair.id, problem)
             ready = _substitute(plan, stream, behind, rng)
         yield ready
 
 
 def _substitute(plan: _Plan, stream: Stream, behind: Iterator[int], rng: random.Random) -> _Ready:
+    patience = stream.patience(JUDGED_AFTER)
     while True:
         pair = stream.look_ahead(next(behind))
         try:
             return _ready(plan, pair, rng)
-        except Unusable:
-            continue  # it is counted when its own turn comes
+        except Unusable as problem:  # it is counted when its own turn comes
+            patience.saw(pair.id, problem)
+            patience.missed(pair.shard)
 
 
 def _ready(plan: _Plan, pair: Pair, rng: random.Random) -> _Ready:
@@ -263,9 +279,12 @@ def _join(parts: list[Batch]) -> Batch:
         torch.cat([part.texts for part in parts]),
         [pair_id for part in parts for pair_id in part.ids],
         sum(part.read for part in parts),
+        shards=sum(part.shards for part in parts),
         caption_tokens=[tokens for part in parts for tokens in part.caption_tokens],
     )
     for part in parts:
         add_counts(batch.bad, part.bad)
+        add_counts(batch.bad_shards, part.bad_shards)
         keep_longest(batch.lengths, part.lengths)
+        batch.short |= part.short
     return batch

@@ -13,7 +13,7 @@ from trainer.errors import UserError, reason
 CLASSES = "classnames.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
 ATTRIBUTES = "class_attributes.json"
-RESERVED = ("top1", "top5", "mean_per_class", "chance", "images")
+RESERVED = ("top1", "top5", "mean_per_class", "chance", "images", "bad_samples", "bad_shards")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ClassificationSet:
 def read_classification_set(folder: str | Path) -> ClassificationSet:
     """Read FOLDER: the class names, the prompts, the attributes where there are any, and the list of test shards.
 
-    The shards are those of `FOLDER/test/`, else `FOLDER/test-*.tar`, else `FOLDER/*.tar`.
+    The shards are those of `FOLDER/test/`, else `FOLDER/test-*.tar`, else `FOLDER/*.tar` but for training shards.
     Raises UserError when anything is missing or malformed.
     """
     root = user_path(folder, "eval.zeroshot")
@@ -42,7 +42,9 @@ def read_classification_set(folder: str | Path) -> ClassificationSet:
     for template in templates:
         if "{c}" not in template:
             raise UserError(f"{root / TEMPLATES}: '{template}' does not say where the class name goes; write {{c}} there")
-    return ClassificationSet(classes, templates, _read_attributes(root / ATTRIBUTES, len(classes)), _test_shards(root))
+    return ClassificationSet(
+        classes, templates, _read_attributes(root / ATTRIBUTES, len(classes)), list_shards(root, "eval.zeroshot")
+    )
 
 
 def _read_text(path: Path) -> str:
@@ -89,14 +91,3 @@ def _read_attributes(path: Path, classes: int) -> dict[str, list[str]]:
         if name in RESERVED:
             raise UserError(f"{path}: '{name}' is the name of a metric; call the attribute something else")
     return {name: [clean_text(str(value)) for value in values] for name, values in attributes.items()}
-
-
-def _test_shards(root: Path) -> list[str]:
-    if (root / "test").is_dir():
-        return list_shards(str(root / "test"), "eval.zeroshot")
-    shards = sorted(root.glob("test-*.tar")) or sorted(root.glob("*.tar"))
-    if not shards:
-        raise UserError(
-            f"eval.zeroshot: {root} holds no test shards; put them into {root / 'test'} or beside {CLASSES} as test-000.tar ..."
-        )
-    return list_shards([str(shard) for shard in shards], "eval.zeroshot")

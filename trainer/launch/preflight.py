@@ -6,7 +6,7 @@ Before a job waits a night in a queue: for the allocation around this process, f
 import shutil
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,7 @@ from trainer.config.checks import layout_problems
 from trainer.config.schema import Config
 from trainer.data.loader import check_reading
 from trainer.data.shapes.write import TRAIN_SHARDS, shapes_folder
-from trainer.data.shards.patterns import list_shards
-from trainer.data.sources import check_training_data, load_tokenizer, with_shapes
+from trainer.data.sources import Shards, check_training_data, load_tokenizer, with_shapes
 from trainer.distributed.device import choose_device
 from trainer.distributed.environment import (
     in_allocation,
@@ -184,12 +183,12 @@ def _look_at_data(config: Config, world: int | None, progress: TrainingProgress,
             config = with_shapes(config, folder)
         else:
             written = f", to be written into {folder}"
-    shards = TRAIN_SHARDS
+    shards, training = TRAIN_SHARDS, None
     if not written or config.data.train is not None:
-        listed = found.attempt(partial(check_training_data, config))
-        shards = len(listed or [])
-    for check in found.attempt(partial(evaluation_checks, config)) or []:
-        found.attempt(check)
+        training = found.attempt(partial(check_training_data, config))
+        shards = len(training.names) if training else 0
+    checks = found.attempt(partial(evaluation_checks, config, training.names if training else [])) or []
+    evaluation = [found.attempt(check) for check in checks]
     if shards and world:
         data = replace(config.data, streams=config.data.streams or progress.streams)
         found.attempt(lambda: check_reading(data, shards, config.train.batch_size // config.train.accumulate, world))
@@ -197,15 +196,20 @@ def _look_at_data(config: Config, world: int | None, progress: TrainingProgress,
         return
     readers = f"{max(1, config.data.workers)} reader{'s' if config.data.workers > 1 else ''} a process"
     found.add("training data", f"{shards} shards, {readers}{written}")
-    found.add("evaluation data", "the same data set's own" if written else _evaluation(config))
+    if training:
+        found.add("  data.train", training.told())
+    found.add("evaluation data", "the same data set's own" if written else _evaluation(config, evaluation))
+    for shown in evaluation:
+        if shown is not None:
+            found.add(f"  {shown.what}", shown.told())
 
 
-def _evaluation(config: Config) -> str:
+def _evaluation(config: Config, found: Sequence[Shards | None]) -> str:
     """`zero-shot (default, unseen), retrieval on 4 shards`"""
-    sets, shards = classification_sets(config.eval.zeroshot), retrieval_shards(config)
+    sets = classification_sets(config.eval.zeroshot)
     parts = [f"zero-shot ({', '.join(sets)})"] if sets else []
-    if shards is not None:
-        parts.append(f"retrieval on {len(list_shards(shards, 'eval.retrieval'))} shards")
+    if retrieval_shards(config) is not None:
+        parts.append(f"retrieval on {sum(len(shown.names) for shown in found[-1:] if shown)} shards")
     elif config.eval.retrieval is True:
         parts.append("no retrieval, because data.val is not set")
     return ", ".join(parts) or "none"

@@ -173,6 +173,8 @@ class Run:
         else:
             layout_rows(self.config, self.processes)
         with Progress.start(self.config.train.steps, self.first_step, mode) as bar:
+            for line in self.pairs.told:
+                bar.message(line)
             if self.first_step:
                 bar.message(f"going on from step {self.first_step} of {self.config.train.steps}")
             yield bar
