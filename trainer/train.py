@@ -21,15 +21,9 @@ OWN_CONFIGURATION = ("--config-", "-cd", "-cp", "-cn")
 
 def train(config: Config, processes: Processes) -> int:
     """A whole training run in this process; returns its exit code."""
-    from trainer.training.run import Run  # DeepSpeed takes seconds to import: not before the configuration is known to be good
+    from trainer.training import run  # DeepSpeed takes seconds to import: not before the configuration is known to be good
 
-    run = Run(config, processes)
-    code = 1
-    try:
-        code = run.train()
-    finally:
-        run.close(code)
-    return code
+    return run.train(config, processes)
 
 
 def run_or_check(config: Config) -> NoReturn:

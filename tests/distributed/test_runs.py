@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from torch import Tensor
@@ -22,7 +23,9 @@ from trainer.distributed.processes import Processes
 from trainer.distributed.signals import EXIT_STOPPED
 from trainer.evaluation.encoder import ModelEncoder
 from trainer.train import train
+from trainer.training.opening import OpenRun
 from trainer.training.run import Run
+from trainer.training.saver import Saver
 from trainer.training.step import Trainer
 
 pytestmark = pytest.mark.slow
@@ -217,9 +220,10 @@ def evaluated(run_dir: Path) -> list[int]:
 def test_a_value_that_is_no_number_is_never_the_best(mode: str, values: list[float], best: int):
     run = SimpleNamespace(config=Config(), progress=TrainingProgress())
     run.config.checkpoint.best, run.config.checkpoint.best_mode = "eval/some", mode
+    saver = Saver(cast(OpenRun, run))
     for step, value in enumerate(values):
         run.progress.step = step
-        Run._is_best(run, {"eval/some": value})
+        saver.is_best({"eval/some": value})
     assert (run.progress.best, run.progress.best_step) == (values[best], best)
 
 

@@ -56,13 +56,11 @@ def run_program(config: Config, work: Callable[[Processes], int]) -> NoReturn:
         code = work(processes)
         processes.barrier()
     except UserError as problem:
-        logging.getLogger(__name__).info("error: %s", problem)  # for train.log
         _tell_torchrun(f"error: {problem}")
         _leave(EXIT_USER_ERROR, f"error: {problem}" if _is_first_to_speak(processes) else None)
     except KeyboardInterrupt:
         _leave(EXIT_INTERRUPTED, "interrupted: ended at once, without saving" if _is_first_to_speak(processes) else None)
     except Exception as problem:
-        logging.getLogger(__name__).info("failed", exc_info=problem)
         if not _is_first_to_speak(processes):
             _leave(EXIT_FAILURE, None)
         if _is_lost_contact(problem):
