@@ -1,7 +1,10 @@
 """A gradient that is not finite on one rank alone: no rank takes the step, it is counted, and too many end the run."""
 
+import json
+import shlex
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -10,11 +13,15 @@ from torch import Tensor, nn
 
 from tests.distributed.setups import Layout, TinyRun, batch, rows_of, tiny
 from tests.distributed.spawn import run_distributed
+from tests.distributed.test_runs import COMMON, TWO, run_program
+from trainer.config.compose import compose_config
 from trainer.data.batch import Batch
 from trainer.data.loader import TrainingLoader
 from trainer.distributed.processes import Processes
 from trainer.engine.state import EMA, MOMENTS, WEIGHTS
-from trainer.training.step import Trainer
+from trainer.errors import UserError
+from trainer.training.run import train
+from trainer.training.step import StepOutcome, Trainer
 
 pytestmark = pytest.mark.slow
 
@@ -148,3 +155,60 @@ def count_in_a_row(processes: Processes, layout: Layout) -> list[tuple[int, int,
 def test_bad_steps_in_a_row_are_counted_alike_on_every_rank():
     first, second = run_distributed(count_in_a_row, 2, Layout(2, 2, 2))
     assert first == second == [(1, 1, 0), (2, 2, 0), (0, 2, 1), (1, 3, 1), (2, 4, 1)]
+
+
+def diverge(processes: Processes, overrides: list[str], after: int) -> str:
+    """The program, in which every step after so many is bad on rank 0; what it ends with."""
+    took = Trainer.step
+    spoilers: list[Spoiler] = []
+
+    def step(trainer: Trainer) -> StepOutcome:
+        if not spoilers:
+            spoilers.append(Spoiler(dict(trainer.engine.module.named_parameters())["towers.0.blocks.0.attention.qkv.weight"]))
+        spoilers[0].on = trainer.progress.step >= after and processes.is_first
+        return took(trainer)
+
+    Trainer.step = step  # type: ignore[method-assign]
+    try:
+        train(compose_config(overrides), processes)
+    except UserError as problem:
+        return str(problem)
+    return ""
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_checkpoints_from_before_stay_and_the_advice_to_go_back_works_again_and_again(tmp_path: Path):
+    run_dir = tmp_path / "a run"
+    overrides = [*COMMON, *TWO, f"data.cache={tmp_path / 'cache'}", f"run.dir='{run_dir}'", "train.steps=12"]
+    overrides += ["train.max_nonfinite_steps=4", "checkpoint.every_steps=1", "checkpoint.keep=2"]
+    advised: list[str] = []
+    for turn in (1, 2):
+        told = run_distributed(diverge, 2, [*overrides, *advised], 5)
+        assert told[0] == told[1]
+        assert "not finite in 4 steps in a row, the last of them step 9: go back to the checkpoint from before them" in told[0]
+        assert names(run_dir / "checkpoints") == ["step-00000004", "step-00000005"]
+        aside = run_dir / f"earlier-{turn}"
+        assert told[0].endswith(f"(checkpoints since then are now in {aside})")
+        assert json.loads((aside / "step-00000008" / "progress.json").read_text())["nonfinite_in_a_row"] == 3
+        advised = [word for word in shlex.split(told[0].replace(",", "")) if word.startswith("resume=")]
+        assert advised == [f"resume={run_dir}/checkpoints/step-00000005"]
+    assert run_distributed(run_program, 2, [*overrides, *advised, "optim.lr=0.001"]) == [0, 0]
+    assert list(losses_by_step(run_dir)) == list(range(1, 13))
+
+
+def losses_by_step(run_dir: Path) -> dict[int, float]:
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
+
+
+def test_without_a_checkpoint_from_before_the_same_command_begins_anew(tmp_path: Path):
+    run_dir = tmp_path / "run"
+    overrides = [*COMMON, *TWO, f"data.cache={tmp_path / 'cache'}", f"run.dir={run_dir}", "train.steps=4"]
+    overrides += ["train.max_nonfinite_steps=3", "checkpoint.every_steps=1"]
+    told = run_distributed(diverge, 2, overrides, 0)
+    assert "no checkpoint from before them is left, so start the same command anew" in told[0]
+    assert run_distributed(run_program, 2, overrides) == [0, 0]
+    assert list(losses_by_step(run_dir)) == [1, 2, 3, 4]

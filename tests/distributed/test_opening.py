@@ -2,6 +2,7 @@
 
 import logging
 import multiprocessing
+import os
 import threading
 import time
 from pathlib import Path
@@ -68,7 +69,9 @@ def test_nothing_is_left_open(tmp_path: Path, tmp_path_factory: pytest.TempPathF
 
 
 def open_records(processes: Processes, overrides: list[str]) -> str:
-    """What each rank hears when rank 0 cannot open the records."""
+    """What each rank hears when rank 0 cannot open the records: nobody is logged in."""
+    os.environ["WANDB_CONFIG_DIR"] = os.environ["HOME"] = overrides.pop()
+    os.environ.pop("WANDB_API_KEY", None)
     try:
         train(compose_config(overrides), processes)
     except UserError as problem:
@@ -77,9 +80,7 @@ def open_records(processes: Processes, overrides: list[str]) -> str:
 
 
 def test_records_that_the_first_rank_cannot_open_are_an_error_on_every_rank(tmp_path: Path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "metrics.jsonl").symlink_to(tmp_path)
-    overrides = [*COMMON, f"data.cache={tmp_path / 'cache'}", f"run.dir={tmp_path / 'run'}"]
-    first, second = run_distributed(open_records, 2, overrides)
+    overrides = [*COMMON, f"data.cache={tmp_path / 'cache'}", f"run.dir={tmp_path / 'run'}", "log.wandb=online"]
+    first, second = run_distributed(open_records, 2, [*overrides, str(tmp_path)])
     assert first == second
-    assert "cannot write the metrics to" in first
+    assert "log.wandb=online, but nobody is logged in here" in first

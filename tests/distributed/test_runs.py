@@ -22,6 +22,7 @@ from trainer.config.schema import Config
 from trainer.distributed.processes import Processes
 from trainer.distributed.signals import EXIT_STOPPED
 from trainer.evaluation.encoder import ModelEncoder
+from trainer.reporting.log_lines import log_to_terminal
 from trainer.train import train
 from trainer.training.opening import OpenRun
 from trainer.training.run import Run
@@ -102,6 +103,7 @@ def in_forks(world: int, run_dir: Path, cache: Path, *overrides: str) -> list[fl
 
 def run_program(processes: Processes, overrides: list[str]) -> int:
     """What every rank does."""
+    log_to_terminal(processes.rank)
     return train(compose_config(overrides), processes)
 
 
@@ -240,3 +242,20 @@ def test_a_run_may_start_with_the_weights_of_another(tmp_path, cache):
     assert after[0] < first[0] - 0.1, "it does not begin where an untrained one does"
     assert (tmp_path / "after" / "tokenizer.model").read_bytes() == (tmp_path / "first" / "tokenizer.model").read_bytes()
     assert json.loads((tmp_path / "after" / "metrics.jsonl").read_text().splitlines()[0])["step"] <= 1, "its steps are its own"
+
+
+def test_a_run_that_is_done_says_what_to_set_and_a_resume_what_is_different(tmp_path, cache):
+    run_dir = tmp_path / "run"
+    in_forks(1, run_dir, cache, "train.steps=3", "train.ema=0.9")
+    for steps in (3, 2):
+        (run_dir / "train.log").unlink()
+        in_forks(1, run_dir, cache, f"train.steps={steps}", "train.ema=0.9")
+        log = (run_dir / "train.log").read_text()
+        assert f"train.steps={steps}, but step 3 is done already" in log
+        assert "set train.steps above 3 to train on" in log
+    (run_dir / "train.log").unlink()
+    in_forks(1, run_dir, cache, "train.steps=5", "optim.lr=0.001", "train.ema=null")
+    warned = [line for line in (run_dir / "train.log").read_text().splitlines() if "WARNING trainer.training" in line]
+    assert len(warned) == 2
+    assert "train.steps: 3 -> 5, train.ema: 0.9 -> null, optim.lr: 0.003 -> 0.001" in warned[0]
+    assert "train.ema is off, but step-00000003 holds a moving average" in warned[1]

@@ -99,8 +99,9 @@ class EvalConfig:
 class LogConfig:
     every: int = 10  # steps
     wandb: str = "auto"  # auto | online | offline | disabled
-    project: str = "limoe"
-    entity: str | None = None
+    project: str | None = None  # of W&B; null: WANDB_PROJECT, else limoe
+    entity: str | None = None  # of W&B; null: WANDB_ENTITY, else the login's own
+    name: str | None = None  # of the run in W&B; null: run.name if that was typed, else WANDB_NAME, else run.name all the same
     progress: str = "auto"  # "auto": a bar on a terminal, lines elsewhere; "bar", "lines" or "none"
 
 

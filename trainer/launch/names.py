@@ -19,7 +19,12 @@ def is_named(overrides: list[str]) -> bool:
 
 
 def name_after_job(config: Config, overrides: list[str]) -> None:
-    """Inside a job, let a run that its user has not named carry the job's id: no other job shares it, and a requeue keeps it."""
+    """Inside a job, let a run that its user has not named carry the job's id: no other job shares it, and a requeue keeps it.
+
+    A typed run.name is the run's name in W&B too, whatever WANDB_NAME says.
+    """
+    if config.log.name is None and any(override.lstrip("+").startswith("run.name=") for override in overrides):
+        config.log.name = config.run.name
     job = os.environ.get("SLURM_JOB_ID")
     if job is None or is_named(overrides) or config.run.dir != f"runs/{config.run.name}":
         return

@@ -1,5 +1,7 @@
 """A whole run: steps, evaluations and checkpoints in turn, and the table at the end."""
 
+import logging
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,9 +17,12 @@ from trainer.evaluation.suite import evaluate, summary_rows
 from trainer.reporting.bar import Progress, duration
 from trainer.reporting.tables import layout_table, summary_table
 from trainer.reporting.wandb_run import leet_command
+from trainer.training.directory import leave_nonfinite
 from trainer.training.opening import OpenRun, open_run
 from trainer.training.saver import Saver, due
 from trainer.training.step import StepReport, Trainer
+
+_log = logging.getLogger(__name__)
 
 
 def train(config: Config, processes: Processes) -> int:
@@ -53,6 +58,7 @@ class Run:
     def train(self) -> int:
         """Train to the last step, or until asked to stop; returns the process's exit code."""
         started = time.monotonic()
+        self._tell_if_done()
         with self._progress_bar() as bar:
             signal = self._first_evaluation(bar)
             while not signal and self.progress.step < self.config.train.steps:
@@ -61,6 +67,15 @@ class Run:
                 return self._stopped(bar, signal)
         self._summarise(time.monotonic() - started)
         return 0
+
+    def _tell_if_done(self) -> None:
+        done, steps = self.progress.step, self.config.train.steps
+        if self.processes.is_first and done >= steps:
+            _log.warning(
+                "train.steps=%d, but step %d is done already: no step is left to take; set train.steps above %d to train on, or "
+                "another run.name for a new run",
+                *(steps, done, done),
+            )
 
     def _first_evaluation(self, bar: Progress) -> int:
         """Evaluate before the first step, at the end, and what an earlier start left; the signal to stop, or 0."""
@@ -106,12 +121,21 @@ class Run:
         return report
 
     def _check_finite(self) -> None:
+        """Raise UserError after too many steps in a row that were not finite; it says which checkpoint to go back to."""
         in_a_row = self.progress.nonfinite_in_a_row
-        if in_a_row >= self.config.train.max_nonfinite_steps:
-            raise UserError(
-                f"the loss or its gradient was not finite in {in_a_row} steps in a row, the last of them step "
-                f"{self.progress.step}: lower optim.lr, lengthen schedule.warmup_steps, or use train.precision=fp32"
-            )
+        if in_a_row < self.config.train.max_nonfinite_steps:
+            return
+        self.saver.settle()
+        good, aside = leave_nonfinite(self.opened.run_dir, self.processes)
+        if good:
+            back = f"go back to the checkpoint from before them with {shlex.quote(f'resume={good}')}"
+        else:
+            back = "no checkpoint from before them is left, so start the same command anew"
+        raise UserError(
+            f"the loss or its gradient was not finite in {in_a_row} steps in a row, the last of them step {self.progress.step}: "
+            f"{back}, and lower optim.lr, lengthen schedule.warmup_steps, or use train.precision=fp32"
+            + (f" (checkpoints since then are now in {aside})" if aside else "")
+        )
 
     def _evaluate(self, bar: Progress) -> int:
         """Evaluate into `metrics`; 0, or the signal that asked some rank to stop meanwhile, which leaves them as they were."""

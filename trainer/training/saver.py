@@ -1,5 +1,6 @@
 """When a run is saved: every so many steps or minutes, and when an evaluation is the best so far."""
 
+import logging
 import time
 
 from trainer.checkpoint.save import SaveReport
@@ -7,6 +8,8 @@ from trainer.errors import UserError, did_you_mean
 from trainer.evaluation.suite import is_constant
 from trainer.training.boundary import Boundary
 from trainer.training.opening import OpenRun
+
+_log = logging.getLogger(__name__)
 
 
 class Saver:
@@ -63,6 +66,14 @@ class Saver:
     def collect(self, must_succeed: bool = False) -> None:
         """Wait for the checkpoint that is being written, if any. Raises UserError as `Checkpointer.wait` does."""
         self._record(self._run.checkpointer.wait(must_succeed))
+
+    def settle(self) -> None:
+        """Let a checkpoint that is being written be whole, where the run ends for another reason than the disk."""
+        try:
+            self.collect()
+        except UserError as problem:
+            if self._run.processes.is_first:
+                _log.warning("%s", problem)
 
     def _record(self, report: SaveReport | None) -> None:
         if report is not None:
