@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainer.checkpoint.files import CONFIG, TOKENIZER
-from trainer.checkpoint.load import check_sound, check_weights, checkpoint_of, load_state, read_progress
+from trainer.checkpoint.load import check_sound, check_weights, checkpoint_of, load_state, read_progress, reading, take_newest
 from trainer.config.compose import GROUPS, check_key, explain, load_config, parse_overrides, to_config
 from trainer.config.schema import Config
 from trainer.distributed.processes import Processes
@@ -33,8 +33,9 @@ def read_arguments(arguments: list[str]) -> tuple[Path, str, Config]:
         raise UserError(f"say which run to evaluate: {USAGE}")
     checkpoint = checkpoint_of(runs[0])
     kinds = [argument.removeprefix("weights=") for argument in arguments if argument.startswith("weights=")]
-    kind = check_weights(kinds[-1] if kinds else WEIGHTS, checkpoint)
-    values = load_config(checkpoint / CONFIG)
+    with reading(checkpoint):
+        kind = check_weights(kinds[-1] if kinds else WEIGHTS, checkpoint)
+        values = load_config(checkpoint / CONFIG)
     try:
         for override in parse_overrides(overrides):
             check_key(override)
@@ -46,6 +47,14 @@ def read_arguments(arguments: list[str]) -> tuple[Path, str, Config]:
     except OmegaConfBaseException as problem:
         raise UserError(explain(problem)) from problem
     return checkpoint, kind, to_config(values)
+
+
+def _asked(arguments: list[str]) -> tuple[Path, str, Config]:
+    """`read_arguments`; a run trained on many processes is evaluated on however many there are now."""
+    checkpoint, kind, config = read_arguments(arguments)
+    if not any(argument.startswith("parallel.expert_parallel=") for argument in arguments):
+        config.parallel.expert_parallel = 1
+    return checkpoint, kind, config
 
 
 def evaluate_run(checkpoint: Path, kind: str, config: Config, processes: Processes) -> int:
@@ -63,8 +72,9 @@ def evaluate_run(checkpoint: Path, kind: str, config: Config, processes: Process
 
     check_evaluation(config, processes.world)
     check_sound(checkpoint, processes)
+    with reading(checkpoint, processes=processes):
+        tokenizer, step = load_tokenizer(config, checkpoint / TOKENIZER), read_progress(checkpoint).step
     located = locate_data(config, processes)
-    tokenizer = load_tokenizer(config, checkpoint / TOKENIZER)
     peers = start_deepspeed(processes, config.parallel.expert_parallel)
     model = LIMoE(config.model, config.router, peers)
     sharding = ExpertSharding(processes, config.parallel.expert_parallel)
@@ -73,7 +83,6 @@ def evaluate_run(checkpoint: Path, kind: str, config: Config, processes: Process
     model.to(processes.device, dtype).eval()
     metrics = evaluate(located, ModelEncoder(model, config.data, dtype), tokenizer, processes)
     if processes.is_first:
-        step = read_progress(checkpoint).step
         name = f"{config.run.name}, step {step}" + (", moving average of the weights" if kind == EMA else "")
         summary_table(name, summary_rows(metrics), [("checkpoint", str(checkpoint))])
     return 0
@@ -84,14 +93,16 @@ def main() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
         return
+    arguments = sys.argv[1:]
     try:
-        checkpoint, kind, config = read_arguments(sys.argv[1:])
-        # A run trained on many processes is evaluated on however many there are now.
-        if not any(argument.startswith("parallel.expert_parallel=") for argument in sys.argv[1:]):
-            config.parallel.expert_parallel = 1
+        _, _, config = take_newest(lambda: _asked(arguments), lambda asked: asked)
     except UserError as problem:
         exit_with(problem)
-    run_program(config, lambda processes: evaluate_run(checkpoint, kind, config, processes))
+    # Chosen again, by rank 0 for all: each rank has looked at another moment, and a run that trains goes on meanwhile.
+    run_program(
+        config,
+        lambda processes: take_newest(lambda: _asked(arguments), lambda asked: evaluate_run(*asked, processes), processes),
+    )
 
 
 if __name__ == "__main__":

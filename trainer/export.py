@@ -19,7 +19,15 @@ from torch import Tensor
 from model import pretrained
 from model.limoe import LIMoE
 from trainer.checkpoint.files import CONFIG, TOKENIZER, complete_checkpoints
-from trainer.checkpoint.load import check_sound, check_weights, checkpoint_of, load_state, read_progress
+from trainer.checkpoint.load import (
+    check_sound,
+    check_weights,
+    checkpoint_of,
+    load_state,
+    read_progress,
+    reading,
+    take_newest,
+)
 from trainer.config.checks import check_model
 from trainer.config.compose import load_config, to_config
 from trainer.config.schema import Config
@@ -56,7 +64,8 @@ def read_arguments(arguments: list[str]) -> Export:
     dtype = values.get("dtype", "fp32")
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype}: choose {' or '.join(DTYPES)}")
-    kinds = {check_weights(values.get("weights", WEIGHTS), checkpoint) for checkpoint in checkpoints}
+    with reading(*checkpoints):
+        kinds = {check_weights(values.get("weights", WEIGHTS), checkpoint) for checkpoint in checkpoints}
     output = Path(values["output"]).expanduser() if values.get("output") else _run_of(newest) / "export"
     return Export(checkpoints, kinds.pop(), dtype, output)
 
@@ -150,6 +159,16 @@ def write_export(export: Export) -> list[str]:
     ]
 
 
+def export_newest(arguments: list[str]) -> list[str]:
+    """`write_export` of what a command line means at that moment: a run that trains deletes its older checkpoints."""
+
+    def write(export: Export) -> list[str]:
+        with reading(*export.checkpoints):
+            return write_export(export)
+
+    return take_newest(lambda: read_arguments(arguments), write)
+
+
 def describe(export: Export, config: Config) -> str:
     """What the exported weights are, in words."""
     steps = [read_progress(checkpoint).step for checkpoint in export.checkpoints]
@@ -189,7 +208,7 @@ def main() -> None:
         print(__doc__)
         return
     try:
-        told = write_export(read_arguments(sys.argv[1:]))
+        told = export_newest(sys.argv[1:])
     except UserError as problem:
         exit_with(problem)
     print("\n".join(told))

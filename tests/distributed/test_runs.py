@@ -245,16 +245,16 @@ def test_a_run_may_start_with_the_weights_of_another(tmp_path, cache):
 
 
 def test_a_run_that_is_done_says_what_to_set_and_a_resume_what_is_different(tmp_path, cache):
-    run_dir = tmp_path / "run"
-    in_forks(1, run_dir, cache, "train.steps=3", "train.ema=0.9")
+    run_dir, short = tmp_path / "run", "schedule.warmup_steps=1"
+    in_forks(1, run_dir, cache, short, "train.steps=3", "train.ema=0.9")
     for steps in (3, 2):
         (run_dir / "train.log").unlink()
-        in_forks(1, run_dir, cache, f"train.steps={steps}", "train.ema=0.9")
+        in_forks(1, run_dir, cache, short, f"train.steps={steps}", "train.ema=0.9")
         log = (run_dir / "train.log").read_text()
         assert f"train.steps={steps}, but step 3 is done already" in log
         assert "set train.steps above 3 to train on" in log
     (run_dir / "train.log").unlink()
-    in_forks(1, run_dir, cache, "train.steps=5", "optim.lr=0.001", "train.ema=null")
+    in_forks(1, run_dir, cache, short, "train.steps=5", "optim.lr=0.001", "train.ema=null")
     warned = [line for line in (run_dir / "train.log").read_text().splitlines() if "WARNING trainer.training" in line]
     assert len(warned) == 2
     assert "train.steps: 3 -> 5, train.ema: 0.9 -> null, optim.lr: 0.003 -> 0.001" in warned[0]
