@@ -25,7 +25,6 @@ from trainer.config.schema import Config
 from trainer.distributed.agree import first_reads
 from trainer.distributed.processes import Processes
 from trainer.errors import UserError
-from trainer.training.changes import tell_changes
 from trainer.training.lock import check_unclaimed, claim
 
 METRICS = "metrics.jsonl"
@@ -44,8 +43,6 @@ def open_run_directory(config: Config, processes: Processes) -> tuple[Path, Path
     first_reads(lambda: _prepare(run_dir, checkpoint), processes)
     if checkpoint is not None and processes.is_first:
         _warn_of_other_order(config, checkpoint)
-    if checkpoint is not None:
-        first_reads(lambda: tell_changes(config, checkpoint), processes)
     return run_dir, checkpoint
 
 

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from trainer.checkpoint.save import Checkpointer
 from trainer.config.checks import check_layout, check_schedule
 from trainer.config.schema import Config
 from trainer.data.loader import TrainingLoader
+from trainer.distributed.agree import first_reads
 from trainer.distributed.peers import DistributedPeers
 from trainer.distributed.processes import Processes
 from trainer.distributed.signals import StopRequest
@@ -24,6 +26,7 @@ from trainer.engine.build import build_engine, start_deepspeed
 from trainer.engine.ema import start_ema
 from trainer.engine.state import WEIGHTS, ExpertSharding, set_optimizer_state, set_weights
 from trainer.reporting.log_lines import log_to_file
+from trainer.training.changes import tell_changes
 from trainer.training.directory import initial_weights, open_run_directory, write_config
 from trainer.training.inputs import TrainingPairs, find_pairs, locate_data
 from trainer.training.position import Position
@@ -73,6 +76,8 @@ def _open(config: Config, processes: Processes, closing: ExitStack) -> OpenRun:
     closing.callback(watchdog.stop)
     run_dir, checkpoint = open_run_directory(config, processes)
     closing.enter_context(log_to_file(run_dir, processes.rank))
+    if checkpoint:
+        first_reads(partial(tell_changes, config, checkpoint), processes)
     weights = None if checkpoint else initial_weights(config, run_dir, processes)
     located = locate_data(config, processes)
     pairs = find_pairs(located, run_dir, processes)
