@@ -19,17 +19,18 @@ def is_named(overrides: list[str]) -> bool:
 
 
 def name_after_job(config: Config, overrides: list[str]) -> None:
-    """Inside a job, let a run that its user has not named carry the job's id: no other job shares it, and a requeue keeps it.
-
-    A typed run.name is the run's name in W&B too, whatever WANDB_NAME says.
-    """
-    if config.log.name is None and any(override.lstrip("+").startswith("run.name=") for override in overrides):
-        config.log.name = config.run.name
+    """Inside a job, let a run that its user has not named carry the job's id: no other job shares it, and a requeue keeps it."""
     job = os.environ.get("SLURM_JOB_ID")
     if job is None or is_named(overrides) or config.run.dir != f"runs/{config.run.name}":
         return
     config.run.name += f"-{job}"
     config.run.dir = f"runs/{config.run.name}"
+
+
+def name_in_wandb(config: Config, overrides: list[str]) -> None:
+    """Let a run.name that was typed be the run's name in W&B too, whatever WANDB_NAME says."""
+    if config.log.name is None and any(override.lstrip("+").startswith("run.name=") for override in overrides):
+        config.log.name = config.run.name
 
 
 def name_runs(runs: list[list[str]], home: Path | None = None) -> list[list[str]]:
