@@ -49,8 +49,9 @@ def count_collectives(processes: Processes, overrides: list[str]) -> list[list[s
     took = Trainer.step
 
     def step(trainer: Trainer) -> Any:
-        outcome = took(trainer)
         steps.append([])
+        outcome = took(trainer)
+        steps[-1].clear()  # what the learning itself takes
         return outcome
 
     def counted(name: str) -> Any:
