@@ -12,7 +12,7 @@ from trainer.distributed.processes import Processes
 from trainer.distributed.program import exit_with, run_program
 from trainer.errors import UserError
 from trainer.launch.job_array import read_array_line
-from trainer.launch.names import name_after_job
+from trainer.launch.names import name_after_job, name_in_wandb
 from trainer.launch.sweep import is_sweep, sweep
 
 OWN_CONFIGURATION = ("--config-", "-cd", "-cp", "-cn")
@@ -21,15 +21,9 @@ OWN_CONFIGURATION = ("--config-", "-cd", "-cp", "-cn")
 
 def train(config: Config, processes: Processes) -> int:
     """A whole training run in this process; returns its exit code."""
-    from trainer.training.run import Run  # DeepSpeed takes seconds to import: not before the configuration is known to be good
+    from trainer.training import run  # DeepSpeed takes seconds to import: not before the configuration is known to be good
 
-    run = Run(config, processes)
-    code = 1
-    try:
-        code = run.train()
-    finally:
-        run.close(code)
-    return code
+    return run.train(config, processes)
 
 
 def run_or_check(config: Config) -> NoReturn:
@@ -47,6 +41,7 @@ def hydra_main(values: DictConfig) -> None:
     try:
         config = to_config(values)
         name_after_job(config, overrides_among(sys.argv[1:]))
+        name_in_wandb(config, overrides_among(sys.argv[1:]))
     except UserError as problem:
         exit_with(problem)
     run_or_check(config)
@@ -62,6 +57,7 @@ def main() -> None:
         if not any(argument.startswith(OWN_CONFIGURATION) for argument in arguments):
             config = compose_config(overrides_among(arguments))
             name_after_job(config, overrides_among(arguments))
+            name_in_wandb(config, overrides_among(arguments))
     except UserError as problem:
         exit_with(problem)
     if any(argument.startswith("-") for argument in arguments):

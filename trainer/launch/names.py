@@ -27,6 +27,12 @@ def name_after_job(config: Config, overrides: list[str]) -> None:
     config.run.dir = f"runs/{config.run.name}"
 
 
+def name_in_wandb(config: Config, overrides: list[str]) -> None:
+    """Let a run.name that was typed be the run's name in W&B too, whatever WANDB_NAME says."""
+    if config.log.name is None and any(override.lstrip("+").startswith("run.name=") for override in overrides):
+        config.log.name = config.run.name
+
+
 def name_runs(runs: list[list[str]], home: Path | None = None) -> list[list[str]]:
     """The overrides of each run, with those that give it a directory no other has.
 

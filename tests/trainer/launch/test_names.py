@@ -6,7 +6,7 @@ import pytest
 
 from trainer.config.compose import compose_config
 from trainer.errors import UserError
-from trainer.launch.names import differences, name_runs
+from trainer.launch.names import differences, name_in_wandb, name_runs
 from trainer.launch.sweep import list_runs
 
 
@@ -62,3 +62,10 @@ def test_the_same_run_twice_is_refused():
 
 def test_only_what_varies_tells_runs_apart():
     assert differences([["a=1", "b=2", "c=1"], ["a=1", "b=1", "c=1"]]) == [["b=2"], ["b=1"]]
+
+
+def test_a_name_that_is_typed_is_that_of_the_wandb_run_too():
+    for overrides, name in ((["run.name=mine"], "mine"), ([], None), (["run.name=mine", "log.name=other"], "other")):
+        config = compose_config(overrides)
+        name_in_wandb(config, overrides)
+        assert config.log.name == name
