@@ -16,6 +16,7 @@ class DataConfig:
     caption_key: str | None = (
         None  # read captions from this key of .json (a list: one drawn at random) where there is one; else .txt
     )
+    caption_lines: bool | None = None  # each line of a .txt is a caption; null: only beside CLIP_benchmark's nshards.txt
     tokenizer: str | None = None  # PATH.model of SentencePiece; null: trained on the training captions
     tokenizer_captions: int = 100_000  # captions that the tokenizer is trained on, at most
     workers: int = 1  # loader processes a rank; 0: in the training process
@@ -24,6 +25,7 @@ class DataConfig:
     crop_scale: list[float] = field(default_factory=lambda: [0.6, 1.0])  # share of the image's area a training crop takes
     crop_ratio: list[float] = field(default_factory=lambda: [0.75, 1.3333])  # width to height of a training crop
     flip: bool = False  # mirror half of the training images; wrong for captions that say left and right
+    background: list[int] = field(default_factory=lambda: [255, 255, 255])  # RGB seen through what is transparent in an image
     mean: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
     std: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
     max_bad_share: float = 0.01  # of the samples read; more unusable ones end the run

@@ -11,6 +11,7 @@ class Batch:
 
     images: uint8 [B, 3, H, W]; texts: int64 [B, T], 0 is padding; ids: `shard/key` of each pair.
     read, bad: samples read to make this batch, and the unusable ones among them by shard.
+    caption_tokens: tokens of each pair's whole caption, its end counted; more than T were cut.
     lengths: usable pairs by shard, of shards that were read to their end meanwhile.
     """
 
@@ -20,6 +21,7 @@ class Batch:
     read: int = 0
     bad: dict[str, int] = field(default_factory=dict)
     lengths: dict[str, int] = field(default_factory=dict)
+    caption_tokens: list[int] = field(default_factory=list)
 
 
 @dataclass

@@ -12,8 +12,8 @@ from torch import Tensor
 from model.preprocess import REDUCING_GAP, centre_crop
 from trainer.config.schema import DataConfig
 from trainer.data.batch import EvaluationBatch
-from trainer.data.shards.captions import captions_of, label_of
-from trainer.data.shards.images import decode_image, image_bytes
+from trainer.data.shards.captions import CaptionRule, captions_of, label_of, read_captions
+from trainer.data.shards.images import background_of, decode_image, image_bytes
 from trainer.data.shards.samples import Sample, Unusable, read_samples
 from trainer.data.workers import WorkerIterator
 from trainer.errors import UserError
@@ -29,7 +29,8 @@ class _Plan:
 
     shards: list[str]
     image_size: int
-    caption_key: str | None
+    captions: CaptionRule
+    background: tuple[int, ...]
     first_reader: int  # of this rank
     readers: int  # of all ranks
     parcel_rows: int
@@ -62,13 +63,21 @@ def evaluation_batches(
     `any_rank(flag)` says whether the flag is set on any rank; it is called once before each batch and once at the end, on
     all ranks equally often, so that all ranks see the same number of batches. `workers`: null for data.workers. A sample
     needs an image and a caption or a class; those that lack them are left out, and their number is logged at the end.
-    Raises UserError when `workers` is negative.
+    Raises UserError when `workers` is negative or `data.background` is no colour.
     """
     workers = data.workers if workers is None else workers
     if workers < 0:
         raise UserError(f"data.workers={workers} should be 0 (read in the training process) or more")
     per_rank = max(1, workers)
-    plan = _Plan(list(shards), image_size, data.caption_key, rank * per_rank, world * per_rank, min(batch_size, PARCEL_ROWS))
+    plan = _Plan(
+        shards=list(shards),
+        image_size=image_size,
+        captions=CaptionRule.of(data),
+        background=background_of(data),
+        first_reader=rank * per_rank,
+        readers=world * per_rank,
+        parcel_rows=min(batch_size, PARCEL_ROWS),
+    )
     read = functools.partial(_read_rows, plan)
     rows: Iterator[_Rows] = WorkerIterator(read, workers) if workers else read(0)
     batches = _batches(rows, batch_size, image_size)
@@ -122,10 +131,10 @@ def _share(plan: _Plan, reader: int) -> Iterator[Sample]:
 def _add_sample(rows: _Rows, sample: Sample, plan: _Plan) -> None:
     if sample.broken:
         raise Unusable(sample.broken)
-    label, captions = label_of(sample), captions_of(sample, plan.caption_key)
-    if label < 0 and not captions:
-        raise Unusable("neither a caption nor a class")
-    image = decode_image(image_bytes(sample), round(REDUCING_GAP * plan.image_size))
+    label = label_of(sample)
+    # What has a class may lack a caption.
+    captions = read_captions(sample, plan.captions) if label < 0 else captions_of(sample, plan.captions)
+    image = decode_image(image_bytes(sample), round(REDUCING_GAP * plan.image_size), plan.background)
     rows.images.append(centre_crop(image, plan.image_size))
     rows.labels.append(label)
     rows.captions.append(captions)

@@ -16,11 +16,12 @@ from trainer.data.order.dealing import choose_streams
 from trainer.data.order.progress import DataProgress, ShardLengths, add_counts, keep_longest
 from trainer.data.order.reading import Pair
 from trainer.data.order.stream import Stream
-from trainer.data.shards.captions import check_captions
-from trainer.data.shards.images import decode_image
+from trainer.data.shards.captions import CaptionRule, check_captions
+from trainer.data.shards.images import background_of, decode_image
 from trainer.data.shards.samples import Unusable
 from trainer.data.tokenizer import Tokenizer
 from trainer.data.transforms import least_side, random_crop
+from trainer.data.truncation import TruncatedCaptions
 from trainer.data.workers import WorkerIterator
 from trainer.errors import UserError
 
@@ -44,7 +45,8 @@ class _Plan:
     start: int  # pairs of each stream
     lengths: dict[str, int]
     shuffle_buffer: int
-    caption_key: str | None
+    captions: CaptionRule
+    background: tuple[int, ...]
     crop_scale: tuple[float, ...]
     crop_ratio: tuple[float, ...]
     flip: bool
@@ -54,14 +56,15 @@ class TrainingLoader:
     """This rank's part of endless global batches.
 
     The rows of all ranks in rank order are the same for every number of ranks and workers that has the same `streams`.
-    `read` and `bad` (by shard) count the samples read so far by this rank and the unusable ones among them; what was counted
-    before a resume is rank 0's.
+    `read` and `bad` (by shard) count the samples read so far by this rank and the unusable ones among them, `truncated` its
+    captions that are longer than the model reads; what was counted before a resume is rank 0's.
     """
 
     def __init__(self, plan: _Plan, workers: int, before: DataProgress) -> None:
         self.streams = plan.streams
         self.read = before.read
         self.bad = dict(before.bad)
+        self._truncated = TruncatedCaptions(plan.text_length, before.truncated, warns=plan.first_reader == 0)
         self._lengths: dict[str, int] = {}  # learned since the last report
         self._parts_per_batch = max(1, workers)
         read = functools.partial(_read_parts, plan)
@@ -74,13 +77,19 @@ class TrainingLoader:
         batch = _join([next(self._parts) for _ in range(self._parts_per_batch)])
         self.read += batch.read
         add_counts(self.bad, batch.bad)
+        self._truncated.add(batch.caption_tokens)
         keep_longest(self._lengths, batch.lengths)
         return batch
+
+    @property
+    def truncated(self) -> int:
+        """Captions so far that are longer than the model reads."""
+        return self._truncated.count
 
     def report(self) -> DataProgress:
         """This rank's counters, and the shard lengths it learned since the last report: its part of what a checkpoint keeps."""
         lengths, self._lengths = self._lengths, {}
-        return DataProgress(self.read, dict(self.bad), lengths)
+        return DataProgress(self.read, dict(self.bad), lengths, self.truncated)
 
     def close(self) -> None:
         """Stop the workers; there are no batches after this."""
@@ -109,12 +118,13 @@ def training_loader(
     before is decoded. `progress` is what all ranks learned by then: its counters go on, and of the shards whose lengths it has
     only those are read that still have pairs to give. Raises UserError when shards, batch, ranks and workers do not fit
     together, or the shards hold no captions; drawing batches does for a shard that has become shorter. Samples that cannot be
-    used are replaced: one without image or caption by the one after it, an image that cannot be decoded by a copy of a later
-    pair of its stream.
+    used are replaced: one without image or caption by the one after it, an image that cannot be decoded, or a caption in which
+    the tokenizer knows nothing, by a copy of a later pair of its stream.
     """
     progress = progress or DataProgress()
     streams = check_reading(data, len(shards), batch_size, world)
-    check_captions(shards, data.caption_key)
+    rule = CaptionRule.of(data)
+    check_captions(shards, rule)
     plan = _Plan(
         shards=list(shards),
         tokenizer=tokenizer,
@@ -128,7 +138,8 @@ def training_loader(
         start=start // streams,
         lengths=progress.lengths,
         shuffle_buffer=data.shuffle_buffer,
-        caption_key=data.caption_key,
+        captions=rule,
+        background=background_of(data),
         crop_scale=tuple(data.crop_scale),
         crop_ratio=tuple(data.crop_ratio),
         flip=data.flip,
@@ -145,6 +156,7 @@ def check_reading(data: DataConfig, shards: int, batch_size: int, world: int) ->
         raise UserError(f"data.workers={data.workers} should be 0 (read in the training process) or more")
     if data.shuffle_buffer < 0:
         raise UserError(f"data.shuffle_buffer={data.shuffle_buffer} should be 0 (no shuffling within shards) or more")
+    background_of(data)
     _check_range(data.crop_scale, "data.crop_scale", 1.0)
     _check_range(data.crop_ratio, "data.crop_ratio", float("inf"))
     workers = max(1, data.workers)
@@ -181,7 +193,7 @@ def _read_parts(plan: _Plan, worker: int) -> Iterator[Batch]:
     first = (plan.first_reader + worker) * plan.streams_per_reader
     lengths = ShardLengths(plan.lengths)
     streams = [
-        Stream(plan.shards, plan.seed, number, plan.streams, plan.shuffle_buffer, plan.caption_key, plan.start, lengths)
+        Stream(plan.shards, plan.seed, number, plan.streams, plan.shuffle_buffer, plan.captions, plan.start, lengths)
         for number in range(first, first + plan.streams_per_reader)
     ]
     while True:
@@ -189,13 +201,11 @@ def _read_parts(plan: _Plan, worker: int) -> Iterator[Batch]:
 
 
 def _part(plan: _Plan, streams: list[Stream], lengths: ShardLengths) -> Batch:
-    images, captions, ids = [], [], []
-    for stream in streams:
-        for image, caption, pair_id in _prepared(plan, stream):
-            images.append(image)
-            captions.append(caption)
-            ids.append(pair_id)
-    batch = Batch(torch.stack(images), plan.tokenizer(captions, plan.text_length), ids)
+    ready = [pair for stream in streams for pair in _prepared(plan, stream)]
+    batch = Batch(
+        torch.stack([pair.image for pair in ready]), torch.stack([pair.tokens for pair in ready]), [p.id for p in ready]
+    )
+    batch.caption_tokens = [pair.caption_tokens for pair in ready]
     for stream in streams:
         tally = stream.tally.take()
         batch.read += tally.read
@@ -204,40 +214,59 @@ def _part(plan: _Plan, streams: list[Stream], lengths: ShardLengths) -> Batch:
     return batch
 
 
-def _prepared(plan: _Plan, stream: Stream) -> Iterator[tuple[Tensor, str, str]]:
-    """The stream's next pairs for one batch, decoded and augmented.
+@dataclass(frozen=True)
+class _Ready:
+    """A pair as it goes into a batch. image: uint8 [3, H, W]; tokens: int64 [T]; caption_tokens: before the cut at T."""
 
-    An undecodable one leaves its place to a copy of a good pair from behind the batch. So positions never depend on what
+    id: str
+    image: Tensor
+    tokens: Tensor
+    caption_tokens: int
+
+
+def _prepared(plan: _Plan, stream: Stream) -> Iterator[_Ready]:
+    """The stream's next pairs for one batch, decoded, augmented and tokenized.
+
+    An unusable one leaves its place to a copy of a good pair from behind the batch. So positions never depend on what
     can be decoded, and a resumed run need not decode what it skips.
     """
     taken = [stream.next() for _ in range(plan.pairs_per_stream)]
     behind = count()
     for pair, rng in taken:
         try:
-            image = _decoded_crop(plan, pair, rng)
+            ready = _ready(plan, pair, rng)
         except Unusable as problem:
             stream.tally.note_bad(pair.shard, pair.id, problem)
-            pair, image = _substitute(plan, stream, behind, rng)
-        yield image, rng.choice(pair.captions), pair.id
+            ready = _substitute(plan, stream, behind, rng)
+        yield ready
 
 
-def _substitute(plan: _Plan, stream: Stream, behind: Iterator[int], rng: random.Random) -> tuple[Pair, Tensor]:
+def _substitute(plan: _Plan, stream: Stream, behind: Iterator[int], rng: random.Random) -> _Ready:
     while True:
         pair = stream.look_ahead(next(behind))
         try:
-            return pair, _decoded_crop(plan, pair, rng)
+            return _ready(plan, pair, rng)
         except Unusable:
             continue  # it is counted when its own turn comes
 
 
-def _decoded_crop(plan: _Plan, pair: Pair, rng: random.Random) -> Tensor:
+def _ready(plan: _Plan, pair: Pair, rng: random.Random) -> _Ready:
+    """Raises Unusable before anything is drawn from `rng`, so that it draws alike whether the verdict was known before."""
+    if pair.problem:
+        raise Unusable(pair.problem)
     try:
-        image = decode_image(pair.image, least_side(plan.image_size, plan.crop_scale, plan.crop_ratio))
-    except Unusable:
+        image = decode_image(pair.image, least_side(plan.image_size, plan.crop_scale, plan.crop_ratio), plan.background)
+        texts = plan.tokenizer.encode(pair.captions, plan.text_length)
+        usable = [index for index, known in enumerate(texts.known) if known]
+        if not usable:
+            raise Unusable(f"the tokenizer knows nothing in its caption '{pair.captions[0][:40]}'")
+    except Unusable as problem:
         # It may be looked at again and again while it waits for its turn: keep the verdict, not the bytes.
-        pair.image = b""
+        pair.image, pair.problem = b"", str(problem)
         raise
-    return random_crop(image, plan.image_size, plan.crop_scale, plan.crop_ratio, plan.flip, rng)
+    crop = random_crop(image, plan.image_size, plan.crop_scale, plan.crop_ratio, plan.flip, rng)
+    drawn = rng.choice(usable)
+    return _Ready(pair.id, crop, texts.ids[drawn], texts.counts[drawn])
 
 
 def _join(parts: list[Batch]) -> Batch:
@@ -248,6 +277,7 @@ def _join(parts: list[Batch]) -> Batch:
         torch.cat([part.texts for part in parts]),
         [pair_id for part in parts for pair_id in part.ids],
         sum(part.read for part in parts),
+        caption_tokens=[tokens for part in parts for tokens in part.caption_tokens],
     )
     for part in parts:
         add_counts(batch.bad, part.bad)

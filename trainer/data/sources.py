@@ -4,7 +4,7 @@ from copy import deepcopy
 from pathlib import Path
 
 from trainer.config.schema import Config
-from trainer.data.shards.captions import check_captions
+from trainer.data.shards.captions import CaptionRule, check_captions
 from trainer.data.shards.patterns import list_shards
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import UserError, did_you_mean
@@ -43,5 +43,5 @@ def load_tokenizer(config: Config, path: Path) -> Tokenizer:
 def check_training_data(config: Config) -> list[str]:
     """The training shards. Raises UserError when one is missing, or they hold no captions."""
     shards = list_shards(config.data.train, "data.train")
-    check_captions(shards, config.data.caption_key)
+    check_captions(shards, CaptionRule.of(config.data))
     return shards

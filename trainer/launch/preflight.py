@@ -25,9 +25,15 @@ from trainer.data.shapes.write import TRAIN_SHARDS, shapes_folder
 from trainer.data.shards.patterns import list_shards
 from trainer.data.sources import check_kind, check_training_data, load_tokenizer, with_shapes
 from trainer.distributed.device import choose_device
-from trainer.distributed.environment import in_allocation, rank_from_environment, world_from_environment
+from trainer.distributed.environment import (
+    in_allocation,
+    rank_from_environment,
+    seconds_to_leave_from_environment,
+    world_from_environment,
+)
 from trainer.distributed.processes import ALONE
 from trainer.distributed.program import EXIT_USER_ERROR
+from trainer.distributed.watchdog import check_time_to_leave
 from trainer.engine.state import WEIGHTS
 from trainer.errors import UserError
 from trainer.estimate.memory import checkpoint_bytes, estimate_memory, readable_bytes
@@ -103,6 +109,7 @@ def examine(config: Config, world: int) -> Findings:
         found.attempt(check)
     fits = not found.problems
     found.attempt(partial(check_schedule, config.schedule, config.train.steps))
+    found.attempt(lambda: check_time_to_leave(config.parallel.lost_after_seconds, seconds_to_leave_from_environment()))
     progress, weights = _look_at_directory(config, found)
     ep = config.parallel.expert_parallel
     found.add("processes", f"{world}, the experts spread over groups of {ep}" if ep > 1 else str(world))

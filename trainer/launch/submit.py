@@ -49,6 +49,11 @@ class SlurmLauncher(CheckedLauncher):
                 "hydra/launcher=slurm needs sbatch, which is not on PATH: start from a machine of the cluster, "
                 "or leave hydra/launcher out to train here, one run after the other"
             )
+        if not SCRIPT.is_file():
+            raise UserError(
+                f"{SCRIPT} is missing: an installed wheel has no batch script; start from a checkout of the project "
+                f"(pip install -e . in it gives the same commands)"
+            )
         self.batches = 0
 
     @property

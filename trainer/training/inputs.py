@@ -11,7 +11,7 @@ from trainer.config.schema import Config
 from trainer.data.loader import TrainingLoader, training_loader
 from trainer.data.order.progress import DataProgress
 from trainer.data.shapes.write import write_shapes
-from trainer.data.shards.captions import training_captions
+from trainer.data.shards.captions import CaptionRule, training_captions
 from trainer.data.shards.patterns import list_shards
 from trainer.data.sources import check_kind, check_training_data, load_tokenizer, with_shapes
 from trainer.data.tokenizer import Tokenizer, train_tokenizer
@@ -108,7 +108,7 @@ def _make_tokenizer(config: Config, shards: list[str], path: Path) -> None:
             Tokenizer.load(config.data.tokenizer)
             path.write_bytes(Path(config.data.tokenizer).expanduser().read_bytes())
             return
-        captions: Iterable[str] = training_captions(shards, config.data.caption_key, config.data.tokenizer_captions)
+        captions: Iterable[str] = training_captions(shards, CaptionRule.of(config.data), config.data.tokenizer_captions)
         train_tokenizer(captions, path, config.model.vocabulary, config.seed)
     except OSError as problem:
         raise UserError(f"cannot write {path} ({problem.strerror}): make room or choose another run.dir") from problem

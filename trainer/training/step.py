@@ -119,9 +119,12 @@ class Trainer:
     def _agree(self, metrics: dict[str, Tensor], stop_signal: int, written: bool) -> StepReport:
         """Sum over ranks what differs between them, and read everything on the host at once."""
         names, values = list(metrics), torch.stack([value.double() for value in metrics.values()])
-        counts = [float(self.loader.read), float(sum(self.loader.bad.values())), float(stop_signal != 0), float(written)]
-        differing = torch.cat([metrics["train/loss_contrastive"].double().view(1), values.new_tensor(counts)])
-        contrastive, read, bad, stop, done = self.processes.sum(differing).tolist()
+        loader = self.loader
+        counts = [loader.read, sum(loader.bad.values()), loader.truncated, stop_signal != 0, written]
+        differing = torch.cat(
+            [metrics["train/loss_contrastive"].double().view(1), values.new_tensor([float(count) for count in counts])]
+        )
+        contrastive, read, bad, truncated, stop, done = self.processes.sum(differing).tolist()
         read_out = dict(zip(names, values.tolist(), strict=True))
         read_out["train/loss_contrastive"] = contrastive / self.processes.world
         read_out = {"train/loss": read_out["train/loss_contrastive"] + read_out["train/loss_aux"]} | read_out
@@ -129,6 +132,8 @@ class Trainer:
             if is_bad_share(int(read), int(bad), self.config.data.max_bad_share):
                 self._refuse_bad(int(read))
             read_out["data/bad_samples"] = bad
+        if truncated:
+            read_out["data/truncated_captions"] = truncated / self.progress.pairs
         asked = max(self.processes.gather_objects(stop_signal)) if stop else 0
         success = {name.rpartition("/")[2]: value for name, value in read_out.items() if name.startswith("routing/success/")}
         all_written = int(done) == self.processes.world

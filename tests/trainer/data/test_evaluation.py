@@ -45,7 +45,7 @@ def all_ranks(shards: list[str], world: int, workers: int, batch_size: int = 4) 
     def one(rank: int) -> None:
         made[rank] = list(
             evaluation_batches(
-                DataConfig(workers=workers),
+                DataConfig(workers=workers, caption_lines=True),
                 shards=shards,
                 image_size=8,
                 batch_size=batch_size,

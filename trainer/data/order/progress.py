@@ -11,18 +11,21 @@ class DataProgress:
     """Counters and shard lengths, over all ranks in a checkpoint, of one rank in what its loader reports.
 
     read, bad: samples read since the start of the run, and the unusable ones among them by shard.
+    truncated: captions among those drawn that are longer than the model reads.
     lengths: usable pairs by shard, of the shards that were read to their end; a pair has an image file and a caption.
     """
 
     read: int = 0
     bad: dict[str, int] = field(default_factory=dict)
     lengths: dict[str, int] = field(default_factory=dict)
+    truncated: int = 0
 
     def merged(self, reports: Iterable["DataProgress"]) -> "DataProgress":
         """The progress after this one, from the reports of all ranks: their counters are totals, their lengths are news."""
         after = DataProgress(lengths=dict(self.lengths))
         for report in reports:
             after.read += report.read
+            after.truncated += report.truncated
             add_counts(after.bad, report.bad)
             keep_longest(after.lengths, report.lengths)
         return after

@@ -5,20 +5,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from trainer.data.order.progress import ShardLengths
-from trainer.data.shards.captions import require_pair
+from trainer.data.shards.captions import CaptionRule, require_pair
 from trainer.data.shards.samples import Unusable, read_samples, warn_once
 from trainer.errors import UserError
 
 
 @dataclass
 class Pair:
-    """An undecoded image and what is said about it. `image` is emptied once it proved undecodable."""
+    """An undecoded image and what is said about it. `image` is emptied once it proved unusable, `problem` says why."""
 
     shard: str
     id: str
     image: bytes
     captions: list[str]
     opened: int  # shards that its stream had opened by then
+    problem: str = ""
 
 
 @dataclass
@@ -48,13 +49,13 @@ class Tally:
 class ShardReader:
     """Reads shards one after the other. It counts the shards, learns their lengths, and notes the samples that are no pairs."""
 
-    def __init__(self, caption_key: str | None, lengths: ShardLengths, patience: int) -> None:
+    def __init__(self, captions: CaptionRule, lengths: ShardLengths, patience: int) -> None:
         """`patience`: shards in a row that may be without a usable pair."""
         self.lengths = lengths
         self.noted = Tally()
         self.opened = 0
         self.last_usable = 0  # in shards opened
-        self._caption_key = caption_key
+        self._captions = captions
         self._patience = patience
 
     def read(self, shards: Sequence[str]) -> Iterator[Pair]:
@@ -69,7 +70,7 @@ class ShardReader:
         pairs, whole = 0, True
         for sample in read_samples(shard):
             try:
-                image, captions = require_pair(sample, self._caption_key)
+                image, captions = require_pair(sample, self._captions)
             except Unusable as problem:
                 whole = whole and not sample.broken
                 self.noted.read += 1

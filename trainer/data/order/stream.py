@@ -15,6 +15,7 @@ from trainer.data.order.progress import ShardLengths
 from trainer.data.order.reading import Pair, ShardReader, Tally
 from trainer.data.order.replay import replay_epoch
 from trainer.data.order.shuffle import shuffled
+from trainer.data.shards.captions import CaptionRule
 
 PATIENCE = 8  # shards in a row, beyond two epochs of a stream's own, that may be without a single usable pair
 
@@ -29,7 +30,7 @@ class Stream:
         stream: int,
         streams: int,
         shuffle_buffer: int,
-        caption_key: str | None = None,
+        captions: CaptionRule | None = None,
         start: int = 0,
         lengths: ShardLengths | None = None,
     ) -> None:
@@ -42,7 +43,7 @@ class Stream:
         self._name = f"{seed}/{stream}"
         self._buffer = max(1, shuffle_buffer)
         patience = 2 * -(-len(shards) // streams) + min(len(shards), PATIENCE)
-        self._reader = ShardReader(caption_key, lengths or ShardLengths(), patience)
+        self._reader = ShardReader(captions or CaptionRule(), lengths or ShardLengths(), patience)
         self._epochs = groupby(stream_shards(shards, seed, stream, streams), itemgetter(0))
         self._ahead: deque[tuple[Pair, Tally]] = deque()
         self._last_taken = 0  # number of its shard among those opened
