@@ -29,7 +29,7 @@ class _File(logging.FileHandler):
 def log_to_terminal(rank: int) -> None:
     """Warnings of this rank on standard error, a line each."""
     root = logging.getLogger()
-    root.setLevel(logging.INFO)
+    root.setLevel(min(root.level or logging.INFO, logging.INFO))  # hydra.verbose=true asks for more
     for handler in list(root.handlers):
         root.removeHandler(handler)
     terminal = _StandardError()
