@@ -3,6 +3,7 @@
 import logging
 import os
 import warnings
+from functools import cache
 from typing import Any
 
 # Before DeepSpeed is imported: nothing is compiled at start, and nothing but errors is printed.
@@ -12,7 +13,7 @@ os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "ERROR")
 import torch
 import torch.distributed as dist
 from fairscale.nn.checkpoint import checkpoint_wrapper
-from torch import nn
+from torch import Tensor, nn
 
 from model.block import Block
 from model.experts import ExpertLayer
@@ -141,11 +142,28 @@ def deepspeed_settings(config: Config, world: int) -> dict[str, Any]:
     }
 
 
+@cache
+def _compiled_block() -> type[Block]:
+    """The class of blocks that run compiled. Made on demand, since it takes seconds to import the compiler."""
+
+    class CompiledBlock(Block):
+        """A block whose training pass runs compiled. Evaluation does not: its shapes depend on the data."""
+
+        compiled = torch.compile(Block.forward)
+
+        def forward(self, *args: Any) -> tuple[Tensor, Tensor | None]:
+            """As Block.forward."""
+            return self.compiled(*args) if self.training else super().forward(*args)
+
+    return CompiledBlock
+
+
 def wrap_blocks(model: LIMoE, config: Config) -> None:
     """Apply torch.compile and activation checkpointing to the blocks, in place and from outside; names stay as they are."""
     for block in [module for module in model.modules() if isinstance(module, Block)]:
         if config.train.compile:
-            block.compile()
+            # By its class, not by block.compile(): what fairscale runs, and runs again in the backward pass, is its class's forward.
+            block.__class__ = _compiled_block()
         if config.train.activation_checkpointing != "none":
             checkpoint_wrapper(block, offload_to_cpu=config.train.activation_checkpointing == "offload")
 
