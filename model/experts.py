@@ -8,6 +8,7 @@ from model.auxiliary import routing_sums
 from model.config import RouterConfig
 from model.dispatch import combine, dispatch
 from model.peers import Peers
+from model.precision import Float32Module
 from model.routing import Assignment, Gates, Slots, assign_slots, capacity, choose_experts, largest_load
 from model.stream import TokenStream
 
@@ -28,7 +29,7 @@ class Experts(nn.Module):
         return torch.baddbmm(self.down_bias, hidden, self.down)
 
 
-class Router(nn.Module):
+class Router(Float32Module):
     """Linear map to one logit an expert, no bias, computed in float32 whatever the model's precision."""
 
     def __init__(self, width: int, experts: int) -> None:

@@ -14,6 +14,7 @@ from model.config import ModelConfig, RouterConfig
 from model.embed import PatchEmbed, TextEmbed
 from model.initialise import initialise
 from model.peers import Peers, SingleProcess
+from model.precision import Float32Module
 from model.routing import Assignment
 from model.stream import IMAGE, MODALITIES, TEXT, TokenStream, join
 
@@ -35,7 +36,7 @@ class _ClampAtMaximum(torch.autograd.Function):
         return torch.where(at_maximum & (grad < 0), torch.zeros_like(grad), grad), None
 
 
-class LogitScale(nn.Module):
+class LogitScale(Float32Module):
     """The learned scale of the logits, 1 / temperature, at most MAX_SCALE. A module, so that ZeRO-3 fetches its parameter."""
 
     def __init__(self) -> None:

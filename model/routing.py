@@ -39,9 +39,9 @@ class Slots:
 class Assignment:
     """How one expert layer routes one batch: the noise it is given, and what the first pass over the batch decides with it.
 
-    Every later pass over the same batch that gets the same object repeats these decisions: it may compute the same logits by other
-    kernels, and where two are near, their last bits would send a token elsewhere than the pass whose gradient is wanted. So
-    activation checkpointing, and whoever runs a batch twice, hands the object on.
+    Every later pass over the same batch that gets the same object repeats these decisions: it may compute the same logits by
+    other kernels, and where two are near, their last bits would send a token elsewhere than in the pass whose gradient is wanted.
+    So activation checkpointing, and whoever runs a batch twice, hands the object on.
 
     noise_ne: standard normal [N, E], in the dtype of the logits; None: none, as in evaluation. expert_nk as in Gates, and slots:
     None before the first pass.

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from model import pretrained
 from model.limoe import LIMoE
+from model.precision import float32_parameters
 from trainer.checkpoint.files import CONFIG, TOKENIZER, complete_checkpoints
 from trainer.checkpoint.load import check_sound, check_weights, checkpoint_of, load_state, read_progress
 from trainer.config.checks import check_model
@@ -123,7 +124,9 @@ def write_export(export: Export) -> list[str]:
     check_model(config.model, config.router)
     replaced = _holds_export(export.output)
     weights = read_weights(export, config)
-    for name in weights:  # one after the other, so that memory never holds both
+    with torch.device("meta"):
+        precise = {name for name, _ in float32_parameters(LIMoE(config.model, config.router))}
+    for name in weights.keys() - precise:  # one after the other, so that memory never holds both
         weights[name] = weights[name].to(DTYPES[export.dtype])
     origin = describe(export, config)
     partial = export.output.with_name(f".{export.output.name}.partial")

@@ -29,14 +29,17 @@ def train(processes: Processes, layouts: list[Layout]) -> list[dict[str, Any]]:
     results = []
     for layout in layouts:
         run = TinyRun(tiny(layout), processes)
-        losses, compiled = [], []
+        losses: list[float] = []
+        compiled: list[int] = []
+        shares: list[dict[str, Any]] = []
         for step in range(STEPS):
             torch.manual_seed(10 * step + processes.rank)
             losses.append(run.step()[0])
             torch.manual_seed(999)
             compiled.append(counters["stats"]["unique_graphs"])
-            share = run.share() if step == 0 else share
-        results.append({"losses": losses, "share": share, "graphs": compiled, "breaks": dict(counters["graph_break"])})
+            if step == 0:
+                shares.append(run.share())
+        results.append({"losses": losses, "share": shares[0], "graphs": compiled, "breaks": dict(counters["graph_break"])})
     return results
 
 

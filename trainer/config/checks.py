@@ -114,6 +114,10 @@ def check_evaluation(config: Config, world: int) -> None:
 def _check_precision(config: Config) -> None:
     if config.train.precision not in ("bf16", "fp32"):
         raise UserError(f"train.precision={config.train.precision}: choose bf16 or fp32")
+    if config.train.grad_dtype not in ("bf16", "fp32"):
+        raise UserError(f"train.grad_dtype={config.train.grad_dtype}: choose fp32 or bf16")
+    if config.train.precision == "fp32" and config.train.grad_dtype != "fp32":
+        raise UserError(f"train.grad_dtype={config.train.grad_dtype} needs train.precision=bf16: float32 gradients are not cut")
 
 
 def _check_colours(data: DataConfig) -> None:

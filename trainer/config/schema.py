@@ -49,6 +49,9 @@ class TrainConfig:
     batch_size: int = 256  # GLOBAL number of pairs an optimizer step
     accumulate: int = 1  # micro-batches a step; each is its own contrastive batch
     precision: str = "bf16"  # "bf16" or "fp32"
+    grad_dtype: str = (
+        "fp32"  # gradients are added up, over processes and micro-batches, in "fp32", or "bf16" to send half the bytes
+    )
     compile: bool = False  # torch.compile the blocks
     activation_checkpointing: str = "none"  # "none", "blocks", or "offload" (blocks, inputs kept in CPU memory)
     max_nonfinite_steps: int = 10  # non-finite steps in a row that end the run

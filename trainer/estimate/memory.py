@@ -46,6 +46,11 @@ def weight_bytes(config: Config) -> int:
     return dtype_of(config.train.precision).itemsize
 
 
+def gradient_bytes(config: Config) -> int:
+    """Bytes of a gradient as it is added up over processes and micro-batches."""
+    return dtype_of(config.train.grad_dtype).itemsize
+
+
 def local_pairs(config: Config, world: int) -> int:
     """Pairs of one process's micro-batch."""
     return max(1, config.train.batch_size // world // config.train.accumulate)
@@ -61,16 +66,26 @@ def expert_slots(config: Config, world: int) -> int:
 def estimate_memory(config: Config, world: int) -> Memory:
     """Memory of each of `world` processes; CUDA's and NCCL's own (1 to 2 GiB) comes on top."""
     counts, ep, stage = count_parameters(config.model, config.router), config.parallel.expert_parallel, config.parallel.zero_stage
-    weight = weight_bytes(config)
+    weight, gradient = weight_bytes(config), gradient_bytes(config)
     whole = counts.total - counts.experts + counts.experts / ep
     shard = counts.total / world  # the experts of a rank are sharded over their world / ep copies
     return Memory(
         weights=weight * (whole if stage < 3 else shard),
         optimizer=_state_bytes(config) * shard,
         # Before the optimizer steps, each shard is turned into float32.
-        gradients=weight * (whole if stage == 1 else shard) + 4 * shard + weight * bucket_elements(config),
+        gradients=gradient * (whole if stage == 1 else shard) + 4 * shard + _bucket_bytes(config) * bucket_elements(config),
         activations=_activations(config, world),
     )
+
+
+def _bucket_bytes(config: Config) -> int:
+    """Of an element of the buffer: stage 1 fills it with what it has added up, the others with gradients as they come, and they
+
+    send a copy of another dtype."""
+    weight, gradient = weight_bytes(config), gradient_bytes(config)
+    if config.parallel.zero_stage == 1:
+        return gradient
+    return weight if weight == gradient else weight + gradient
 
 
 def _activations(config: Config, world: int) -> float:
