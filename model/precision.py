@@ -20,7 +20,7 @@ class Float32Module(nn.Module):
                 return tensor.to(moved.device)
             return moved
 
-        return super()._apply(kept, recurse)  # type: ignore[no-any-return]
+        return super()._apply(kept, recurse)
 
 
 def float32_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -106,8 +106,7 @@ def read_weights(export: Export, config: Config) -> dict[str, Tensor]:
         model = LIMoE(config.model, config.router)
     mean: dict[str, Tensor] = {}
     for count, checkpoint in enumerate(export.checkpoints, start=1):
-        for key, value in load_state(checkpoint, model, None, (export.kind,)).items():
-            name = key.removeprefix(f"{export.kind}/")
+        for name, value in load_state(checkpoint, model, None, (export.kind,)).tensors(export.kind):
             mean[name] = mean[name].lerp_(value, 1 / count) if name in mean else value
     return mean
 

@@ -190,7 +190,9 @@ class Checkpointer:
             if ranks.is_first:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
-        writer = _Writer(partial / STATE, single_file_per_rank=True)
+        # No copying ahead: there is nothing on a GPU, and torch's loader for that makes, in this thread, whose current device is
+        # GPU 0, a CUDA context of every rank there.
+        writer = _Writer(partial / STATE, single_file_per_rank=True, per_thread_copy_ahead=0)
         dcp.save(share, storage_writer=writer, process_group=ranks.group, no_dist=ranks.world == 1)
         share.clear()  # the memory is free before the files are read again
         records: dict[str, FileRecord] = {}

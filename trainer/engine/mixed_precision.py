@@ -32,7 +32,7 @@ def mixed_precision(deepspeed: Any) -> Iterator[None]:
 def _engine_class(base: Any) -> Any:
     from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION
 
-    class Engine(base):  # type: ignore[misc]
+    class Engine(base):
         """DeepSpeed's engine with two choices of ours."""
 
         def _cast_module_mixed_precision(self, *args: Any) -> None:

@@ -2,10 +2,14 @@
 
 from dataclasses import dataclass
 
-from model.count import count_parameters
+import torch
+
+from model.count import count_parameters, expert_parameters
+from model.limoe import LIMoE
 from model.routing import capacity
 from trainer.config.schema import Config
 from trainer.distributed.device import dtype_of
+from trainer.distributed.shares import deal, largest_share
 
 STATE_BYTES = 12
 """Of a parameter in the optimizer and in a checkpoint: the float32 master and Adam's two moments."""
@@ -106,6 +110,30 @@ def _activations(config: Config, world: int) -> float:
     images = 3 * model.image_size**2 * pairs * (1 + weight)
     logits = 2 * 3 * 4 * pairs * together  # both directions: logits, their softmax and gradient, float32
     return kept + images + logits + 2 * 4 * model.embedding * together
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """Bytes of a process's tensors in the memory of its host, where the training itself is on a GPU.
+
+    start: the model, before it goes to the device, and of a resume what the process reads of its weights; checkpoint: the copy
+    that is written while the training goes on, of the rank with the largest share.
+    """
+
+    start: float
+    checkpoint: float
+
+
+def estimate_host_memory(config: Config, world: int) -> HostMemory:
+    """Of each of `world` processes."""
+    ep = config.parallel.expert_parallel
+    with torch.device("meta"):
+        model = LIMoE(config.model, config.router)
+    experts = {id(parameter) for parameter in expert_parameters(model)}
+    names = {name for name, parameter in model.named_parameters() if id(parameter) in experts}
+    sizes = {name: parameter.numel() // (ep if name in names else 1) for name, parameter in model.named_parameters()}
+    share = largest_share(sizes, deal(sizes, names, world, ep), world)
+    return HostMemory(start=4 * (sum(sizes.values()) + share), checkpoint=_state_bytes(config) * share)
 
 
 def checkpoint_bytes(config: Config) -> int:

@@ -8,10 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from model.limoe import LIMoE
-from trainer.checkpoint.load import load_state, read_progress, resumed_kinds
+from trainer.checkpoint.load import SavedState, load_state, read_progress, resumed_kinds
 from trainer.checkpoint.progress import TrainingProgress
 from trainer.checkpoint.save import Checkpointer, SaveReport
 from trainer.config.checks import check_layout, check_schedule
@@ -103,15 +101,15 @@ class Run:
 
     def _build_engine(self, checkpoint: Path | None, weights: Path | None) -> Any:
         model = LIMoE(self.config.model, self.config.router, self.peers).initialise(self.config.seed)
-        state: dict[str, Tensor] = {}
+        state: SavedState | None = None
         if checkpoint is not None:
             self.progress = read_progress(checkpoint)
             state = load_state(checkpoint, model, self.sharding, resumed_kinds(checkpoint, self.config.train))
-            set_weights(model, state)
+            set_weights(model, state, again=True)
         elif weights is not None:
             set_weights(model, load_state(weights, model, self.sharding, (WEIGHTS,)))
         engine = build_engine(self.config, model, self.processes, self.peers)
-        if checkpoint is not None:
+        if state is not None:
             set_optimizer_state(engine, state, self.progress.optimizer_steps)
         start_ema(engine, self.config.train, state, self.progress.step, self.processes)
         return engine
