@@ -112,6 +112,7 @@ class RunConfig:
     name: str = "limoe"
     dir: str = "runs/${run.name}"
     device: str = "auto"  # auto | cpu | cuda
+    gpu_memory_gib: Any = None  # of a GPU of the job, for a dry run that sees none: a number, or a name such as H100
     dry: bool = False  # check everything, print what the run would be, and end before it starts
 
 
