@@ -32,15 +32,20 @@ def find_remedy(config: Config, world: int, has: float, works: Callable[[Config]
 
     works: raises UserError for a configuration that would not run for another reason.
     """
+    states: dict[tuple[int, int], float] = {}
     for changed, overrides in _candidates(config, world):
+        layout = changed.parallel.expert_parallel, changed.parallel.zero_stage
+        if states.get(layout, 0.0) > has:  # whatever the activations
+            continue
         try:
             check_layout(changed, world)
             works(changed)
         except UserError:
             continue
-        needed = needed_bytes(changed, world)
-        if needed <= has:
-            return Remedy(overrides, needed)
+        memory = estimate_memory(changed, world)
+        states[layout] = memory.state + CUDA_BYTES
+        if memory.total + CUDA_BYTES <= has:
+            return Remedy(overrides, memory.total + CUDA_BYTES)
     return None
 
 
