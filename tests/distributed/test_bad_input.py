@@ -117,8 +117,8 @@ def test_hydras_flags_tell_a_mistake_in_one_line_too(tmp_path: Path):
 
 def test_a_bug_keeps_its_traceback_on_one_rank(tmp_path: Path):
     (tmp_path / "broken.py").write_text(
-        "from trainer.config import Config\n"
-        "from trainer.program import run_program\n"
+        "from trainer.config.schema import Config\n"
+        "from trainer.distributed.program import run_program\n"
         "def work(processes):\n"
         "    raise IndexError(f'a bug, rank {processes.rank}')\n"
         "config = Config()\n"

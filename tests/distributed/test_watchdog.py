@@ -13,8 +13,8 @@ pytestmark = pytest.mark.slow
 
 RANK = """
 import sys, time
-from trainer.processes import start_processes
-from trainer.watchdog import Watchdog
+from trainer.distributed.processes import start_processes
+from trainer.distributed.watchdog import Watchdog
 processes = start_processes("cpu")
 watchdog = Watchdog(processes, 3.0)
 watchdog.note(f"training step {7 + processes.rank}")

@@ -360,7 +360,7 @@ def test_too_many_bad_samples_end_the_run() -> None:
 
 KILLED_WHILE_TRAINING = """
 import os, signal, sys
-from trainer.config import DataConfig
+from trainer.config.schema import DataConfig
 from trainer.data.loader import training_loader
 from trainer.data.tokenizer import Tokenizer
 
