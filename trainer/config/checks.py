@@ -124,6 +124,13 @@ def _check_colours(data: DataConfig) -> None:
     for key, values in (("data.mean", data.mean), ("data.std", data.std)):
         if len(values) != 3 or not all(map(math.isfinite, values)):
             raise UserError(f"{key}={list(values)} should be three numbers: red, green, blue, of values from 0 to 1")
+    for name in ("max_bad_share", "max_bad_shards"):
+        if not 0 <= getattr(data, name) <= 1:
+            raise UserError(f"data.{name}={getattr(data, name)} should be a share from 0 to 1")
+    if not data.remote_timeout > 0:
+        raise UserError(f"data.remote_timeout={data.remote_timeout} should be seconds above 0")
+    if data.remote_tries < 1:
+        raise UserError(f"data.remote_tries={data.remote_tries} should be at least 1")
     if min(data.std) <= 0:
         raise UserError(f"data.std={list(data.std)} must be above 0: images are divided by it")
 

@@ -17,7 +17,9 @@ from yaml import YAMLError
 from trainer.config.schema import Config
 from trainer.errors import UserError, did_you_mean
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+PACKAGE = Path(__file__).resolve().parents[1]
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+"""The configuration: inside the package in an installed wheel (setup.py), beside it in a checkout."""
 
 
 def register_schema() -> None:

@@ -16,6 +16,7 @@ class DataConfig:
     caption_key: str | None = (
         None  # read captions from this key of .json (a list: one drawn at random) where there is one; else .txt
     )
+    caption_lines: bool | None = None  # each line of a .txt is a caption; null: only beside CLIP_benchmark's nshards.txt
     tokenizer: str | None = None  # PATH.model of SentencePiece; null: trained on the training captions
     tokenizer_captions: int = 100_000  # captions that the tokenizer is trained on, at most
     workers: int = 1  # loader processes a rank; 0: in the training process
@@ -24,9 +25,13 @@ class DataConfig:
     crop_scale: list[float] = field(default_factory=lambda: [0.6, 1.0])  # share of the image's area a training crop takes
     crop_ratio: list[float] = field(default_factory=lambda: [0.75, 1.3333])  # width to height of a training crop
     flip: bool = False  # mirror half of the training images; wrong for captions that say left and right
+    background: list[int] = field(default_factory=lambda: [255, 255, 255])  # RGB seen through what is transparent in an image
     mean: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
     std: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
-    max_bad_share: float = 0.01  # of the samples read; more unusable ones end the run
+    max_bad_share: float = 0.01  # of the samples read; more unusable ones end the run, or the evaluation
+    max_bad_shards: float = 0.05  # of the shards; more that cannot be read whole end the run, or the evaluation
+    remote_timeout: float = 60.0  # seconds without a byte after which a URL or pipe: command is tried again
+    remote_tries: int = 6  # tries in a row without a byte, with doubling waits from 1 s; at most 3 for a command
     cache: str = "~/.cache/limoe"  # where the embedded data set is written
     shapes_train: int = 20_000  # pairs of the embedded data set
     shapes_val: int = 512

@@ -43,6 +43,7 @@ def _import_deepspeed() -> Any:
 def start_deepspeed(processes: Processes, expert_parallel: int) -> DistributedPeers:
     """Let DeepSpeed adopt the process group and lay out the expert groups; returns the model's peers."""
     os.environ.setdefault("DS_ACCELERATOR", processes.device.type)  # else DeepSpeed guesses, and says so
+    _tell_device(processes.device)
     deepspeed = _import_deepspeed()
     from deepspeed.utils import groups
 
@@ -50,6 +51,15 @@ def start_deepspeed(processes: Processes, expert_parallel: int) -> DistributedPe
     groups._create_expert_and_data_parallel(expert_parallel)
     _bound_waiting(processes)
     return DistributedPeers(processes, expert_parallel, groups._get_expert_parallel_group(f"ep_size_{expert_parallel}"))
+
+
+def _tell_device(device: torch.device) -> None:
+    """Let DeepSpeed use the device that this process uses: it takes LOCAL_RANK for the number of it.
+
+    Where each task sees one GPU alone (srun --gpus-per-task), all of them use number 0.
+    """
+    if device.index is not None:
+        os.environ["LOCAL_RANK"] = str(device.index)
 
 
 def _bound_waiting(processes: Processes) -> None:

@@ -6,7 +6,7 @@ Before a job waits a night in a queue: for the allocation around this process, f
 import shutil
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,12 +22,17 @@ from trainer.config.checks import check_schedule, layout_checks
 from trainer.config.schema import Config
 from trainer.data.loader import check_reading
 from trainer.data.shapes.write import TRAIN_SHARDS, shapes_folder
-from trainer.data.shards.patterns import list_shards
-from trainer.data.sources import check_kind, check_training_data, load_tokenizer, with_shapes
+from trainer.data.sources import Shards, check_kind, check_training_data, load_tokenizer, with_shapes
 from trainer.distributed.device import choose_device, gpu_memory_gib
-from trainer.distributed.environment import in_allocation, rank_from_environment, world_from_environment
+from trainer.distributed.environment import (
+    in_allocation,
+    rank_from_environment,
+    seconds_to_leave_from_environment,
+    world_from_environment,
+)
 from trainer.distributed.processes import ALONE
 from trainer.distributed.program import EXIT_USER_ERROR
+from trainer.distributed.watchdog import check_time_to_leave
 from trainer.engine.state import WEIGHTS
 from trainer.errors import UserError
 from trainer.estimate.memory import checkpoint_bytes, estimate_memory, local_pairs, readable_bytes
@@ -104,6 +109,7 @@ def examine(config: Config, world: int) -> Findings:
         found.attempt(check)
     fits = not found.problems
     found.attempt(partial(check_schedule, config.schedule, config.train.steps))
+    found.attempt(lambda: check_time_to_leave(config.parallel.lost_after_seconds, seconds_to_leave_from_environment()))
     progress, weights = _look_at_directory(config, found)
     ep = config.parallel.expert_parallel
     found.add("processes", f"{world}, the experts spread over groups of {ep}" if ep > 1 else str(world))
@@ -182,19 +188,24 @@ def _look_at_data(config: Config, world: int | None, progress: TrainingProgress,
             written = f", to be written into {folder}"
     if len(found.problems) > before:
         return None
-    shards = TRAIN_SHARDS
+    shards, training = TRAIN_SHARDS, None
     if not written or config.data.train is not None:
-        listed = found.attempt(partial(check_training_data, config))
-        shards = len(listed or [])
-    for check in found.attempt(partial(evaluation_checks, config)) or []:
-        found.attempt(check)
+        training = found.attempt(partial(check_training_data, config))
+        shards = len(training.names) if training else 0
+    checks = found.attempt(partial(evaluation_checks, config, training.names if training else [])) or []
+    evaluation = [found.attempt(check) for check in checks]
     if shards and world:
         found.attempt(partial(_check_shards, shards, world, progress, config))
     if len(found.problems) > before:
         return None
     readers = f"{max(1, config.data.workers)} reader{'s' if config.data.workers > 1 else ''} a process"
     found.add("training data", f"{shards} shards, {readers}{written}")
-    found.add("evaluation data", "the same data set's own" if written else _evaluation(config))
+    if training:
+        found.add("  data.train", training.told())
+    found.add("evaluation data", "the same data set's own" if written else _evaluation(config, evaluation))
+    for shown in evaluation:
+        if shown is not None:
+            found.add(f"  {shown.what}", shown.told())
     return shards
 
 
@@ -204,12 +215,12 @@ def _check_shards(shards: int, world: int, progress: TrainingProgress, config: C
     check_reading(data, shards, config.train.batch_size // config.train.accumulate, world)
 
 
-def _evaluation(config: Config) -> str:
+def _evaluation(config: Config, found: Sequence[Shards | None]) -> str:
     """`zero-shot (default, unseen), retrieval on 4 shards`"""
-    sets, shards = classification_sets(config.eval.zeroshot), retrieval_shards(config)
+    sets = classification_sets(config.eval.zeroshot)
     parts = [f"zero-shot ({', '.join(sets)})"] if sets else []
-    if shards is not None:
-        parts.append(f"retrieval on {len(list_shards(shards, 'eval.retrieval'))} shards")
+    if retrieval_shards(config) is not None:
+        parts.append(f"retrieval on {sum(len(shown.names) for shown in found[-1:] if shown)} shards")
     elif config.eval.retrieval is True:
         parts.append("no retrieval, because data.val is not set")
     return ", ".join(parts) or "none"

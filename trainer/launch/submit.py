@@ -39,6 +39,11 @@ def submit_sweep(runs: list[list[str]], options: SlurmOptions) -> int:
             "hydra/launcher=slurm needs sbatch, which is not on PATH: start from a machine of the cluster, "
             "or leave hydra/launcher out to train here, one run after the other"
         )
+    if not SCRIPT.is_file():
+        raise UserError(
+            f"{SCRIPT} is missing: an installed wheel has no batch script; start from a checkout of the project "
+            f"(pip install -e . in it gives the same commands)"
+        )
     folder = SWEEPS / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     own = differences(runs)
     runs = name_runs(runs, folder)

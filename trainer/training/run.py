@@ -17,7 +17,6 @@ from trainer.config.schema import Config
 from trainer.distributed.device import dtype_of
 from trainer.distributed.processes import Processes
 from trainer.distributed.signals import EXIT_INTERRUPTED, EXIT_STOPPED, StopRequest, exit_code
-from trainer.distributed.watchdog import Watchdog
 from trainer.engine.build import build_engine, start_deepspeed
 from trainer.engine.ema import start_ema
 from trainer.engine.placement import layout_rows
@@ -80,7 +79,6 @@ class Run:
         check_layout(config, processes.world)
         check_schedule(config.schedule, config.train.steps)
         self.processes = processes
-        self.watchdog = Watchdog(processes, config.parallel.lost_after_seconds)
         self.run_dir, checkpoint = open_run_directory(config, processes)
         log_to_file(self.run_dir, processes.rank)
         weights = None if checkpoint else initial_weights(config, self.run_dir, processes)
@@ -147,7 +145,7 @@ class Run:
     def _step(self, bar: Progress) -> StepReport:
         """Take the next step and tell of it where that is due."""
         self.position.at(self.progress.step + 1)
-        self.watchdog.note(f"training step {self.progress.step + 1}")
+        self.processes.watchdog.note(f"training step {self.progress.step + 1}")
         last = self.trainer.step(lambda: self.stop.signal, lambda: self.checkpointer.is_written)
         ends = last.step == self.config.train.steps or last.stop_signal != 0
         report = ends or _due(last.step, self.config.log.every) or last.step == self.first_step + 1
@@ -161,7 +159,6 @@ class Run:
 
     def close(self, code: int) -> None:
         """Stop the loader and finish the records."""
-        self.watchdog.stop()
         self.loader.close()
         self.recorder.close(code)
 
@@ -174,13 +171,15 @@ class Run:
         else:
             layout_rows(self.config, self.processes)
         with Progress.start(self.config.train.steps, self.first_step, mode) as bar:
+            for line in self.pairs.told:
+                bar.message(line)
             if self.first_step:
                 bar.message(f"going on from step {self.first_step} of {self.config.train.steps}")
             yield bar
 
     def _evaluate(self, bar: Progress) -> tuple[dict[str, float], int]:
         """The metrics, and 0; or none, and the signal that asked some rank to stop meanwhile."""
-        self.watchdog.note(f"evaluating after step {self.progress.step}")
+        self.processes.watchdog.note(f"evaluating after step {self.progress.step}")
         model = self.engine.module
         model.eval()
         try:
@@ -210,7 +209,7 @@ class Run:
         return bool(self.processes.from_first(time.monotonic() - self._saved_at >= 60 * config.every_minutes))
 
     def _save(self) -> None:
-        self.watchdog.note(f"saving after step {self.progress.step}")
+        self.processes.watchdog.note(f"saving after step {self.progress.step}")
         # A new value, since the old one may be on its way to the disk.
         self.progress.data = self.progress.data.merged(self.processes.gather_objects(self.loader.report()))
         self._record_save(self.checkpointer.save(self.engine, self.progress))

@@ -17,7 +17,9 @@ from model.objective import Losses, training_losses
 from model.preprocess import normalise
 from trainer.checkpoint.progress import TrainingProgress
 from trainer.config.schema import Config
-from trainer.data.loader import TrainingLoader, check_bad_share, is_bad_share
+from trainer.data.limits import check_bad_shards, check_bad_share, is_bad_share, too_many_bad_shards
+from trainer.data.loader import TrainingLoader
+from trainer.data.order.progress import add_counts
 from trainer.distributed.device import dtype_of, memory_gib, utilisation
 from trainer.distributed.peers import DistributedPeers
 from trainer.distributed.processes import Processes
@@ -61,6 +63,7 @@ class Trainer:
         self.peers = peers
         self._dtype = dtype_of(config.train.precision)
         self._nonfinite_in_a_row = 0
+        self._broken = 0  # shards, when they were last looked at
         self._flops = step_flops(config.model, config.router, config.train.batch_size)
 
     def step(self, stop_signal: Callable[[], int] = lambda: 0, written: Callable[[], bool] = lambda: False) -> StepReport:
@@ -119,9 +122,11 @@ class Trainer:
     def _agree(self, metrics: dict[str, Tensor], stop_signal: int, written: bool) -> StepReport:
         """Sum over ranks what differs between them, and read everything on the host at once."""
         names, values = list(metrics), torch.stack([value.double() for value in metrics.values()])
-        counts = [float(self.loader.read), float(sum(self.loader.bad.values())), float(stop_signal != 0), float(written)]
-        differing = torch.cat([metrics["train/loss_contrastive"].double().view(1), values.new_tensor(counts)])
-        contrastive, read, bad, stop, done = self.processes.sum(differing).tolist()
+        loader = self.loader
+        counts = [loader.read, sum(loader.bad.values()), loader.shards_read, sum(loader.bad_shards.values()), loader.truncated]
+        asked_for = [*map(float, counts), float(stop_signal != 0), float(written)]
+        differing = torch.cat([metrics["train/loss_contrastive"].double().view(1), values.new_tensor(asked_for)])
+        contrastive, read, bad, shards_read, bad_shards, truncated, stop, done = self.processes.sum(differing).tolist()
         read_out = dict(zip(names, values.tolist(), strict=True))
         read_out["train/loss_contrastive"] = contrastive / self.processes.world
         read_out = {"train/loss": read_out["train/loss_contrastive"] + read_out["train/loss_aux"]} | read_out
@@ -129,6 +134,11 @@ class Trainer:
             if is_bad_share(int(read), int(bad), self.config.data.max_bad_share):
                 self._refuse_bad(int(read))
             read_out["data/bad_samples"] = bad
+        if bad_shards:
+            self._judge_shards(int(shards_read), int(bad_shards))
+            read_out["data/bad_shards"] = bad_shards
+        if truncated:
+            read_out["data/truncated_captions"] = truncated / self.progress.pairs
         asked = max(self.processes.gather_objects(stop_signal)) if stop else 0
         success = {name.rpartition("/")[2]: value for name, value in read_out.items() if name.startswith("routing/success/")}
         all_written = int(done) == self.processes.world
@@ -136,11 +146,20 @@ class Trainer:
 
     def _refuse_bad(self, read: int) -> None:
         """Name the worst shards of all ranks, which are asked for only now."""
-        by_shard: dict[str, int] = {}
-        for counts in self.processes.gather_objects(self.loader.bad):
-            for shard, count in counts.items():
-                by_shard[shard] = by_shard.get(shard, 0) + count
-        check_bad_share(read, by_shard, self.config.data.max_bad_share)
+        check_bad_share(read, self._of_all_ranks(self.loader.bad), self.config.data.max_bad_share)
+
+    def _judge_shards(self, read: int, broken: int) -> None:
+        """Look at which shards broke off, when more did than before and their share is too large."""
+        limit, shards = self.config.data.max_bad_shards, self.loader.shards
+        if broken > self._broken and too_many_bad_shards(shards, read, broken, limit):
+            check_bad_shards(shards, read, self._of_all_ranks(self.loader.bad_shards), limit)
+        self._broken = broken
+
+    def _of_all_ranks(self, counts: dict[str, int]) -> dict[str, int]:
+        total: dict[str, int] = {}
+        for of_rank in self.processes.gather_objects(counts):
+            add_counts(total, of_rank)
+        return total
 
     def _check_finite(self, finite: bool) -> None:
         self._nonfinite_in_a_row = 0 if finite else self._nonfinite_in_a_row + 1

@@ -1,6 +1,7 @@
 """The dry run: a good job prints what it would be, a bad one a line for each thing that is wrong; neither leaves a trace."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,7 +23,16 @@ from trainer.launch.preflight import Findings, dry_run, examine, space_problems
 from trainer.training.directory import METRICS
 
 ROOT = Path(__file__).parents[3]
-LAUNCHERS = ("WORLD_SIZE", "RANK", "SLURM_JOB_NUM_NODES", "SLURM_NTASKS_PER_NODE", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_JOB_ID")
+LAUNCHERS = (
+    "WORLD_SIZE",
+    "RANK",
+    "SLURM_JOB_NUM_NODES",
+    "SLURM_NTASKS_PER_NODE",
+    "SLURM_NTASKS",
+    "SLURM_PROCID",
+    "SLURM_JOB_ID",
+    "LIMOE_WAIT",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -299,3 +309,19 @@ def test_the_program_checks_and_leaves_no_trace(tmp_path: Path):
         assert done.returncode == code, done.stderr
         assert part in (done.stderr if code else done.stdout)
         assert everything_below(tmp_path).keys() == {str(home), str(here)}
+
+
+@pytest.mark.parametrize(
+    ("wait", "told"),
+    [
+        ("75", None),
+        ("0", None),
+        ("74", "parallel.lost_after_seconds=60: srun ends all tasks 74 s after the first.*set LIMOE_WAIT=75 or more"),
+        ("1:30", "LIMOE_WAIT=1:30 in the environment should be a whole number of seconds"),
+    ],
+)
+def test_srun_waits_until_a_lost_rank_can_be_named(config: Config, monkeypatch: pytest.MonkeyPatch, wait: str, told: str | None):
+    monkeypatch.setenv("LIMOE_WAIT", wait)
+    problems = examine(config, world=1).problems
+    assert len(problems) == bool(told)
+    assert not told or re.match(told, problems[0])

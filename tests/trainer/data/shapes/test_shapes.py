@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def samples(pattern: Path) -> list[Sample]:
-    return [sample for shard in list_shards(str(pattern), "data.train") for sample in read_samples(shard)]
+    return [sample for shard in list_shards(str(pattern), "eval.zeroshot") for sample in read_samples(shard)]
 
 
 def captions(pattern: Path) -> list[str]:
