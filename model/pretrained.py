@@ -57,7 +57,7 @@ class Pretrained:
     @property
     def dtype(self) -> torch.dtype:
         """What the model computes in."""
-        return self.module.scale.log_scale.dtype
+        return self.module.patches.project.weight.dtype
 
     @property
     def scale(self) -> float:

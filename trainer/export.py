@@ -19,6 +19,7 @@ from torch import Tensor
 from model import pretrained
 from model.limoe import LIMoE
 from model.paths import user_path
+from model.precision import float32_parameters
 from trainer.checkpoint.files import CONFIG, TOKENIZER, complete_checkpoints
 from trainer.checkpoint.identity import check_identity
 from trainer.checkpoint.load import (
@@ -107,8 +108,7 @@ def read_weights(export: Export, config: Config) -> dict[str, Tensor]:
         model = LIMoE(config.model, config.router)
     mean: dict[str, Tensor] = {}
     for count, checkpoint in enumerate(export.checkpoints, start=1):
-        for key, value in load_state(checkpoint, model, None, (export.kind,)).items():
-            name = key.removeprefix(f"{export.kind}/")
+        for name, value in load_state(checkpoint, model, None, (export.kind,)).tensors(export.kind):
             mean[name] = mean[name].lerp_(value, 1 / count) if name in mean else value
     return mean
 
@@ -127,7 +127,9 @@ def write_export(export: Export) -> list[str]:
         check_identity(checkpoint, config, "average checkpoints of one model")
     replaced = _holds_export(export.output)
     weights = read_weights(export, config)
-    for name in weights:  # one after the other, so that memory never holds both
+    with torch.device("meta"):
+        precise = {name for name, _ in float32_parameters(LIMoE(config.model, config.router))}
+    for name in weights.keys() - precise:  # one after the other, so that memory never holds both
         weights[name] = weights[name].to(DTYPES[export.dtype])
     origin = describe(export, config)
     partial = export.output.with_name(f".{export.output.name}.partial")

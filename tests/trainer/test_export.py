@@ -91,7 +91,10 @@ def test_the_newest_checkpoint_under_the_models_own_names(run_dir: Path):
 
 def test_a_checkpoint_another_place_and_bfloat16(run_dir: Path, tmp_path: Path):
     found, told = exported(f"run={checkpoint_path(run_dir, 10)}", f"output={tmp_path / 'there' / 'small'}", "dtype=bf16")
-    assert_equal(found, {name: value.bfloat16() for name, value in weights(10).items()})
+    # But for what a model of any dtype keeps in float32.
+    precise = {name for name in found if name.endswith(("router.weight", "log_scale"))}
+    assert len(precise) > 1
+    assert_equal(found, {name: value if name in precise else value.bfloat16() for name, value in weights(10).items()})
     assert "step 10" in told
     assert read_arguments([f"run={checkpoint_path(run_dir, 10)}"]).output == run_dir / "export"
 

@@ -7,8 +7,9 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemReader
@@ -23,7 +24,7 @@ from trainer.config.schema import TrainConfig
 from trainer.data.order.progress import DataProgress
 from trainer.distributed.agree import first_reads
 from trainer.distributed.processes import ALONE, Processes
-from trainer.engine.state import EMA, MOMENTS, WEIGHTS, ExpertSharding, empty_state
+from trainer.engine.state import EMA, MOMENTS, WEIGHTS, ExpertSharding, expert_names, parameter_sizes
 from trainer.errors import UserError, reason
 
 _log = logging.getLogger(__name__)
@@ -163,20 +164,70 @@ def _deleted(checkpoint: Path) -> CheckpointDeleted:
     )
 
 
-def load_state(checkpoint: Path, model: nn.Module, sharding: ExpertSharding | None, kinds: tuple[str, ...]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint for this model under this layout: dense ones whole, this rank's experts. A collective.
+class SavedState:
+    """The tensors of a checkpoint for a model under a layout. Each is read by one rank and handed round to those that need it.
+
+    So a rank's memory holds at most its share of one kind at a time, and of the weights too while they are still wanted.
+    """
+
+    def __init__(self, checkpoint: Path, model: nn.Module, sharding: ExpertSharding | None, kinds: tuple[str, ...]) -> None:
+        self.kinds = kinds
+        self._checkpoint = checkpoint
+        self._sharding = sharding
+        self._experts = expert_names(model) if sharding else set()
+        self._like = {name: torch.empty(parameter.shape, device="meta") for name, parameter in model.named_parameters()}
+        self._dealt = sharding.deal(parameter_sizes(model), self._experts) if sharding else {}
+        self._kept: dict[str, dict[str, Tensor]] = {}
+
+    def tensors(self, kind: str, again: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """As trainer.engine.state.SavedTensors. Raises UserError for a damaged checkpoint."""
+        share = self._kept.pop(kind, None) or self._read(kind)
+        if again:
+            self._kept[kind] = share
+            share = dict(share)
+        for name, like in self._like.items():
+            mine = share.pop(name, None)
+            if self._sharding is None:
+                assert mine is not None
+                yield name, mine
+            else:
+                yield name, self._sharding.handed_round(mine, like, self._dealt[name])
+            del mine
+
+    def _read(self, kind: str) -> dict[str, Tensor]:
+        """What this rank is to read of a kind, by the parameter's name."""
+        sharding = self._sharding
+        names = [name for name in self._like if sharding is None or sharding.is_mine(self._dealt[name])]
+        share = {name: torch.empty(self._like[name].shape, dtype=torch.float32) for name in names}
+        room: dict[str, Any] = {
+            f"{kind}/{name}": sharding.wrap(local) if sharding and name in self._experts else local
+            for name, local in share.items()
+        }
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                dcp.load(room, storage_reader=FileSystemReader(self._checkpoint / STATE))
+        except CheckpointException as problem:
+            raise _unreadable(self._checkpoint, first_failure(problem)) from problem
+        return share
+
+
+def load_state(checkpoint: Path, model: nn.Module, sharding: ExpertSharding | None, kinds: tuple[str, ...]) -> SavedState:
+    """The state in a checkpoint for this model under this layout, to be read kind by kind.
 
     kinds: which of model, exp_avg, exp_avg_sq and ema; sharding: None for a process alone, without a process group.
     Raises UserError for a damaged checkpoint and for one of another architecture, naming the tensors that differ.
     """
-    state = empty_state(model, kinds, sharding)
-    check_architecture(checkpoint, {key: tuple(value.shape) for key, value in state.items()}, prefix=f"{kinds[0]}/")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            dcp.load(state, storage_reader=FileSystemReader(checkpoint / STATE))
-    except CheckpointException as problem:
-        raise _unreadable(checkpoint, first_failure(problem)) from problem
+    state = SavedState(checkpoint, model, sharding, kinds)
+    experts = expert_names(model) if sharding else set()
+    wanted = {
+        f"{kind}/{name}": tuple(
+            sharding.wrap(torch.empty(parameter.shape, device="meta")).shape if sharding and name in experts else parameter.shape
+        )
+        for kind in kinds
+        for name, parameter in model.named_parameters()
+    }
+    check_architecture(checkpoint, wanted, prefix=f"{kinds[0]}/")
     return state
 
 

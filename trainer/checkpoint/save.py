@@ -191,7 +191,7 @@ class Checkpointer:
             if ranks.is_first:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
-        writer = _Writer(partial / STATE, single_file_per_rank=True)
+        writer = _Writer(partial / STATE)
         dcp.save(share, storage_writer=writer, process_group=ranks.group, no_dist=ranks.world == 1)
         share.clear()  # the memory is free before the files are read again
         records: dict[str, FileRecord] = {}
@@ -223,7 +223,15 @@ class Checkpointer:
 
 
 class _Writer(FileSystemWriter):
-    """Tells what the system said: torch.save covers an OSError of its stream with an error about its own position in it."""
+    """Writes what is on the CPU into one file a rank, and tells what the system said when it refuses.
+
+    torch.save covers an OSError of its stream with an error about its own position in it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        # No copying ahead: torch's loader for that asks for a CUDA stream, and in our thread, whose current device is GPU 0, that
+        # makes a context of every rank there.
+        super().__init__(path, single_file_per_rank=True, per_thread_copy_ahead=0)
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write this rank's share. Raises OSError when the system refuses."""

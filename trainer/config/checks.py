@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from model.config import ModelConfig, RouterConfig
 from trainer.config.keys import wrong_values
-from trainer.config.schema import Config, ScheduleConfig
+from trainer.config.schema import Config, ScheduleConfig, TrainConfig
 from trainer.errors import UserError
 
 EVERYTHING = ("",)
@@ -124,6 +124,15 @@ def _check_parallel(config: Config, world: int) -> None:
         )
 
 
+def _check_gradients(train: TrainConfig) -> None:
+    """Raise UserError for gradients that would be cut in a run that computes everything in float32."""
+    if train.precision == "fp32" and train.grad_dtype != "fp32":
+        raise UserError(
+            f"train.grad_dtype={train.grad_dtype} needs train.precision=bf16: float32 gradients are not cut; "
+            f"use train.grad_dtype=fp32"
+        )
+
+
 def _check_training_batch(config: Config, world: int) -> None:
     train, group = config.train, config.router.group_size
     pieces = world * train.accumulate
@@ -193,6 +202,7 @@ CHECKS = (
     _Check(ARCHITECTURE, lambda config, world: _check_parts(config.model, config.router)),
     _Check(("model", "parallel"), _check_parallel),
     _Check(("train", "router.group_size", "data.workers"), _check_training_batch),
+    _Check(("train.precision", "train.grad_dtype"), lambda config, world: _check_gradients(config.train)),
     _Check(("eval.batch_size",), _check_evaluation_batch),
     _Check(("schedule", "train.steps"), lambda config, world: check_schedule(config.schedule, config.train.steps)),
 )

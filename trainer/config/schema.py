@@ -104,6 +104,11 @@ class TrainConfig:
     batch_size: int = option(256, "GLOBAL number of pairs of an optimizer step", at_least=1)
     accumulate: int = option(1, "micro-batches of a step; each is its own contrastive batch", at_least=1)
     precision: str = option("bf16", "what activations and gradients are computed in", choices=("bf16", "fp32"))
+    grad_dtype: str = option(
+        "fp32",
+        "what gradients are added up in, over processes and micro-batches; bf16 sends half the bytes",
+        choices=("fp32", "bf16"),
+    )
     compile: bool = option(False, "torch.compile the blocks")
     activation_checkpointing: str = option(
         "none",
@@ -215,6 +220,9 @@ class RunConfig:
         "runs/${run.name}", "the run directory: where everything is written, and resumed from", path=True, filled=True
     )
     device: str = option("auto", "auto: CUDA where there is any", choices=("auto", "cpu", "cuda"))
+    gpu_memory_gib: Any = option(
+        None, "memory of a GPU of the job, for a dry run that sees none: a number of GiB, or a name such as H100"
+    )
     dry: bool = option(False, "check everything, print what the run would be, and end before it starts")
 
 

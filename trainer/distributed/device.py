@@ -11,6 +11,28 @@ from trainer.errors import UserError
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A10": 125e12, "V100": 125e12}
 
 
+GPU_MEMORY_GIB = {
+    "H200": 140.0,
+    "H100": 79.0,
+    "A100": 79.0,
+    "A100-40": 39.4,
+    "L40S": 44.4,
+    "A10": 22.0,
+    "V100": 31.7,
+    "V100-16": 15.8,
+}
+"""What torch finds on a device of that name, rounded down; of the larger one where a name is sold in two sizes."""
+
+
+def gpu_memory_gib(told: float | str) -> float:
+    """The memory that `run.gpu_memory_gib` means: a number, or the name of a GPU. Raises UserError for anything else."""
+    if isinstance(told, str) and told.upper() in GPU_MEMORY_GIB:
+        return GPU_MEMORY_GIB[told.upper()]
+    if isinstance(told, (int, float)) and not isinstance(told, bool) and told > 0:
+        return float(told)
+    raise UserError(f"run.gpu_memory_gib={told}: give a number above 0, or one of {', '.join(GPU_MEMORY_GIB)}")
+
+
 def utilisation(flops: float, seconds: float, world: int, device: torch.device) -> float | None:
     """The share of the devices' peak that `flops` in `seconds` is (MFU); None where the peak is not known."""
     if device.type != "cuda":

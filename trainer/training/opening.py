@@ -8,10 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from model.limoe import LIMoE
-from trainer.checkpoint.load import load_state, read_progress, resumed_kinds
+from trainer.checkpoint.load import SavedState, load_state, read_progress, resumed_kinds
 from trainer.checkpoint.progress import TrainingProgress
 from trainer.checkpoint.save import Checkpointer
 from trainer.config.checks import check_layout
@@ -111,14 +109,14 @@ def _start_engine(
 ) -> Any:
     """The engine of a model with the state of `checkpoint`, or the weights of `weights` alone, or new ones."""
     model = LIMoE(config.model, config.router, peers).initialise(config.seed)
-    state: dict[str, Tensor] = {}
+    state: SavedState | None = None
     if checkpoint is not None:
         state = load_state(checkpoint, model, sharding, resumed_kinds(checkpoint, config.train))
-        set_weights(model, state)
+        set_weights(model, state, again=True)
     elif weights is not None:
         set_weights(model, load_state(weights, model, sharding, (WEIGHTS,)))
     engine = build_engine(config, model, processes, peers)
-    if checkpoint is not None:
+    if state is not None:
         set_optimizer_state(engine, state, progress.optimizer_steps)
     start_ema(engine, config.train, state, progress.step, processes)
     return engine

@@ -86,6 +86,8 @@ def test_what_can_run_is_let_through(world: int, values: dict[str, Any]):
         (1, {"model__expert_layers": [1, 4]}, ("model.expert_layers", "[4]", "0 to 3")),
         (1, {"model__expert_layers": [1, 1]}, ("model.expert_layers=[1, 1]", "twice")),
         (1, {"train__precision": "fp16"}, ("train.precision=fp16", "bf16 or fp32")),
+        (1, {"train__grad_dtype": "fp16"}, ("train.grad_dtype=fp16", "fp32 or bf16")),
+        (1, {"train__precision": "fp32", "train__grad_dtype": "bf16"}, ("train.grad_dtype=bf16", "train.precision=bf16")),
         (1, {"train__activation_checkpointing": "all"}, ("train.activation_checkpointing=all", "none, blocks or offload")),
         (1, {"data__mean": [0.5]}, ("data.mean=[0.5]", "three numbers")),
         (1, {"data__std": [0.5, 0.5, float("nan")]}, ("data.std", "three")),

@@ -266,7 +266,30 @@ def test_a_model_larger_than_the_gpu_is_refused(config: Config, monkeypatch: pyt
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Small")
     (told,) = examine(config, 1).problems
-    assert "a process, but its GPU has 1.0 MiB: more processes" in told
+    assert "but its GPU has 1.0 MiB: no other layout of these processes fits either" in told
+
+
+def test_a_run_too_large_for_the_gpus_of_the_job_is_refused_with_what_fits(config: Config, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config.run.device = "auto"
+    config.train.batch_size = 4096
+    config.run.gpu_memory_gib = 80
+    assert examine(config, 1).problems == []
+    config.run.gpu_memory_gib = 4
+    (told,) = examine(config, 1).problems
+    assert "but its GPU has 4.0 GiB: add " in told
+    advice = told.partition(": add ")[2].partition(", which takes")[0].split()
+    assert advice
+    for override in advice:
+        key, _, value = override.partition("=")
+        part, _, leaf = key.partition(".")
+        setattr(getattr(config, part), leaf, type(getattr(getattr(config, part), leaf))(value))
+    assert examine(config, 1).problems == []
+
+
+def test_an_unknown_gpu_is_refused(config: Config, monkeypatch: pytest.MonkeyPatch):
+    config.run.gpu_memory_gib = "H999"
+    assert "run.gpu_memory_gib=H999" in examine(config, 1).problems[0]
 
 
 def test_a_gpu_that_is_missing_here_is_missed_only_inside_the_allocation(config: Config, monkeypatch: pytest.MonkeyPatch):
