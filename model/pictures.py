@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from os import PathLike
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from PIL import Image, ImageFile
 from torch import Tensor
 
 from model.errors import UserError, reason
+from model.paths import user_path
 from model.preprocess import WHITE, decode_image, upright_rgb
 
 Picture = Image.Image | str | PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | NDArray[Any] | Tensor
@@ -29,7 +29,7 @@ def read_picture(image: Picture, least_side: int = 0, background: Sequence[int] 
     """
     if isinstance(image, (str, PathLike)):
         try:
-            return decode_image(Path(image).expanduser().read_bytes(), least_side, background)
+            return decode_image(user_path(image).read_bytes(), least_side, background)
         except (OSError, ValueError) as problem:  # a path with a NUL is a ValueError
             raise UserError(f"image {image}: {reason(problem)}") from problem
         except UserError as problem:

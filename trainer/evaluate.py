@@ -9,7 +9,16 @@ from pathlib import Path
 
 from trainer.checkpoint.files import CONFIG, TOKENIZER
 from trainer.checkpoint.identity import check_identity, warn_of_other_pictures
-from trainer.checkpoint.load import WEIGHTS_ARGUMENT, check_sound, check_weights, checkpoint_of, load_state, read_progress
+from trainer.checkpoint.load import (
+    WEIGHTS_ARGUMENT,
+    check_sound,
+    check_weights,
+    checkpoint_of,
+    load_state,
+    read_progress,
+    reading,
+    take_newest,
+)
 from trainer.config.arguments import Argument, Command
 from trainer.config.schema import Config
 from trainer.config.stored import stored_config
@@ -37,8 +46,9 @@ def read_arguments(arguments: list[str]) -> tuple[Path, str, Config]:
     """
     given = COMMAND.read(arguments)
     checkpoint = checkpoint_of(given.values["run"])
-    kind = check_weights(given.values.get("weights", WEIGHTS), checkpoint)
-    config = stored_config(checkpoint / CONFIG, given.overrides)
+    with reading(checkpoint):
+        kind = check_weights(given.values.get("weights", WEIGHTS), checkpoint)
+        config = stored_config(checkpoint / CONFIG, given.overrides)
     check_identity(checkpoint, config, "evaluate a run that was trained so")
     # A run trained on many processes is evaluated on however many there are now.
     if not any(override.startswith("parallel.expert_parallel=") for override in given.overrides):
@@ -63,8 +73,9 @@ def evaluate_run(checkpoint: Path, kind: str, config: Config, processes: Process
     check_sound(checkpoint, processes)
     if processes.is_first:
         warn_of_other_pictures(checkpoint, config)
+    with reading(checkpoint, processes=processes):
+        tokenizer, step = load_tokenizer(config, checkpoint / TOKENIZER), read_progress(checkpoint).step
     located = locate_data(config, processes)
-    tokenizer = load_tokenizer(config, checkpoint / TOKENIZER)
     peers = start_deepspeed(processes, config.parallel.expert_parallel)
     model = LIMoE(config.model, config.router, peers)
     sharding = ExpertSharding(processes, config.parallel.expert_parallel)
@@ -73,7 +84,6 @@ def evaluate_run(checkpoint: Path, kind: str, config: Config, processes: Process
     model.to(processes.device, dtype).eval()
     metrics = evaluate(located, ModelEncoder(model, config.data, dtype), tokenizer, processes)
     if processes.is_first:
-        step = read_progress(checkpoint).step
         name = f"{config.run.name}, step {step}" + (", moving average of the weights" if kind == EMA else "")
         summary_table(name, summary_rows(metrics), [("checkpoint", str(checkpoint))])
     return 0
@@ -81,11 +91,17 @@ def evaluate_run(checkpoint: Path, kind: str, config: Config, processes: Process
 
 def main() -> None:
     """Read the command line and evaluate."""
+    arguments = sys.argv[1:]
     try:
-        checkpoint, kind, config = read_arguments(sys.argv[1:])
+        _, _, config = take_newest(lambda: read_arguments(arguments), lambda asked: asked)
     except UserError as problem:
         exit_with(problem)
-    run_program(config, lambda processes: evaluate_run(checkpoint, kind, config, processes))
+    # Chosen again, by rank 0 for all: each rank has looked at another moment, and a run that trains goes on meanwhile.
+
+    def work(processes: Processes) -> int:
+        return take_newest(lambda: read_arguments(arguments), lambda asked: evaluate_run(*asked, processes), processes)
+
+    run_program(config, work)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,16 @@ from model.limoe import LIMoE
 from model.paths import user_path
 from trainer.checkpoint.files import CONFIG, TOKENIZER, complete_checkpoints
 from trainer.checkpoint.identity import check_identity
-from trainer.checkpoint.load import WEIGHTS_ARGUMENT, check_sound, check_weights, checkpoint_of, load_state, read_progress
+from trainer.checkpoint.load import (
+    WEIGHTS_ARGUMENT,
+    check_sound,
+    check_weights,
+    checkpoint_of,
+    load_state,
+    read_progress,
+    reading,
+    take_newest,
+)
 from trainer.config.arguments import Argument, Command
 from trainer.config.checks import check_model
 from trainer.config.compose import load_config, to_config
@@ -63,7 +72,8 @@ def read_arguments(arguments: list[str]) -> Export:
     values = COMMAND.read(arguments).values
     newest = checkpoint_of(values["run"])
     checkpoints = [newest] if "average" not in values else _last(values["average"], values["run"])
-    kinds = {check_weights(values.get("weights", WEIGHTS), checkpoint) for checkpoint in checkpoints}
+    with reading(*checkpoints):
+        kinds = {check_weights(values.get("weights", WEIGHTS), checkpoint) for checkpoint in checkpoints}
     output = user_path(values["output"], "output").absolute() if "output" in values else _run_of(newest) / "export"
     return Export(checkpoints, kinds.pop(), values.get("dtype", "fp32"), output)
 
@@ -143,6 +153,16 @@ def write_export(export: Export) -> list[str]:
     ]
 
 
+def export_newest(arguments: list[str]) -> list[str]:
+    """`write_export` of what a command line means at that moment: a run that trains deletes its older checkpoints."""
+
+    def write(export: Export) -> list[str]:
+        with reading(*export.checkpoints):
+            return write_export(export)
+
+    return take_newest(lambda: read_arguments(arguments), write)
+
+
 def describe(export: Export, config: Config) -> str:
     """What the exported weights are, in words."""
     steps = [read_progress(checkpoint).step for checkpoint in export.checkpoints]
@@ -179,7 +199,7 @@ def _put_in_place(partial: Path, output: Path) -> None:
 def main() -> None:
     """Read the command line and export."""
     try:
-        told = write_export(read_arguments(sys.argv[1:]))
+        told = export_newest(sys.argv[1:])
     except UserError as problem:
         exit_with(problem)
     print("\n".join(told))

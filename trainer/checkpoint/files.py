@@ -148,16 +148,27 @@ def point_best_to(final: Path) -> None:
     temporary.replace(link)
 
 
+def is_finite(checkpoint: Path) -> bool:
+    """Whether the last step before a checkpoint was finite; of one that does not say, it is taken to be."""
+    try:
+        return not json.loads((checkpoint / PROGRESS).read_text()).get("nonfinite_in_a_row", 0)
+    except (OSError, ValueError, AttributeError):
+        return True
+
+
 def delete_old(run_dir: Path, newest: Path, keep: int, keep_every: int | None) -> None:
     """Delete all checkpoints but `newest`, the `keep - 1` before it, the best, and those of every `keep_every`-th step.
 
-    Later ones than `newest`, which are there after going back to an early one, count like those before it.
+    One that was written while steps were not finite counts for nothing: it stays only as long as it is the newest, beside
+    `keep` others. Later ones than `newest`, which are there after going back to an early one, count like those before it.
     """
     folder = run_dir / "checkpoints"
     best = (folder / BEST).resolve().name
     others = [path for path in complete_checkpoints(run_dir) if path != newest]
-    for old in others[: max(0, len(others) - (keep - 1))]:
-        if old.name != best and not (keep_every and step_of(old) % keep_every == 0):
+    finite = [path for path in others if is_finite(path)]
+    spared = finite[max(0, len(finite) - (keep - is_finite(newest))) :]
+    for old in others:
+        if old not in spared and old.name != best and not (keep_every and step_of(old) % keep_every == 0):
             delete(old)
 
 

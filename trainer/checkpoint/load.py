@@ -1,9 +1,13 @@
 """Going on from a checkpoint: which one is sound, and what it holds for this model under this layout."""
 
+import contextlib
 import json
 import logging
+import os
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
@@ -18,11 +22,13 @@ from trainer.config.arguments import Argument
 from trainer.config.schema import TrainConfig
 from trainer.data.order.progress import DataProgress
 from trainer.distributed.agree import first_reads
-from trainer.distributed.processes import Processes
+from trainer.distributed.processes import ALONE, Processes
 from trainer.engine.state import EMA, MOMENTS, WEIGHTS, ExpertSharding, empty_state
 from trainer.errors import UserError, reason
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 BEGIN_ANEW = "mend them, or say resume=never to start from the beginning (they are kept)"
@@ -39,6 +45,8 @@ def newest_sound(run_dir: Path, processes: Processes, digests: bool = True, reme
         problem = damage(checkpoint, processes, digests)
         if problem is None:
             return checkpoint
+        if was_deleted(checkpoint, processes):
+            return newest_sound(run_dir, processes, digests)  # a run is at work there, and has newer ones by now
         if processes.is_first:
             _log.warning("checkpoint %s is damaged and passed over: %s", checkpoint, problem)
     if candidates:
@@ -49,11 +57,66 @@ def newest_sound(run_dir: Path, processes: Processes, digests: bool = True, reme
     return None
 
 
+class CheckpointDeleted(UserError):
+    """A checkpoint was deleted while it was read, by the run that it is of."""
+
+
+def was_deleted(checkpoint: Path, processes: Processes = ALONE) -> bool:
+    """Whether a checkpoint, seen before, is there no more. A collective; rank 0 looks.
+
+    A checkpoint loses its name before its files, so whoever could not read one that is being deleted hears so here.
+    """
+    return processes.from_first(not os.path.lexists(checkpoint))
+
+
+@contextlib.contextmanager
+def reading(*checkpoints: Path, processes: Processes = ALONE) -> Iterator[None]:
+    """Around what each rank reads for itself: a UserError of any is raised on all, as CheckpointDeleted where that is why."""
+    problem: UserError | None = None
+    try:
+        yield
+    except UserError as error:
+        problem = error
+    first = next((found for found in processes.gather_objects(problem) if found is not None), None)
+    if first is None:
+        return
+    gone = next((checkpoint for checkpoint in checkpoints if was_deleted(checkpoint, processes)), None)
+    raise _deleted(gone) if gone else first
+
+
+def take_newest(choose: Callable[[], T], use: Callable[[T], R], processes: Processes = ALONE) -> R:
+    """What `use` makes of what `choose` finds, chosen anew whenever the checkpoint is deleted meanwhile.
+
+    So a run can be read while it trains and deletes its older checkpoints. `choose` is called on rank 0; `use` is a collective,
+    and raises CheckpointDeleted on every rank or on none. Raises the last one where nothing is left to choose.
+    """
+    deleted: CheckpointDeleted | None = None
+
+    def choose_again() -> T:
+        nonlocal deleted
+        while True:
+            try:
+                return choose()
+            except CheckpointDeleted as problem:
+                deleted = problem
+            except UserError as problem:
+                raise deleted or problem from None
+
+    while True:
+        chosen = first_reads(choose_again, processes)
+        try:
+            return use(chosen)
+        except CheckpointDeleted as problem:
+            deleted = problem
+            if processes.is_first:
+                _log.warning("the checkpoint was deleted while it was read, by the run that trains there: its newest is taken")
+
+
 def check_sound(checkpoint: Path, processes: Processes, digests: bool = True) -> None:
     """Raise UserError on every rank when the files of a checkpoint are not what was written. A collective."""
     problem = damage(checkpoint, processes, digests)
     if problem is not None:
-        raise _unreadable(checkpoint, problem)
+        raise processes.from_first(_unreadable(checkpoint, problem))
 
 
 def damage(checkpoint: Path, processes: Processes, digests: bool = True) -> str | None:
@@ -86,8 +149,17 @@ def read_progress(checkpoint: Path) -> TrainingProgress:
 
 
 def _unreadable(checkpoint: Path, problem: BaseException | str) -> UserError:
+    if was_deleted(checkpoint):
+        return _deleted(checkpoint)
     return UserError(
         f"checkpoint {checkpoint} is damaged ({reason(problem)}): move it away so that the one before is taken, or name another"
+    )
+
+
+def _deleted(checkpoint: Path) -> CheckpointDeleted:
+    return CheckpointDeleted(
+        f"checkpoint {checkpoint} was deleted while it was read, by the run that it is of, which keeps its newest "
+        f"only (checkpoint.keep): give the run directory for the newest there is, or a checkpoint that stays"
     )
 
 

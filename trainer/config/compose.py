@@ -1,7 +1,7 @@
 """From the command line to a typed configuration, with errors a person can read."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -39,13 +39,7 @@ def compose_config(overrides: list[str]) -> Config:
     parsed = parse_overrides(overrides)
     for override in parsed:
         check_key(override)
-        if override.key_or_group.startswith(("hydra/launcher", "hydra.launcher")):
-            raise UserError(f"'{override.input_line}' is for sweeps: add -m, or submit one run by sbatch slurm/train.sbatch")
-        if override.is_sweep_override():
-            raise UserError(
-                f"'{override.input_line}' names several values: -m trains with each in turn, key=[a,b] is one list, "
-                f"and key='\"a,b\"' one text"
-            )
+        check_one_run(override)
     register_schema()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -55,10 +49,17 @@ def compose_config(overrides: list[str]) -> Config:
     return to_config(composed)
 
 
-def overrides_among(arguments: list[str]) -> list[str]:
-    """What of a command line overrides the configuration: neither Hydra's flags nor, where there are any, their values."""
-    flags = any(argument.startswith("-") for argument in arguments)
-    return [argument for argument in arguments if not argument.startswith("-") and ("=" in argument or not flags)]
+def check_one_run(override: Override) -> None:
+    """Raise UserError for an override that only a sweep could follow."""
+    if override.key_or_group.startswith(("hydra/launcher", "hydra.launcher")):
+        raise UserError(f"'{override.input_line}' is for sweeps: add -m, or submit one run by sbatch slurm/train.sbatch")
+    if override.key_or_group.startswith(("hydra/sweeper", "hydra.sweeper", "hydra.sweep.")):
+        raise UserError(f"'{override.input_line}' is for sweeps: add -m")
+    if override.is_sweep_override():
+        raise UserError(
+            f"'{override.input_line}' names several values: -m trains with each in turn, key=[a,b] is one list, "
+            f"and key='\"a,b\"' one text"
+        )
 
 
 def parse_overrides(overrides: list[str]) -> list[Override]:
@@ -128,12 +129,25 @@ def explain(problem: Exception) -> str:
     if isinstance(problem, MissingConfigException) and problem.missing_cfg_file:
         group, _, name = problem.missing_cfg_file.rpartition("/")
         options = problem.options or []
-        return f"'{group}={name}': no such choice{did_you_mean(name, options)}; {group} can be {', '.join(options)}"
+        if not group or not options:
+            return _one_line(problem)
+        plugin = "; others are plugins of Hydra, to be installed first" if group == "hydra/sweeper" else ""
+        return f"'{group}={name}': no such choice{did_you_mean(name, options)}; {group} can be {', '.join(options)}{plugin}"
     key = getattr(problem, "full_key", None) or ""
     if key and isinstance(problem, (ConfigKeyError, ConfigAttributeError)):
-        return _no_such_key(key)
+        return _no_such_key(key, _beside(key, problem))
     line = _one_line(problem)
+    if isinstance(problem, HydraException):  # of which the second line often says what the first is about
+        line = " ".join(part.strip() for part in str(problem).splitlines()[:2])
     return line if not key or key in line else f"{key}: {line}"
+
+
+def _beside(key: str, problem: OmegaConfBaseException) -> list[str]:
+    """The keys of Hydra's settings that lie where there is no such one; ours are all known."""
+    parent = getattr(problem, "parent_node", None)
+    if not key.startswith("hydra.") or not isinstance(parent, DictConfig):
+        return []
+    return [f"{key.rpartition('.')[0]}.{name!s}" for name in parent]
 
 
 def _one_line(problem: Exception) -> str:
@@ -168,8 +182,8 @@ def _always_there(key: str) -> str:
     return f"a key is not deleted but set; the default is {key}={VALUE_KEYS[key].default}"
 
 
-def _no_such_key(key: str) -> str:
-    return f"the configuration has no '{key}'{did_you_mean(key, [*KEYS, *GROUPS])}"
+def _no_such_key(key: str, known: Sequence[str] = ()) -> str:
+    return f"the configuration has no '{key}'{did_you_mean(key, known or [*KEYS, *GROUPS])}"
 
 
 def _names(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:

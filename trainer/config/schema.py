@@ -198,8 +198,11 @@ class LogConfig:
         "Weights & Biases; auto: online when logged in and reachable, else offline",
         choices=("auto", "online", "offline", "disabled"),
     )
-    project: str = option("limoe", "project of Weights & Biases", filled=True)
-    entity: str | None = option(None, "team or user of Weights & Biases; null: the account's default")
+    project: str | None = option(None, "project of Weights & Biases; null: WANDB_PROJECT, else limoe", filled=True)
+    entity: str | None = option(None, "team or user of Weights & Biases; null: WANDB_ENTITY, else the login's own")
+    name: str | None = option(
+        None, "of the run in Weights & Biases; null: run.name if that was typed, else WANDB_NAME, else run.name all the same"
+    )
     progress: str = option("auto", "auto: a bar on a terminal, lines elsewhere", choices=("auto", "bar", "lines", "none"))
 
 

@@ -63,7 +63,6 @@ def run_program(config: Config, work: Callable[[Processes], int]) -> NoReturn:
         processes.barrier()
         processes.watchdog.stop()
     except UserError as problem:
-        logging.getLogger(__name__).info("error: %s", problem)  # for train.log
         _tell_torchrun(f"error: {problem}")
         _leave(EXIT_USER_ERROR, f"error: {problem}" if _is_first_to_speak(processes) else None)
     except KeyboardInterrupt:

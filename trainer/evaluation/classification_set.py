@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from model.paths import user_path
 from model.text import clean_text
 from trainer.data.shards.patterns import list_shards
 from trainer.data.text_files import decode_text, split_lines
@@ -31,7 +32,7 @@ def read_classification_set(folder: str | Path) -> ClassificationSet:
     The shards are those of `FOLDER/test/`, else `FOLDER/test-*.tar`, else `FOLDER/*.tar` but for training shards.
     Raises UserError when anything is missing or malformed.
     """
-    root = Path(folder).expanduser()
+    root = user_path(folder, "eval.zeroshot")
     if not root.is_dir():
         raise UserError(f"eval.zeroshot: {root} is no folder; give one that holds {CLASSES}, {TEMPLATES} and test shards")
     classes = _read_lines(root / CLASSES, "a class name a line, in label order")

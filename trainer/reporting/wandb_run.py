@@ -26,6 +26,8 @@ from trainer.errors import UserError, reason
 from trainer.files import write_whole
 
 _log = logging.getLogger(__name__)
+PROJECT = "limoe"
+"""W&B's project when neither log.project nor WANDB_PROJECT names one."""
 _CONNECT_SECONDS = 3.0
 _INIT_SECONDS = 30.0
 _FINISH_SECONDS = 60.0  # Then what is left to upload stays on disk for `wandb sync`.
@@ -43,12 +45,14 @@ class WandbRun:
     def start(cls, log: LogConfig, run_dir: Path, run_name: str, config: dict[str, Any]) -> "WandbRun":
         """Start or resume the run whose id lies in `run_dir/wandb_run_id`; its files go under `run_dir/wandb/`.
 
-        log.wandb=auto is online when logged in and the server can be reached, else offline.
+        log.wandb=auto is online when logged in and the server can be reached, else offline. Project, entity, name and id: what
+        `log` says, else W&B's own variables (WANDB_PROJECT, WANDB_ENTITY, WANDB_NAME, WANDB_RUN_ID), else our defaults.
         Raises UserError for log.wandb=online without a login or a server that accepts it.
         """
         mode = choose_mode(log.wandb)
         if mode == "disabled":
             return cls(None, "disabled")
+        _warn_of_unheeded()
         run_id = _run_id(run_dir)
         try:
             return cls(_init(log, run_dir, run_name, config, run_id, mode), mode)
@@ -187,21 +191,52 @@ def _reachable(url: str) -> bool:
 
 
 def _run_id(run_dir: Path) -> str:
-    """The id that the run directory keeps, made at the first start."""
-    path = run_dir / "wandb_run_id"
+    """The id of the directory's run: what WANDB_RUN_ID says, else the one it keeps, else a new one; it is kept from then on.
+
+    `wandb_run_dir` keeps whose id it is, so that a copy of a run directory gets a run of its own: where the directory named
+    there is another one and has the same id. One that was only moved leaves nothing there, and goes on with its run.
+    """
+    path, home = run_dir / "wandb_run_id", run_dir / "wandb_run_dir"
+    here = str(run_dir.resolve())
     try:
-        kept = path.read_text().strip() if path.exists() else ""
-        if kept:
-            return kept
-        run_id = secrets.token_hex(4)  # Not from `random`: runs of one seed would share an id.
-        write_whole(path, f"{run_id}\n".encode())
+        kept, of = _word_in(path), _word_in(home)
+        run_id = _quiet_settings().run_id or kept
+        if run_id and run_id == kept and of and _is_copy(run_dir, Path(of), kept):
+            run_id = ""
+        run_id = run_id or secrets.token_hex(4)  # Not from `random`: runs of one seed would share an id.
+        if kept and run_id != kept:
+            because = f"{run_dir} is a copy of {of}" if not _quiet_settings().run_id else "WANDB_RUN_ID says so"
+            _log.warning("W&B run %s in place of %s, because %s", run_id, kept, because)
+        if run_id != kept:
+            write_whole(path, f"{run_id}\n".encode())
+        if of != here:
+            write_whole(home, f"{here}\n".encode())
     except OSError as problem:
         raise UserError(f"cannot write {path} ({reason(problem)}): make room or choose another run.dir") from problem
     return run_id
 
 
+def _word_in(path: Path) -> str:
+    return path.read_text().strip() if path.exists() else ""
+
+
+def _is_copy(run_dir: Path, original: Path, run_id: str) -> bool:
+    """Whether `original` is another directory that has the same run."""
+    try:
+        return _word_in(original / "wandb_run_id") == run_id and not run_dir.samefile(original)
+    except OSError:  # not for us to read, so nobody goes on there either
+        return False
+
+
+def _warn_of_unheeded() -> None:
+    """A resume needs these two as they are."""
+    for name, instead in (("WANDB_DIR", "its files lie in the run directory"), ("WANDB_RESUME", "a run always goes on")):
+        if os.environ.get(name):
+            _log.warning("%s=%s is not heeded: %s", name, os.environ[name], instead)
+
+
 def _init(log: LogConfig, run_dir: Path, run_name: str, config: dict[str, Any], run_id: str, mode: str) -> wandb.Run:
-    _quiet_settings()
+    given = _quiet_settings()  # WANDB_PROJECT and its like, and what `wandb init` has written
     settings = wandb.Settings(
         mode="offline" if mode == "offline" else "online",
         silent=True,
@@ -219,9 +254,9 @@ def _init(log: LogConfig, run_dir: Path, run_name: str, config: dict[str, Any], 
         x_save_requirements=False,
     )
     run = wandb.init(
-        project=log.project,
-        entity=log.entity,
-        name=run_name,
+        project=log.project or given.project or PROJECT,
+        entity=log.entity or given.entity,
+        name=log.name or given.run_name or run_name,
         id=run_id,
         resume="allow",
         dir=os.fspath(run_dir),

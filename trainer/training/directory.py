@@ -8,7 +8,17 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from trainer.checkpoint.files import BEST, CONFIG, TOKENIZER, all_checkpoints, checkpoint_itself, step_of, sweep_up
+from trainer.checkpoint.files import (
+    BEST,
+    CONFIG,
+    TOKENIZER,
+    all_checkpoints,
+    checkpoint_itself,
+    complete_checkpoints,
+    is_finite,
+    step_of,
+    sweep_up,
+)
 from trainer.checkpoint.identity import check_identity, warn_of_other_pictures
 from trainer.checkpoint.load import check_sound, damage, newest_sound, read_progress
 from trainer.config.compose import load_config
@@ -218,11 +228,32 @@ def _set_aside_later(run_dir: Path, checkpoint: Path) -> None:
         return
     later = [path for path in all_checkpoints(run_dir) if step_of(path) > step_of(checkpoint)]
     if later:
-        earlier = _move(later, run_dir)
-        best = run_dir / "checkpoints" / BEST
-        if not best.exists():
-            best.unlink(missing_ok=True)  # it led to one of them
+        earlier = _set_aside(later, run_dir)
         logging.getLogger(__name__).warning("going back to %s: the checkpoints after it are now in %s", checkpoint.name, earlier)
+
+
+def leave_nonfinite(run_dir: Path, processes: Processes) -> tuple[Path | None, Path | None]:
+    """Put the checkpoints that were written since steps are not finite where no resume takes them. A collective.
+
+    Returns the newest one from before, if any, and where the others are now, if there were any.
+    """
+    return first_reads(lambda: _leave_nonfinite(run_dir), processes)
+
+
+def _leave_nonfinite(run_dir: Path) -> tuple[Path | None, Path | None]:
+    kept = complete_checkpoints(run_dir)
+    good = next((path for path in reversed(kept) if is_finite(path)), None)
+    bad = kept[kept.index(good) + 1 :] if good else kept
+    return good, _set_aside(bad, run_dir) if bad else None
+
+
+def _set_aside(checkpoints: list[Path], run_dir: Path) -> Path:
+    """Move checkpoints of a run into a folder of their own, which is returned."""
+    earlier = _move(checkpoints, run_dir)
+    best = run_dir / "checkpoints" / BEST
+    if not best.exists():
+        best.unlink(missing_ok=True)  # it led to one of them
+    return earlier
 
 
 def _move(paths: list[Path], run_dir: Path) -> Path:

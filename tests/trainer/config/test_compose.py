@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from trainer.config.compose import KEYS, compose_config, load_config, overrides_among, quote_text, to_config
+from trainer.config.compose import KEYS, compose_config, load_config, quote_text, to_config
 from trainer.config.keys import KEYS as KEYS_WITH_VALUES
 from trainer.config.keys import Key, value_of
 from trainer.config.schema import Config
@@ -170,11 +170,6 @@ def test_only_values_that_hydra_cannot_read_are_quoted():
     assert quote_text("model.expert_layers=[1,2") == "model.expert_layers=[1,2"
     assert quote_text("--cfg") == "--cfg"
     assert quote_text("data.val=/a-{0..1}.tar") == 'data.val="/a-{0..1}.tar"'
-
-
-def test_flags_and_their_values_are_no_overrides():
-    assert overrides_among(["train.steps=3", "--cfg", "job"]) == ["train.steps=3"]
-    assert overrides_among(["train.steps=3", "oops"]) == ["train.steps=3", "oops"]
 
 
 def test_every_key_of_the_default_configuration_is_known():
