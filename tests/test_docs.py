@@ -143,6 +143,15 @@ def test_installed_commands_exist(doc):
             assert name in scripts, f"{doc.name} names {name}"
 
 
+def test_names_of_the_code_in_the_tour_exist():
+    source = "\n".join(path.read_text() for folder in ("model", "trainer") for path in (ROOT / folder).rglob("*.py"))
+    words = set(re.findall(r"\w+", source))
+    for span in code_spans((ROOT / "docs" / "architecture.md").read_text()):
+        name = span.partition("(")[0].rpartition(".")[2]
+        if re.fullmatch(r"[A-Za-z_]\w{3,}", name) and "/" not in span and not span.endswith((".sbatch", ".py")):
+            assert name in words, f"docs/architecture.md names {span}"
+
+
 def test_every_page_is_reached_from_the_readme():
     linked = set(re.findall(r"\]\(([\w./-]+\.md)", (ROOT / "README.md").read_text()))
     assert {str(doc.relative_to(ROOT)) for doc in DOCS} - linked == {"README.md"}
