@@ -14,11 +14,11 @@ from trainer.training import opening
 from trainer.training.opening import open_run
 
 STAGES = (
-    *("StopRequest", "check_layout", "check_schedule", "Watchdog", "open_run_directory", "log_to_file", "initial_weights"),
+    *("StopRequest", "check_layout", "open_run_directory", "log_to_file", "initial_weights"),
     *("locate_data", "find_pairs", "start_deepspeed", "ExpertSharding", "TrainingProgress", "_start_engine", "Checkpointer"),
     *("the loader", "write_config", "Recorder", "Position"),
 )
-CLOSED = ("Watchdog", "log_to_file", "the loader", "Recorder")
+CLOSED = ("log_to_file", "the loader", "Recorder")
 """Those that have to be closed, as they are opened."""
 
 
@@ -72,7 +72,6 @@ class Stages:
         """Let `open_run` use these."""
         loader = SimpleNamespace(close=self.closer("the loader"), streams=1)
         values = {
-            "Watchdog": SimpleNamespace(stop=self.closer("Watchdog")),
             "open_run_directory": (Path("run"), None),
             "find_pairs": SimpleNamespace(loader=self.stage("the loader", loader)),
             "TrainingProgress": SimpleNamespace(pairs=0, streams=None, data=None, step=0),
@@ -90,8 +89,8 @@ class Stages:
 
     @property
     def closed(self) -> list[str]:
-        """In order; stopping the watchdog twice is as good as once."""
-        return list(dict.fromkeys(event.removeprefix("close ") for event in self.events if event.startswith("close ")))
+        """In order."""
+        return [event.removeprefix("close ") for event in self.events if event.startswith("close ")]
 
 
 @pytest.mark.parametrize("failing", STAGES)
@@ -117,8 +116,7 @@ def test_a_run_is_closed_however_it_ends(monkeypatch: pytest.MonkeyPatch, proble
                 raise problem
     except BaseException as met:
         assert met is problem
-    # The watchdog first: ranks fall silent at different times from here on.
-    assert stages.closed == ["Watchdog", "Recorder", "the loader", "log_to_file"]
+    assert stages.closed == ["Recorder", "the loader", "log_to_file"]
 
 
 @pytest.mark.parametrize("failing", [None, "Position"])
