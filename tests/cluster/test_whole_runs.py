@@ -133,7 +133,7 @@ def test_after_the_crash_of_a_node_the_job_goes_on_with_fewer(lab: SlurmLab, ove
     lab.call("boot", "node2")
     assert (shown["NumNodes"], shown["NodeList"], shown["Restarts"]) == ("1", "node1", "1"), job.last_lines()
     assert "start 1: 1 task(s), 1 CPU(s) each, on node1" in job.text()
-    assert "error: rank 1 ended without a word" in job.text(), "the survivor names the rank of the node"
+    assert "error: rank 1 died without a message" in job.text(), "the survivor names the rank of the node"
 
 
 def test_a_cut_cable_leaves_no_rank_waiting(lab: SlurmLab, overrides: list[str], tmp_path: Path):
@@ -160,7 +160,7 @@ def test_a_killed_task_of_two_nodes_is_named(lab: SlurmLab, overrides: list[str]
     signal_program(lab, f"node{1 + rank}", "KILL")
     ended = lab.end(job)
     assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "0"), job.last_lines()
-    named = [line for line in job.text().splitlines() if line.startswith(f"error: rank {rank} ended without a word")]
+    named = [line for line in job.text().splitlines() if line.startswith(f"error: rank {rank} died without a message")]
     assert len(named) == 1, job.last_lines()
     assert f"(rank {1 - rank} saw RuntimeError: " in named[0]
     if rank == 0:
@@ -176,7 +176,7 @@ def test_a_stopped_task_of_two_nodes_is_named(lab: SlurmLab, overrides: list[str
     signal_program(lab, f"node{1 + rank}", "STOP")
     ended = lab.end(job)
     assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "0"), job.last_lines()
-    told = f"error: rank {rank} on node{1 + rank} has not been heard from for 8 s (its last word: training step "
+    told = f"error: rank {rank} on node{1 + rank} has not been heard from for 8 s (last message: training step "
     assert told in job.text(), job.last_lines()
     assert not programs_on(lab, f"node{1 + rank}")
 

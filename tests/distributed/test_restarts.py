@@ -35,7 +35,7 @@ def test_a_run_that_crashed_once_goes_on_from_its_checkpoint(
     )
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
-    told = "rank 1 failed: IndexError: a bug" if how == "fails" else f"rank {victim} ended without a word"
+    told = "rank 1 failed: IndexError: a bug" if how == "fails" else f"rank {victim} died without a message"
     assert said.count(f"error: {told}") == 1, said
     assert f"going on from step {STEP - 1} of {STEPS}" in said
     assert checkpoint_path(tmp_path / "run", STEPS).is_dir()

@@ -64,10 +64,10 @@ def test_an_evaluation_may_lose_little(read: int, bad: int, shards: int, limits:
             1000,
             11,
             0,
-            r"11 of 1000 samples are unusable, most of them in a.tar \(11\); such as a.tar/0: no image; more than data",
+            r"11 of 1000 samples are unusable, most of them in a.tar \(11\); for example, a.tar/0: no image; more than data",
         ),
         (20, 2, 0, "2 of 20 samples are unusable"),
-        (1000, 0, 1, "1 shard cannot be read to the end; such as 0.tar: gone; more than data.max_bad_shards=0.05 of 4"),
+        (1000, 0, 1, "1 shard cannot be read to the end; for example, 0.tar: gone; more than data.max_bad_shards=0.05 of 4"),
         (0, 0, 4, "4 shards cannot be read"),
     ],
 )

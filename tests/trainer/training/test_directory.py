@@ -94,7 +94,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path: Path, caplog: p
     newest = saved(tmp_path, 10)
     DAMAGES[how](newest)
     assert opened(tmp_path) == sound
-    assert f"checkpoint {newest} is damaged and passed over: " in caplog.text
+    assert f"checkpoint {newest} is damaged and was skipped: " in caplog.text
     assert (tmp_path / "earlier-1" / newest.name).is_dir(), "it is kept, where no resume takes it for the newest"
 
 
@@ -225,7 +225,7 @@ def test_what_stands_in_the_place_of_the_checkpoints_is_no_new_run(tmp_path: Pat
     (tmp_path / METRICS).write_text("of the run whose disk is not there")
     (tmp_path / "checkpoints").symlink_to(tmp_path / "disk" / "that" / "is" / "not" / "there")
     before = files(tmp_path)
-    with pytest.raises(UserError, match=r"checkpoints cannot be used \(Not a directory\): mend it and start the same command"):
+    with pytest.raises(UserError, match=r"checkpoints cannot be used \(Not a directory\): fix this, then run the same command"):
         open_run_directory(configured(tmp_path), ALONE)
     with pytest.raises(UserError, match=r"checkpoints cannot be used"):
         inspect_run_directory(configured(tmp_path), ALONE)
@@ -297,7 +297,7 @@ def test_weights_are_not_taken_for_those_of_another_model(tmp_path: Path, how: s
     setattr(getattr(config, section), leaf, wanted)
     if how == "init_from":
         config.run.dir, config.init_from = str(tmp_path / "new"), str(tmp_path / "old")
-    told = rf"step-00000005 is of another model \({key} was {re.escape(str(was))}, is {re.escape(str(wanted))}\): use {key}="
+    told = rf"step-00000005 belongs to another model \({key} was {re.escape(str(was))}, is {re.escape(str(wanted))}\): use {key}="
     with pytest.raises(UserError, match=told):
         inspect_run_directory(config, ALONE)
     with pytest.raises(UserError, match=told):

@@ -65,7 +65,7 @@ def train_shard(write: Callable[[Path], Any]) -> Callable[[Config, Path], None]:
         (set_to("data.train", 3), ("data.train=3", "shard pattern")),
         (set_to("data.val", "DIR/none.tar"), ("data.val", "no shards match")),
         (set_to("eval.retrieval", "DIR/none.tar"), ("eval.retrieval", "no shards match")),
-        (set_to("eval.zeroshot", "DIR/none"), ("eval.zeroshot", "none is no folder")),
+        (set_to("eval.zeroshot", "DIR/none"), ("eval.zeroshot", "none is not a folder")),
         (set_to("eval.zeroshot", "DIR/run"), ("classnames.txt is missing",)),
         (set_to("eval.zeroshot", 3), ("eval.zeroshot",)),
         (set_to("data.tokenizer", "DIR/none.model"), ("tokenizer", "none.model", "No such file")),
