@@ -92,7 +92,7 @@ def test_after_a_signal_the_job_is_requeued_and_goes_on_exactly(
     ended = lab.end(job)
     text = job.text()
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), text
-    assert text.count("stopped by signal") == text.count("going on from step") == 1, text
+    assert text.count("stopped by signal") == text.count("continuing from step") == 1, text
     expected = losses(undisturbed.folder / "runs" / NAME)
     assert losses(run_dir) == pytest.approx(expected, rel=1e-6)
     identity = (run_dir / "wandb_run_id").read_text().strip()
@@ -106,12 +106,12 @@ def test_a_killed_run_is_requeued_and_goes_on_from_its_last_checkpoint(lab: Slur
     run_dir = tmp_path / "runs" / "killed"
     lab.wait(job, lambda: bool(complete_checkpoints(run_dir)))
     signal_program(lab, "node4", "KILL")
-    lab.wait_for_line(job, "going on from step")
+    lab.wait_for_line(job, "continuing from step")
     text = job.text()
     lab.call("exec", "scancel", job.number)
     lab.end(job)
     told = re.search(r"crashed at step (\d+), exit code 137, 1 of at most 3 times.*: requeued", text)
-    went_on = re.search(r"going on from step (\d+) of", text)
+    went_on = re.search(r"continuing from step (\d+) of", text)
     assert told and went_on, job.last_lines()
     assert int(went_on[1]) % 5 == 0
     assert 5 <= int(went_on[1]) <= int(told[1])
@@ -124,7 +124,7 @@ def test_after_the_crash_of_a_node_the_job_goes_on_with_fewer(lab: SlurmLab, ove
     run_dir = tmp_path / "runs" / "crash"
     lab.wait(job, lambda: bool(complete_checkpoints(run_dir)))
     lab.call("crash", "node2")
-    lab.wait_for_line(job, "going on from step")
+    lab.wait_for_line(job, "continuing from step")
     saved = len(losses(run_dir))
     lab.wait(job, lambda: len(losses(run_dir)) > saved)
     shown = lab.show(job)

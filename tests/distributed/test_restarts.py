@@ -37,7 +37,7 @@ def test_a_run_that_crashed_once_goes_on_from_its_checkpoint(
     assert done.returncode == 0, said
     told = "rank 1 failed: IndexError: a bug" if how == "fails" else f"rank {victim} died without a message"
     assert said.count(f"error: {told}") == 1, said
-    assert f"going on from step {STEP - 1} of {STEPS}" in said
+    assert f"continuing from step {STEP - 1} of {STEPS}" in said
     assert checkpoint_path(tmp_path / "run", STEPS).is_dir()
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert list({row["step"]: None for row in rows if "train/loss" in row}) == list(range(1, STEPS + 1))

@@ -64,7 +64,7 @@ def test_flags_may_stand_anywhere():
         (["hydra.sweep.dir=x"], "is for sweeps: add -m"),
         (["hydra/sweeper=basic"], "is for sweeps: add -m"),
         (["hydra/launcher=slurm"], "is for sweeps: add -m, or submit a single run with sbatch"),
-        (["hydra.run.dir=x"], "hydra.run.dir is not used here: run.dir is"),
+        (["hydra.run.dir=x"], "hydra.run.dir is not used here: the directory of a run is run.dir"),
         (["hydra.output_subdir=.hydra"], "hydra.output_subdir is not used here"),
         (["hydra.job.chdir=true"], "hydra.job.chdir=true is not possible here"),
         (["hydra/job_logging=default"], "hydra/job_logging=default is not used here"),

@@ -175,7 +175,7 @@ def test_what_would_end_a_run_is_one_line_and_nothing_is_left(
     first, *rest = [line for line in said.err.splitlines() if not line.startswith("WARNING: ")]
     assert first.startswith("error: ")
     assert all(part in first for part in parts), first
-    assert rest == ["checked for one process: WORLD_SIZE=N before the command checks for N of them"]
+    assert rest == ["checked for one process; to check for N, put WORLD_SIZE=N before the command"]
     assert everything_below(tmp_path) == before
 
 
@@ -213,7 +213,7 @@ def test_a_run_that_goes_on_says_from_where(config: Config, tmp_path: Path):
     saved(config, 7, tmp_path / "t.model")
     found = examine(config, 1)
     assert found.problems == []
-    assert dict(found.rows)["run"] == "goes on from step 7, 993 steps are left"
+    assert dict(found.rows)["run"] == "continues from step 7, 993 steps left"
     # The next checkpoint takes the second place of two, and one is written before the first goes.
     assert found.disk == 2 * checkpoint_bytes(config)
 
@@ -247,7 +247,7 @@ def test_the_embedded_data_set_need_not_be_there_and_is_not_written(config: Conf
     config.data.kind, config.data.train, config.data.val, config.data.cache = "shapes", None, None, str(tmp_path / "cache")
     found = examine(config, 1)
     assert found.problems == []
-    assert f"16 shards, 1 reader a process, to be written into {tmp_path}/cache/shapes-" in dict(found.rows)["training data"]
+    assert f"16 shards, 1 reader per process, to be written into {tmp_path}/cache/shapes-" in dict(found.rows)["training data"]
     assert not (tmp_path / "cache").exists()
     config.data.workers = 17
     assert "16 shards for 17 readers" in examine(config, 1).problems[0]

@@ -147,7 +147,7 @@ def test_the_weights_of_another_run_come_with_their_tokenizer(tmp_path: Path):
 def test_never_refuses_a_run_and_changes_nothing(tmp_path: Path):
     saved(tmp_path, 5)
     before = files(tmp_path)
-    with pytest.raises(UserError, match=r"resume=never, but .* holds a run \(step-00000005\)"):
+    with pytest.raises(UserError, match=r"resume=never, but .* contains a run \(step-00000005\)"):
         open_run_directory(configured(tmp_path, "never"), ALONE)
     assert files(tmp_path) == before
 
@@ -173,7 +173,7 @@ def test_another_run_does_not_replace_one(tmp_path: Path):
     saved(tmp_path / "old", 5)
     saved(tmp_path / "mine", 3)
     before = files(tmp_path)
-    with pytest.raises(UserError, match=r"mine holds another run \(step-00000003\): choose another run.dir"):
+    with pytest.raises(UserError, match=r"mine contains another run \(step-00000003\): choose another run.dir"):
         open_run_directory(configured(tmp_path / "mine", str(tmp_path / "old")), ALONE)
     assert files(tmp_path) == before
 
@@ -329,4 +329,4 @@ def test_other_streams_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert not caplog.text
     config.data.streams = 4
     open_run_directory(config, ALONE)
-    assert "data.streams=4, but step-00000005 was trained with 8: the data has another order from here on" in caplog.text
+    assert "data.streams=4, but step-00000005 was trained with 8: from here on the order of the data differs" in caplog.text

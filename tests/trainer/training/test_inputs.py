@@ -105,7 +105,7 @@ def test_a_run_keeps_its_tokenizer_and_says_so(config: Config, tmp_path: Path, c
     config.data.tokenizer = str(tmp_path / "other.model")
     train_tokenizer(["quite other words", "than those before"], config.data.tokenizer, 40)
     find_pairs(config, tmp_path, ALONE)
-    assert "other.model is not this run's tokenizer, which stays" in caplog.text
+    assert "other.model differs from this run's tokenizer, which stays" in caplog.text
     assert (tmp_path / TOKENIZER).read_bytes() == kept
 
 
@@ -118,7 +118,7 @@ def test_a_tokenizer_larger_than_the_models_table_says_what_to_set(config: Confi
 def test_a_forgotten_data_val_is_told(config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     config.data.val = None
     find_pairs(config, tmp_path / "run", ALONE)
-    assert "data.val is not set: retrieval is not evaluated" in caplog.text
+    assert "data.val is not set, so retrieval is not evaluated" in caplog.text
 
 
 def test_no_retrieval_needs_no_data_val(config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture):
