@@ -111,11 +111,11 @@ def start_processes(device: str = "auto", timeout_minutes: float = 10.0, lost_af
     else:
         # Measured with torch 2.13: the fused attention's bf16 backward on CPUs takes several times as long as the plain one.
         torch.backends.cuda.enable_flash_sdp(False)
-        fellows = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        if fellows > 1 and not (started_by_srun() and "OMP_NUM_THREADS" in os.environ):
+        local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if local_world > 1 and not (started_by_srun() and "OMP_NUM_THREADS" in os.environ):
             # Each takes its share of the cores, whatever OMP_NUM_THREADS torchrun has set. A single process keeps the user's,
             # a task of srun the batch script's.
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // fellows))
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_world))
     watchdog = Watchdog(rank, world, local_rank)
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     timeout = timedelta(minutes=timeout_minutes)

@@ -135,7 +135,7 @@ def _kind(value: object) -> str:
 
 
 def label_of(sample: Sample) -> int:
-    """The class index in `.cls`, or -1 when there is no such file. Raises Unusable when the file holds no index."""
+    """The class index in `.cls`, or -1 if there is no such file. Raises Unusable when the file has no index."""
     content = file_named(sample.files, "cls")
     if content is None:
         return -1
