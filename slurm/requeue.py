@@ -170,7 +170,7 @@ def requeue(code: int, why: str, signals: List[int]) -> NoReturn:
         leave(code, f"{why}, but scontrol is not here to requeue the job: {BY_HAND}")
     if "Requeue=0" in shown:
         leave(code, f"{why}; not requeued, as this job asks: {BY_HAND}")
-    # No answer is no reason against it.
+    # An empty answer is no reason not to requeue.
     if shown and "JobState=RUNNING" not in shown and "Reason=TimeLimit" not in shown:
         leave(code, f"{why}; SLURM is already ending this job")
     say(f"{why}: requeued")

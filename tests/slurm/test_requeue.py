@@ -211,7 +211,7 @@ def test_a_refusal_is_told(job: Job):
     job.scontrol("JobState=RUNNING", requeue="exit 1")
     code, said = job.ends(85, position="7 7 85")
     assert code == 85
-    assert "SLURM refuses to: the same overrides" in said
+    assert "SLURM refuses to requeue it: to continue" in said
 
 
 def test_without_scontrol_the_exit_code_and_a_line_remain(job: Job):
