@@ -1,17 +1,17 @@
-# The commands a newcomer types; README.md tells more.
+# The commands a newcomer types; more in README.md.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SHELL := /bin/bash
 
-.PHONY: setup train test test-all test-cluster lint clean
+.PHONY: setup train test test-all test-cluster docs lint clean
 
-setup: $(READY)  ## make the environment in .venv; safe to repeat
+setup: $(READY)  ## create the environment in .venv; safe to repeat
 
-$(READY): requirements.txt
+$(READY): pyproject.toml setup.py requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -r requirements.txt
+	$(BIN)/pip install --quiet -e '.[dev]'
 	touch $@
 
 train: setup  ## the demo: a LIMoE with its experts on two processes
@@ -20,18 +20,21 @@ train: setup  ## the demo: a LIMoE with its experts on two processes
 test: setup  ## quick tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not cluster" $(ARGS)
 
-test-all: setup  ## the quick ones, and those that start several processes
+test-all: setup  ## the quick tests, and those that start several processes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not cluster" $(ARGS)
 
-test-cluster: setup  ## jobs of a real SLURM, which is started on this machine (root; Debian); skipped where that cannot be
+test-cluster: setup  ## jobs of a real SLURM, started on this machine (root; Debian); skipped where that is impossible
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m cluster tests/cluster $(ARGS)
+
+docs: setup  ## docs/configuration.md, from the schema and conf/
+	$(BIN)/python -m trainer.config.document > docs/configuration.md
 
 lint: setup  ## ruff and mypy
 	@unlinted=$$(comm -23 <(git ls-files '*.py' | sort) <($(BIN)/ruff check . --show-files | sed "s#^$$PWD/##" | sort)); \
-	if [ -n "$$unlinted" ]; then echo "error: ruff passes over tracked files (.gitignore hides them?):" $$unlinted >&2; exit 1; fi
+	if [ -n "$$unlinted" ]; then echo "error: ruff skips tracked files (does .gitignore hide them?):" $$unlinted >&2; exit 1; fi
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-clean:  ## remove what the tools cached; runs/ and .venv stay
+clean:  ## remove the tools' caches; runs/ and .venv stay
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,5 +1,7 @@
 """The Transformer block: attention inside each sequence, then an MLP or a mixture of experts over all tokens."""
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -7,6 +9,7 @@ from torch import Tensor, nn
 from model.config import ModelConfig, RouterConfig
 from model.experts import ExpertLayer
 from model.peers import Peers
+from model.routing import Assignment
 from model.stream import TEXT, Segment, TokenStream
 
 
@@ -47,7 +50,10 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-LayerNorm block. Takes and gives plain tensors, so that activation checkpointing can wrap it as it is."""
+    """Pre-LayerNorm block. Takes and gives plain tensors, so that activation checkpointing can wrap it as it is.
+
+    The one thing that it changes, the assignment, is what tells a recomputation how the first pass has routed.
+    """
 
     def __init__(self, config: ModelConfig, router: RouterConfig, peers: Peers, has_experts: bool) -> None:
         super().__init__()
@@ -59,14 +65,22 @@ class Block(nn.Module):
         )
 
     def forward(
-        self, x_nd: Tensor, modality_n: Tensor, valid_n: Tensor, segments: tuple[Segment, ...]
+        self,
+        x_nd: Tensor,
+        modality_n: Tensor,
+        valid_n: Tensor,
+        segments: tuple[Segment, ...],
+        assignment: Assignment | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """`[N, D]` -> `[N, D]` and, of an expert layer, the packed routing sums (model.auxiliary)."""
+        """`[N, D]` -> `[N, D]` and, of an expert layer, the packed routing sums (model.auxiliary).
+
+        assignment: of an expert layer, as in ExpertLayer.forward.
+        """
         x_nd = x_nd + self.attention(self.norm1(x_nd), valid_n, segments)
         normed = self.norm2(x_nd)
         if isinstance(self.mlp, MLP):
             return x_nd + self.mlp(normed), None
-        y_nd, sums = self.mlp(TokenStream(normed, modality_n, valid_n, segments))
+        y_nd, sums = self.mlp(TokenStream(normed, modality_n, valid_n, segments), assignment)
         return x_nd + y_nd, sums
 
 
@@ -80,12 +94,21 @@ class Encoder(nn.Module):
         )
         self.norm = nn.LayerNorm(config.width)
 
-    def forward(self, stream: TokenStream) -> tuple[TokenStream, dict[int, Tensor]]:
-        """The stream after all blocks, and the packed routing sums of each expert layer by its index."""
+    def forward(
+        self, stream: TokenStream, assignments: Mapping[int, Assignment] | None = None
+    ) -> tuple[TokenStream, dict[int, Tensor], dict[int, Assignment]]:
+        """The stream after all blocks; of each expert layer, by its index, the packed routing sums and the assignment.
+
+        assignments: of an earlier pass over the same batch, to be repeated; None: new ones.
+        """
         sums: dict[int, Tensor] = {}
+        used: dict[int, Assignment] = {}
         x_nd = stream.x_nd
         for index, block in enumerate(self.blocks):
-            x_nd, layer_sums = block(x_nd, stream.modality_n, stream.valid_n, stream.segments)
+            layer = block.mlp
+            if isinstance(layer, ExpertLayer):
+                used[index] = layer.draw(stream) if assignments is None else assignments[index]
+            x_nd, layer_sums = block(x_nd, stream.modality_n, stream.valid_n, stream.segments, used.get(index))
             if layer_sums is not None:
                 sums[index] = layer_sums
-        return stream.with_x(self.norm(x_nd)), sums
+        return stream.with_x(self.norm(x_nd)), sums, used

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from model.option import option
+
 
 @dataclass
 class AuxiliaryConfig:
@@ -10,35 +12,53 @@ class AuxiliaryConfig:
     The model's loss is `contrastive + scale * mean of the switched-on (weight * loss)`, averaged over expert layers.
     """
 
-    scale: float = 0.04
-    importance: float = 1.0
-    load: float = 1.0
-    z: float = 1.0
-    local_image: float = 0.0
-    local_text: float = 1.0
-    global_image: float = 1.0
-    global_text: float = 1.0
+    scale: float = option(0.04, "factor on the mean of all auxiliary losses")
+    importance: float = option(1.0, "weight of the importance loss: experts get the same sum of gates")
+    load: float = option(1.0, "weight of the load loss: experts get the same number of tokens")
+    z: float = option(1.0, "weight of the z-loss: router logits stay small")
+    local_image: float = option(0.0, "weight of the local entropy of images: each image token is sure of its expert")
+    local_text: float = option(1.0, "weight of the local entropy of texts: each text token is sure of its expert")
+    global_image: float = option(1.0, "weight of the global entropy of images: images use many experts")
+    global_text: float = option(1.0, "weight of the global entropy of texts: texts use many experts")
     # Thresholds of the global entropy: the share of the experts that a modality is pushed to use, tau = log(share * E).
     # The paper's ablation names about 20 (image) and 9 (text) of 32 experts; not certain for every model of theirs.
-    image_share: float = 20 / 32
-    text_share: float = 9 / 32
+    image_share: float = option(20 / 32, "share of the experts that images are pushed to use", above=0, at_most=1)
+    text_share: float = option(9 / 32, "share of the experts that texts are pushed to use", above=0, at_most=1)
 
 
 @dataclass
 class RouterConfig:
     """How tokens find their experts."""
 
-    top_k: int = 1
-    # Slots of an expert's buffer: round_up(capacity_factor * top_k * tokens / experts), pads counted as tokens (static shapes).
-    capacity_factor: float = 1.0
-    # The same for evaluation; null drops nothing, so that an embedding does not depend on its batch.
-    eval_capacity_factor: float | None = None
-    # Who keeps a slot when a buffer overflows: "gate" (Batch Priority Routing) or "order" (first come, first served).
-    priority: str = "gate"
-    # Standard deviation of the training noise on the logits, in units of 1/E.
-    noise: float = 1.0
-    # Pairs that compete for the same buffers; null: all pairs of one process's micro-batch.
-    group_size: int | None = None
+    top_k: int = option(1, "experts a token is sent to", at_least=1, identity=True)
+    capacity_factor: float = option(
+        1.0,
+        "slots of an expert's buffer: round_up(capacity_factor * top_k * tokens / experts), pads counted as tokens",
+        above=0,
+    )
+    eval_capacity_factor: float | None = option(
+        None,
+        "the same for evaluation; null drops nothing, so that an embedding does not depend on its batch",
+        above=0,
+        hint="null drops nothing",
+    )
+    priority: str = option(
+        "gate",
+        "who keeps a slot when a buffer overflows: gate (Batch Priority Routing), or order (first come, first served)",
+        choices=("gate", "order"),
+    )
+    noise: float = option(
+        1.0,
+        "standard deviation of the training noise on the logits, in units of 1/E; 0 switches it off",
+        at_least=0,
+        hint="0 switches the noise off",
+    )
+    group_size: int | None = option(
+        None,
+        "pairs that compete for the same buffers; null: all pairs of one process's micro-batch",
+        at_least=1,
+        hint="null: all pairs of one process's micro-batch",
+    )
     aux: AuxiliaryConfig = field(default_factory=AuxiliaryConfig)
 
 
@@ -46,20 +66,24 @@ class RouterConfig:
 class ModelConfig:
     """The architecture. Everything that decides a tensor's shape is here."""
 
-    name: str = "limoe_tiny"
-    towers: int = 1  # 1: both modalities share one Transformer; 2: one each, as CLIP
-    width: int = 128
-    mlp: int = 512
-    heads: int = 4
-    layers: int = 4
-    expert_layers: list[int] = field(default_factory=list)  # indices of the blocks whose MLP is a mixture; [] is dense
-    experts: int = 8
-    image_size: int = 32  # pixels a side
-    patch: int = 4  # pixels a side
-    text_length: int = 16  # tokens, the end-of-text token counted
-    vocabulary: int = 2048  # SentencePiece tokens at most
-    embedding: int = 128  # width of the shared embedding space
-    initial_scale: float = 10.0  # logit scale, 1 / temperature
+    name: str = option("limoe_tiny", "what the model is called in tables and messages")
+    towers: int = option(
+        1, "1: both modalities share one Transformer; 2: each has its own, as in CLIP", choices=(1, 2), identity=True
+    )
+    width: int = option(128, "width of a token", at_least=1, identity=True)
+    mlp: int = option(512, "hidden width of an MLP, and of an expert", at_least=1, identity=True)
+    heads: int = option(4, "attention heads", at_least=1, identity=True)
+    layers: int = option(4, "Transformer blocks of a tower", at_least=1, identity=True)
+    expert_layers: list[int] = option(
+        [], "indices of the blocks whose MLP is a mixture of experts; [] is a dense model", at_least=0, identity=True
+    )
+    experts: int = option(8, "experts of such a block", at_least=1, identity=True)
+    image_size: int = option(32, "pixels a side of an image", at_least=1, identity=True)
+    patch: int = option(4, "pixels a side of a patch, which is one token", at_least=1, identity=True)
+    text_length: int = option(16, "tokens of a text at most, the end-of-text token counted", at_least=1, identity=True)
+    vocabulary: int = option(2048, "SentencePiece tokens at most", at_least=1, identity=True)
+    embedding: int = option(128, "width of the space that images and texts share", at_least=1, identity=True)
+    initial_scale: float = option(10.0, "logit scale at the start of training, 1 / temperature", above=0)
 
     @property
     def image_tokens(self) -> int:

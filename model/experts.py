@@ -8,7 +8,8 @@ from model.auxiliary import routing_sums
 from model.config import RouterConfig
 from model.dispatch import combine, dispatch
 from model.peers import Peers
-from model.routing import Gates, Slots, assign_slots, capacity, choose_experts, largest_load
+from model.precision import Float32Module
+from model.routing import Assignment, Gates, Slots, assign_slots, capacity, choose_experts, largest_load
 from model.stream import TokenStream
 
 
@@ -28,7 +29,7 @@ class Experts(nn.Module):
         return torch.baddbmm(self.down_bias, hidden, self.down)
 
 
-class Router(nn.Module):
+class Router(Float32Module):
     """Linear map to one logit an expert, no bias, computed in float32 whatever the model's precision."""
 
     def __init__(self, width: int, experts: int) -> None:
@@ -53,11 +54,27 @@ class ExpertLayer(nn.Module):
         self.router = Router(width, experts)
         self.experts = Experts(experts // peers.expert_parallel, width, hidden)
 
-    def forward(self, stream: TokenStream) -> tuple[Tensor, Tensor]:
-        """A stream of N tokens -> outputs `[N, D]` (zeros for dropped tokens) and packed routing sums (model.auxiliary)."""
-        noise_std = self.config.noise / self.num_experts if self.training else 0.0
-        gates = choose_experts(self.router(stream.x_nd), self.config.top_k, noise_std)
-        slots = self._assign(gates, stream)
+    def draw(self, stream: TokenStream, generator: torch.Generator | None = None) -> Assignment:
+        """A new assignment for a batch, with noise in training; generator: by default torch's own of the stream's device.
+
+        Here, and not where the noise is used: a compiled region draws other numbers from the same seed than an eager one.
+        """
+        if not self.training or self.config.noise == 0:
+            return Assignment()
+        x_nd = stream.x_nd
+        dtype = torch.promote_types(x_nd.dtype, torch.float32)
+        return Assignment(torch.randn(len(x_nd), self.num_experts, dtype=dtype, device=x_nd.device, generator=generator))
+
+    def forward(self, stream: TokenStream, assignment: Assignment | None = None) -> tuple[Tensor, Tensor]:
+        """A stream of N tokens -> outputs `[N, D]` (zeros for dropped tokens) and packed routing sums (model.auxiliary).
+
+        assignment: filled by the first pass over a batch and followed by later ones; None: a new one.
+        """
+        assignment = assignment or self.draw(stream)
+        noise_ne = None if assignment.noise_ne is None else self.config.noise / self.num_experts * assignment.noise_ne
+        gates = choose_experts(self.router(stream.x_nd), self.config.top_k, noise_ne, assignment.expert_nk)
+        slots = assignment.slots or self._assign(gates, stream)
+        assignment.expert_nk, assignment.slots = gates.expert_nk, slots
         buffers = dispatch(stream.x_nd, slots.choice_of_slot, slots.slot_of_choice)
         outputs = self.peers.from_experts(self.experts(self.peers.to_experts(buffers)))
         y_nd = combine(outputs, gates.gate_nk, slots.choice_of_slot, slots.slot_of_choice)

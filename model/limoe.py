@@ -1,6 +1,7 @@
 """The contrastive image-text model: one tower with or without experts (LIMoE), or two dense towers (CLIP)."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ from model.config import ModelConfig, RouterConfig
 from model.embed import PatchEmbed, TextEmbed
 from model.initialise import initialise
 from model.peers import Peers, SingleProcess
+from model.precision import Float32Module
+from model.routing import Assignment
 from model.stream import IMAGE, MODALITIES, TEXT, TokenStream, join
 
 MAX_SCALE = 100.0
@@ -33,7 +36,7 @@ class _ClampAtMaximum(torch.autograd.Function):
         return torch.where(at_maximum & (grad < 0), torch.zeros_like(grad), grad), None
 
 
-class LogitScale(nn.Module):
+class LogitScale(Float32Module):
     """The learned scale of the logits, 1 / temperature, at most MAX_SCALE. A module, so that ZeRO-3 fetches its parameter."""
 
     def __init__(self) -> None:
@@ -50,13 +53,15 @@ class LogitScale(nn.Module):
 class Output:
     """What a forward pass gives. images, texts: L2-normalised `[B, embedding]`, None for a modality that was not given.
 
-    scale: the logit scale, a scalar; routing: packed routing sums of this process by expert layer (model.auxiliary).
+    scale: the logit scale, a scalar; routing: packed routing sums of this process by expert layer (model.auxiliary);
+    assignments: what the expert layers decided, by layer, for another pass over the same batch.
     """
 
     images: Tensor | None
     texts: Tensor | None
     scale: Tensor
     routing: dict[int, Tensor]
+    assignments: dict[int, Assignment]
 
 
 class LIMoE(nn.Module):
@@ -80,8 +85,17 @@ class LIMoE(nn.Module):
         initialise(self, seed, self._first_expert, self.config.initial_scale)
         return self
 
-    def forward(self, images: Tensor | None = None, texts: Tensor | None = None) -> Output:
-        """Normalised images `[B, 3, H, W]` and/or token ids int64 `[B, L]` (0 pads) -> Output."""
+    def forward(
+        self,
+        images: Tensor | None = None,
+        texts: Tensor | None = None,
+        assignments: Mapping[int, Assignment] | None = None,
+    ) -> Output:
+        """Normalised images `[B, 3, H, W]` and/or token ids int64 `[B, L]` (0 pads) -> Output.
+
+        assignments: those of an earlier Output, to send the same tokens to the same experts; None: the layers decide, in training
+        with noise from torch's generator of the device.
+        """
         sequences = []
         if images is not None:
             sequences.append((IMAGE, *self.patches(images)))
@@ -89,11 +103,13 @@ class LIMoE(nn.Module):
             sequences.append((TEXT, *self.tokens(texts)))
         embeddings: dict[int, Tensor] = {}
         routing: dict[int, Tensor] = {}
+        used: dict[int, Assignment] = {}
         for tower, stream in self._streams(sequences):
-            encoded, sums = tower(stream)
+            encoded, sums, tower_used = tower(stream, assignments)
             embeddings |= self._pool(encoded)
             routing |= sums
-        return Output(embeddings.get(IMAGE), embeddings.get(TEXT), self.scale(), routing)
+            used |= tower_used
+        return Output(embeddings.get(IMAGE), embeddings.get(TEXT), self.scale(), routing, used)
 
     def _streams(self, sequences: list[tuple[int, Tensor, Tensor]]) -> list[tuple[nn.Module, TokenStream]]:
         """Which tower reads what: one takes both modalities, two take one each."""

@@ -1,52 +1,151 @@
 """Images into what the model sees: decoded and cropped on the CPU, normalised on the device. Evaluation and users share it."""
 
 import io
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from model.errors import UserError
+from model.pixels import to_rgb
 
 Box = tuple[float, float, float, float]  # left, upper, right, lower, in pixels
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "QOI", "DIB")
+"""Told by their first bytes and decoded in this process. Of Pillow's others, EPS and PDF run programs, TGA has no signature."""
 MOST_PIXELS = 64 * 1024 * 1024  # larger images are taken for decompression bombs: 192 MiB decoded
 REDUCING_GAP = 2.0  # a large box is first shrunk by a whole factor to no less than twice the size: faster, looks the same
+WHITE = (255, 255, 255)
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_ASIDES = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # say nothing about the pixels as we read them
+
+# How to turn the stored pixels upright, by the Orientation of EXIF (CIPA DC-008, 4.6.4).
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# What comes for an image: how it begins, in lower case, and its name.
+IMPOSTORS = (
+    (b"<svg", "an SVG drawing"),
+    (b"<!doctype html", "an HTML page"),
+    (b"<html", "an HTML page"),
+    (b"<?xml", "XML, perhaps an SVG drawing"),
+    (b"{", "JSON"),
+    (b"[", "JSON"),
+    (b"%!ps", "PostScript"),
+    (b"\xc5\xd0\xd3\xc6", "PostScript"),
+    (b"%pdf", "a PDF document"),
+    (b"\x1f\x8b", "gzip data"),
+    (b"pk\x03\x04", "a ZIP archive"),
+    (b"version https://git-lfs", "a pointer of Git LFS"),
+)
 
 
-def decode_image(content: bytes, least_side: int = 0) -> Image.Image:
-    """A JPEG, PNG or WebP file as an RGB image, loaded.
+def decode_image(content: bytes, least_side: int = 0, background: Sequence[int] = WHITE) -> Image.Image:
+    """An image file of FORMATS as an RGB image, loaded and upright (EXIF); of several frames, the first.
 
-    A JPEG may come at 1/2, 1/4 or 1/8 of its size, but with no side under `least_side` pixels (0: at full size), which
-    takes a fraction of the time. Raises UserError for anything that cannot be decoded whole.
+    background: RGB from 0 to 255, seen through what is transparent. A JPEG may come at 1/2, 1/4 or 1/8 of its size, but with
+    no side under `least_side` pixels (0: at full size), which takes a fraction of the time. Raises UserError for anything
+    that cannot be decoded whole.
     """
     try:
-        image: Image.Image = Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP"))
-        if image.width * image.height > MOST_PIXELS:
-            raise UserError(f"image of {image.width} x {image.height} pixels")
-        if least_side:
-            image.draft(None, (least_side, least_side))
-        image.load()
-        return to_rgb(image)
+        return upright_rgb(_opened(content, least_side), background)
     except UserError:
         raise
+    except (UnidentifiedImageError, Image.DecompressionBombError) as problem:
+        bomb = isinstance(problem, Image.DecompressionBombError)
+        raise UserError(_too_large(str(problem)) if bomb else f"image cannot be decoded: it is {kind_of(content)}") from None
     # Decoders meet foreign bytes here and raise nearly anything: OSError, SyntaxError, ValueError, struct.error, ...
     except Exception as problem:
-        raise UserError(f"image cannot be decoded: {problem}") from None
+        raise UserError(f"image cannot be decoded: {problem or type(problem).__name__}") from None
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """The image with three channels of 8 bits, whatever mode it has; itself when it is so already."""
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I"):
-        # 16 bits a pixel: convert() would clip everything above 255 to white.
-        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
+def is_image(content: bytes) -> bool:
+    """Whether the content begins as an image of FORMATS does."""
+    try:
+        Image.open(io.BytesIO(content), formats=FORMATS).close()
+    except Image.DecompressionBombError:
+        return True
+    except Exception:  # see decode_image
+        return False
+    return True
+
+
+def kind_of(content: bytes) -> str:
+    """In words, what a file is that is no image."""
+    start = content[:512].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if content[4:8] == b"ftyp":
+        brand = content[8:12].decode("ascii", "replace")
+        return "HEIC, which Pillow does not decode" if brand.startswith(("hei", "hev", "mif")) else f"a film ({brand!r})"
+    if not content.strip(b"\0"):
+        return "a file of zeros" if content else "an empty file"
+    found = [name for mark, name in IMPOSTORS if start.startswith(mark)]
+    return found[0] if found else f"unknown data that begins with {content[:8]!r}"
+
+
+def upright_rgb(image: Image.Image, background: Sequence[int] = WHITE) -> Image.Image:
+    """An image that Pillow has opened with three channels of 8 bits, turned upright where its EXIF says how."""
+    image.load()
+    turn = UPRIGHT.get(_orientation(image))
+    rgb = to_rgb(image, background)
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _opened(content: bytes, least_side: int) -> Image.Image:
+    """The image with its pixels read, as they are stored."""
+    try:
+        return _loaded(Image.open(io.BytesIO(content), formats=FORMATS), least_side)
+    except UserError:
+        raise
+    except Exception:
+        # Pillow refuses a whole PNG for a text or a colour profile of more than a megabyte.
+        if not content.startswith(PNG_SIGNATURE):
+            raise
+        return _loaded(Image.open(io.BytesIO(b"".join(_pixel_chunks(content))), formats=FORMATS), least_side)
+
+
+def _loaded(image: Image.Image, least_side: int) -> Image.Image:
+    if not image.width or not image.height:
+        raise UserError(f"image of {image.width} x {image.height} pixels")
+    if image.width * image.height > MOST_PIXELS:
+        raise UserError(_too_large(f"{image.width} x {image.height} pixels"))
+    if least_side:
+        image.draft(None, (least_side, least_side))
+    image.load()
+    return image
+
+
+def _too_large(size: str) -> str:
+    return f"image too large ({size}): the limit is {MOST_PIXELS} pixels, against decompression bombs; store it smaller"
+
+
+def _pixel_chunks(content: bytes) -> Iterator[bytes]:
+    """A PNG file in pieces, without the chunks that Pillow may refuse and we do not need (PNG specification, 5.3)."""
+    yield PNG_SIGNATURE
+    place = len(PNG_SIGNATURE)
+    while place + 8 <= len(content):
+        length, name = struct.unpack_from(">I4s", content, place)
+        if name not in PNG_ASIDES:
+            yield content[place : place + 12 + length]
+        place += 12 + length
+
+
+def _orientation(image: Image.Image) -> int:
+    """1, upright, when nothing can be read."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # EXIF is foreign bytes too, and an image with damaged EXIF is a good image
+        return 1
 
 
 def centre_crop(image: Image.Image, size: int) -> Tensor:

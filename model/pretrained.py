@@ -4,20 +4,20 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import yaml
-from PIL import Image
-from PIL.JpegImagePlugin import JpegImageFile
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from model.config import AuxiliaryConfig, ModelConfig, RouterConfig
-from model.errors import UserError
+from model.errors import UserError, reason
 from model.limoe import LIMoE
-from model.preprocess import REDUCING_GAP, centre_crop, decode_image, normalise, to_rgb
+from model.paths import user_path
+from model.pictures import Picture, kind_of_object, read_picture
+from model.preprocess import REDUCING_GAP, WHITE, centre_crop, normalise
 from model.tokenizer import Tokenizer
 
 WEIGHTS = "model.safetensors"
@@ -29,19 +29,25 @@ FILES = (WEIGHTS, CONFIG, TOKENIZER)
 BATCH_SIZE = 64
 """Images or texts embedded at once, unless told otherwise."""
 
-Picture = Image.Image | Path | str | bytes
-"""An image: opened by Pillow, the path of a file, or a file's content."""
 T = TypeVar("T")
 
 
 class Pretrained:
     """Embeds images and texts in one space. An embedding does not depend on what else is embedded with it."""
 
-    def __init__(self, module: LIMoE, tokenizer: Tokenizer, mean: Sequence[float], std: Sequence[float]) -> None:
-        """mean, std: of the pixels, by channel, as in training."""
+    def __init__(
+        self,
+        module: LIMoE,
+        tokenizer: Tokenizer,
+        mean: Sequence[float],
+        std: Sequence[float],
+        background: Sequence[int] = WHITE,
+    ) -> None:
+        """mean, std: of the pixels, by channel, as in training; background: RGB, 0 to 255, seen through what is transparent."""
         self.module = module.eval().requires_grad_(False)
         self._tokenizer = tokenizer
         self._mean, self._std = list(mean), list(std)
+        self._background = tuple(background)
 
     @property
     def device(self) -> torch.device:
@@ -51,7 +57,7 @@ class Pretrained:
     @property
     def dtype(self) -> torch.dtype:
         """What the model computes in."""
-        return self.module.scale.log_scale.dtype
+        return self.module.patches.project.weight.dtype
 
     @property
     def scale(self) -> float:
@@ -59,16 +65,20 @@ class Pretrained:
         return float(self.module.scale())
 
     def preprocess(self, image: Picture) -> Tensor:
-        """The central square as `module` takes it, normalised `[3, H, W]` on the CPU. Raises UserError when it is no image."""
+        """The central square as `module` takes it, normalised `[3, H, W]` on the CPU. Errors: as `embed_images`."""
         return normalise(self._crop(image), self._mean, self._std, self.dtype)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Token ids int64 `[n, L]` on the CPU, 0 is padding; a text that is too long loses its end."""
-        return self._tokenizer(texts, self.module.config.text_length)
+        """Token ids int64 `[n, L]` on the CPU, 0 is padding; a text that is too long loses its end. Errors: as `embed_texts`."""
+        return self._tokenizer(list(_checked_texts(texts, "tokenize")), self.module.config.text_length)
 
     @torch.no_grad()
     def embed_images(self, images: Iterable[Picture], batch_size: int = BATCH_SIZE) -> Tensor:
-        """Unit vectors, float32 `[n, D]` on the model's device. Raises UserError when something is no image."""
+        """Unit vectors, float32 `[n, D]` on the model's device. What an image can be, see model.pictures.Picture.
+
+        Raises UserError for a file that is no image, TypeError or ValueError for an object that is none.
+        """
+        _check_list(images, "embed_images", "images")
         rows = []
         for batch in _batches(images, batch_size):
             pixels = torch.stack([self._crop(image) for image in batch]).to(self.device)
@@ -77,17 +87,14 @@ class Pretrained:
 
     @torch.no_grad()
     def embed_texts(self, texts: Iterable[str], batch_size: int = BATCH_SIZE) -> Tensor:
-        """Unit vectors, float32 `[n, D]` on the model's device."""
-        if isinstance(texts, str):
-            raise TypeError(f"embed_texts takes a list of texts: [{texts!r}]")
-        return self._joined(
-            [self.module(texts=self.tokenize(batch).to(self.device)).texts for batch in _batches(texts, batch_size)]
-        )
+        """Unit vectors, float32 `[n, D]` on the model's device. Raises TypeError for what is no list of texts."""
+        batches = _batches(_checked_texts(texts, "embed_texts"), batch_size)
+        return self._joined([self.module(texts=self.tokenize(batch).to(self.device)).texts for batch in batches])
 
     def _crop(self, image: Picture) -> Tensor:
         """The central square as uint8 `[3, H, W]`."""
         size = self.module.config.image_size
-        return centre_crop(_read(image, round(REDUCING_GAP * size)), size)
+        return centre_crop(read_picture(image, round(REDUCING_GAP * size), self._background), size)
 
     def _joined(self, rows: list[Tensor]) -> Tensor:
         return torch.cat(rows) if rows else torch.empty(0, self.module.config.embedding, device=self.device)
@@ -95,13 +102,15 @@ class Pretrained:
 
 def load_pretrained(folder: Path, device: str | torch.device, dtype: torch.dtype | None) -> Pretrained:
     """See model.load."""
-    folder = folder.expanduser()
+    folder = user_path(folder)
     for name in FILES:
         if not (folder / name).is_file():
             raise UserError(
                 f"{folder}: no {name} there; give the folder that `python -m trainer.export run=DIR` wrote (DIR/export)"
             )
-    module, mean, std = _build(folder / CONFIG)
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype={dtype!r} should be a floating dtype of torch, such as torch.bfloat16, or None")
+    module, (mean, std, background) = _build(folder / CONFIG)
     module.load_state_dict(_read_weights(folder / WEIGHTS, module), assign=True)
     tokenizer = Tokenizer.load(folder / TOKENIZER)
     if tokenizer.vocabulary > module.config.vocabulary:
@@ -109,11 +118,15 @@ def load_pretrained(folder: Path, device: str | torch.device, dtype: torch.dtype
             f"{folder / TOKENIZER} has {tokenizer.vocabulary} pieces, but the model knows {module.config.vocabulary}: "
             f"it belongs to another model; export again"
         )
-    return Pretrained(module.to(device, dtype), tokenizer, mean, std)
+    try:
+        module = module.to(device, dtype)
+    except (RuntimeError, AssertionError) as problem:  # torch without CUDA asserts that it has it
+        raise UserError(f"device={device} cannot be used ({reason(problem)}): choose another, such as cpu") from problem
+    return Pretrained(module, tokenizer, mean, std, background)
 
 
-def _build(path: Path) -> tuple[LIMoE, list[float], list[float]]:
-    """The model that a configuration describes, without memory for its weights; mean and standard deviation of the pixels."""
+def _build(path: Path) -> tuple[LIMoE, tuple[list[float], list[float], list[int]]]:
+    """The model that a configuration describes, without memory for its weights; the pixels' mean, deviation and background."""
     try:
         values: Any = yaml.safe_load(path.read_text())
         router = dict(values["router"])
@@ -121,16 +134,17 @@ def _build(path: Path) -> tuple[LIMoE, list[float], list[float]]:
         # Nothing is dropped, whatever the run was evaluated with: what an image means must not depend on its batch.
         routing = replace(RouterConfig(**router | {"aux": AuxiliaryConfig(**router["aux"])}), eval_capacity_factor=None)
         with torch.device("meta"):
-            return LIMoE(config, routing), list(values["data"]["mean"]), list(values["data"]["std"])
+            data = values["data"]
+            return LIMoE(config, routing), (list(data["mean"]), list(data["std"]), list(data.get("background", WHITE)))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, LookupError, TypeError, ValueError, ArithmeticError) as problem:
-        raise UserError(f"{path}: no configuration of a trained model ({_one_line(problem)}); export the run again") from problem
+        raise UserError(f"{path}: no configuration of a trained model ({reason(problem)}); export the run again") from problem
 
 
 def _read_weights(path: Path, module: LIMoE) -> dict[str, Tensor]:
     try:
         weights = load_file(path)
     except (OSError, SafetensorError) as problem:
-        raise UserError(f"{path} is damaged ({_one_line(problem)}): copy it again, or export the run again") from problem
+        raise UserError(f"{path} is damaged ({reason(problem)}): copy it again, or export the run again") from problem
     expected = {name: tuple(parameter.shape) for name, parameter in module.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
     different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
@@ -143,36 +157,31 @@ def _read_weights(path: Path, module: LIMoE) -> dict[str, Tensor]:
     return weights
 
 
-def _read(image: Picture, least_side: int) -> Image.Image:
-    """An RGB image, decoded as evaluation does it: a large JPEG at a part of its size, no side under `least_side` pixels."""
-    if isinstance(image, (str, Path)):
-        try:
-            return decode_image(Path(image).expanduser().read_bytes(), least_side)
-        except OSError as problem:
-            raise UserError(f"image {image}: {problem.strerror}") from problem
-        except UserError as problem:
-            raise UserError(f"image {image}: {problem}") from problem
-    if isinstance(image, bytes):
-        return decode_image(image, least_side)
-    if isinstance(image, JpegImageFile) and image.tile and image.fp:
-        return decode_image(_content(image.fp), least_side)  # opened, but not read yet
-    return to_rgb(image)
+def _checked_texts(texts: Iterable[str], function: str) -> Iterator[str]:
+    _check_list(texts, function, "texts")
+    return (_checked_text(text, place, function) for place, text in enumerate(texts))
 
 
-def _content(file: IO[bytes]) -> bytes:
-    """All of an open file, which stays where it is."""
-    position = file.tell()
-    file.seek(0)
-    content = file.read()
-    file.seek(position)
-    return content
+def _checked_text(text: object, place: int, function: str) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"{function} takes a list of texts, but number {place} of it is {kind_of_object(text)}")
+    return text
+
+
+def _check_list(items: object, function: str, what: str) -> None:
+    """Raise TypeError for one image or text in the place of several, and for what cannot be gone through."""
+    # An array of 4 dimensions is a list of images, of one (an object array or a column of a table) perhaps of paths or texts.
+    is_one_image = getattr(items, "ndim", None) in (0, 2, 3)
+    if isinstance(items, (str, bytes, bytearray, memoryview)) or hasattr(items, "read") or is_one_image:
+        shown = repr(items) if isinstance(items, str) else "it"
+        raise TypeError(f"{function} takes a list of {what}, also for a single one: [{shown}]")
+    if not isinstance(items, Iterable):
+        raise TypeError(f"{function} takes a list of {what}, not {kind_of_object(items)}")
 
 
 def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ValueError(f"batch_size={size!r} should be a whole number, 1 or more")
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch
-
-
-def _one_line(problem: Exception) -> str:
-    return (str(problem).strip().splitlines() or [type(problem).__name__])[0][:160]

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PRIORITIES = ("gate", "order")
-
 
 @dataclass(frozen=True)
 class Gates:
@@ -35,21 +33,40 @@ class Slots:
         return self.slot_of_choice >= 0
 
 
+@dataclass
+class Assignment:
+    """How one expert layer routes one batch: the noise it is given, and what the first pass over the batch decides with it.
+
+    Every later pass over the same batch that gets the same object repeats these decisions: it may compute the same logits by
+    other kernels, and where two are near, their last bits would send a token elsewhere than in the pass whose gradient is wanted.
+    So activation checkpointing, and whoever runs a batch twice, hands the object on.
+
+    noise_ne: standard normal [N, E], in the dtype of the logits; None: none, as in evaluation. expert_nk as in Gates, and slots:
+    None before the first pass.
+    """
+
+    noise_ne: Tensor | None = None
+    expert_nk: Tensor | None = None
+    slots: Slots | None = None
+
+
 def capacity(tokens: int, experts: int, top_k: int, factor: float) -> int:
     """Slots of one expert's buffer for one routing group, `ceil(factor * K * n / E)`, at least 1 and at most n."""
     # Rounded first: 1.1 * 100 / 10 is a little more than 11 in floating point, and must not become 12.
     return min(tokens, max(1, math.ceil(round(factor * top_k * tokens / experts, 6))))
 
 
-def choose_experts(logits_ne: Tensor, top_k: int, noise_std: float) -> Gates:
+def choose_experts(logits_ne: Tensor, top_k: int, noise_ne: Tensor | None = None, expert_nk: Tensor | None = None) -> Gates:
     """Softmax over the noisy logits, then the K experts with the largest, ties to the lower index.
 
-    The gate value, not renormalised, is the combine weight (K=1: output = p_e * expert_e(x)).
+    The gate value, not renormalised, is the combine weight (K=1: output = p_e * expert_e(x)). noise_ne: what is added to the
+    logits that route; expert_nk: experts that are chosen already, whose gates alone are wanted.
     """
-    noisy_ne = logits_ne + noise_std * torch.randn_like(logits_ne) if noise_std > 0 else logits_ne
+    noisy_ne = logits_ne if noise_ne is None else logits_ne + noise_ne
     gates_ne = noisy_ne.softmax(-1)
-    # By logits, as gates may underflow to ties; a stable sort, unlike topk, has a defined order among equal ones.
-    expert_nk = noisy_ne.detach().sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
+    if expert_nk is None:
+        # By logits, as gates may underflow to ties; a stable sort, unlike topk, has a defined order among equal ones.
+        expert_nk = noisy_ne.detach().sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
     return Gates(logits_ne, noisy_ne, gates_ne.gather(1, expert_nk), expert_nk)
 
 

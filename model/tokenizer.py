@@ -1,15 +1,31 @@
 """SentencePiece: texts into token ids."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import sentencepiece
 import torch
 from torch import Tensor
 
-from model.errors import UserError
+from model.errors import UserError, reason
+from model.paths import user_path
+from model.text import clean_text
 
 PADDING, UNKNOWN, END = 0, 1, 2
+SPACE = "▁"  # the piece that stands for a blank
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """n texts. ids: int64 `[n, length]`; counts: tokens of each whole text, its end counted; more than `length` were cut.
+
+    known: whether a text has any token that is neither unknown nor blank, also behind the cut.
+    """
+
+    ids: Tensor
+    counts: list[int]
+    known: list[bool]
 
 
 class Tokenizer:
@@ -27,14 +43,15 @@ class Tokenizer:
         # Others' models often use 0 for a token (by default for the unknown), which would be masked: their ids move up by one.
         self._shift = int(self._processor.pad_id() != PADDING)
         self._end: int = self._processor.eos_id() + self._shift
+        self._says_nothing = {self._processor.unk_id(), self._processor.piece_to_id(SPACE)}
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
         """From a `.model` file. Raises UserError when it is missing, unreadable, or no SentencePiece model."""
         try:
-            return cls(Path(path).expanduser().read_bytes())
+            return cls(user_path(path).read_bytes())
         except OSError as problem:
-            raise UserError(f"tokenizer {path}: {problem.strerror}; it should be the PATH.model of SentencePiece") from None
+            raise UserError(f"tokenizer {path}: {reason(problem)}; it should be the PATH.model of SentencePiece") from None
         except UserError as problem:
             raise UserError(f"tokenizer {path}: {problem}") from None
 
@@ -45,12 +62,18 @@ class Tokenizer:
 
     def __call__(self, texts: Sequence[str], length: int) -> Tensor:
         """Token ids int64 `[n, length]`. The end-of-text token is the last one of every text, also of a truncated one."""
-        ids = torch.full((len(texts), length), PADDING, dtype=torch.int64)
+        return self.encode(texts, length).ids
+
+    def encode(self, texts: Sequence[str], length: int) -> Encoded:
+        """The ids that a call gives, and what was found on the way. Texts are cleaned first: see model.text."""
         # One thread: a loader worker has one core, and the texts are short.
-        for row, tokens in enumerate(self._processor.encode(list(texts), out_type=int, num_threads=1) if texts else []):
+        cleaned = [clean_text(text) for text in texts]
+        found: list[list[int]] = self._processor.encode(cleaned, out_type=int, num_threads=1) if cleaned else []
+        ids = torch.full((len(found), length), PADDING, dtype=torch.int64)
+        for row, tokens in enumerate(found):
             kept = [*(token + self._shift for token in tokens[: length - 1]), self._end]
             ids[row, : len(kept)] = torch.tensor(kept)
-        return ids
+        return Encoded(ids, [len(tokens) + 1 for tokens in found], [not self._says_nothing.issuperset(row) for row in found])
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, as the tokenizer has normalised it; padding and end-of-text are left out."""

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Callable, Iterable
 
 from model.errors import UserError as UserError  # one class, whoever meets the mistake
+from model.errors import reason as reason
 
 Check = Callable[[], object]
 """Raises UserError when something is wrong."""

@@ -7,45 +7,53 @@ Overrides such as `eval.zeroshot=PATH` or `parallel.expert_parallel=2` apply to 
 import sys
 from pathlib import Path
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from trainer.checkpoint.files import CONFIG, TOKENIZER
-from trainer.checkpoint.load import check_sound, check_weights, checkpoint_of, load_state, read_progress
-from trainer.config.compose import GROUPS, check_key, explain, load_config, parse_overrides, to_config
+from trainer.checkpoint.identity import check_identity, warn_of_other_pictures
+from trainer.checkpoint.load import (
+    WEIGHTS_ARGUMENT,
+    check_sound,
+    check_weights,
+    checkpoint_of,
+    load_state,
+    read_progress,
+    reading,
+    take_newest,
+)
+from trainer.config.arguments import Argument, Command
 from trainer.config.schema import Config
+from trainer.config.stored import stored_config
 from trainer.distributed.processes import Processes
 from trainer.distributed.program import exit_with, run_program
 from trainer.engine.state import EMA, WEIGHTS
 from trainer.errors import UserError
 
-USAGE = "python -m trainer.evaluate run=DIR [weights=ema] [eval.zeroshot=PATH …]: DIR is a run directory or a checkpoint of one"
+COMMAND = Command(
+    "trainer.evaluate",
+    "Evaluate a trained run, alone, under torchrun, or under srun: zero-shot classification and retrieval, as a table.",
+    (
+        Argument("run", "DIR", "a run directory (its newest complete checkpoint), or a checkpoint of one", required=True),
+        WEIGHTS_ARGUMENT,
+    ),
+    overrides="set a key of the run's own configuration for this evaluation, such as eval.zeroshot=PATH or eval.batch_size=64",
+    word="run",
+)
 
 
 def read_arguments(arguments: list[str]) -> tuple[Path, str, Config]:
     """The checkpoint, the kind of weights and the configuration that a command line means.
 
-    Raises UserError for what is missing or mistyped.
+    Raises UserError for what is missing or mistyped, and for keys that would make another model of the weights.
     """
-    overrides = [argument for argument in arguments if not argument.startswith(("run=", "weights="))]
-    runs = [argument.removeprefix("run=") for argument in arguments if argument.startswith("run=")]
-    if len(runs) != 1:
-        raise UserError(f"say which run to evaluate: {USAGE}")
-    checkpoint = checkpoint_of(runs[0])
-    kinds = [argument.removeprefix("weights=") for argument in arguments if argument.startswith("weights=")]
-    kind = check_weights(kinds[-1] if kinds else WEIGHTS, checkpoint)
-    values = load_config(checkpoint / CONFIG)
-    try:
-        for override in parse_overrides(overrides):
-            check_key(override)
-            if override.key_or_group in GROUPS or override.is_delete() or override.is_sweep_override():
-                raise UserError(
-                    f"'{override.input_line}': evaluation takes single keys, one value each, such as eval.zeroshot=PATH"
-                )
-            OmegaConf.update(values, override.key_or_group, override.value(), merge=False)
-    except OmegaConfBaseException as problem:
-        raise UserError(explain(problem)) from problem
-    return checkpoint, kind, to_config(values)
+    given = COMMAND.read(arguments)
+    checkpoint = checkpoint_of(given.values["run"])
+    with reading(checkpoint):
+        kind = check_weights(given.values.get("weights", WEIGHTS), checkpoint)
+        config = stored_config(checkpoint / CONFIG, given.overrides)
+    check_identity(checkpoint, config, "evaluate a run that was trained so")
+    # A run trained on many processes is evaluated on however many there are now.
+    if not any(override.startswith("parallel.expert_parallel=") for override in given.overrides):
+        config.parallel.expert_parallel = 1
+    return checkpoint, kind, config
 
 
 def evaluate_run(checkpoint: Path, kind: str, config: Config, processes: Processes) -> int:
@@ -63,8 +71,11 @@ def evaluate_run(checkpoint: Path, kind: str, config: Config, processes: Process
 
     check_evaluation(config, processes.world)
     check_sound(checkpoint, processes)
+    if processes.is_first:
+        warn_of_other_pictures(checkpoint, config)
+    with reading(checkpoint, processes=processes):
+        tokenizer, step = load_tokenizer(config, checkpoint / TOKENIZER), read_progress(checkpoint).step
     located = locate_data(config, processes)
-    tokenizer = load_tokenizer(config, checkpoint / TOKENIZER)
     peers = start_deepspeed(processes, config.parallel.expert_parallel)
     model = LIMoE(config.model, config.router, peers)
     sharding = ExpertSharding(processes, config.parallel.expert_parallel)
@@ -73,7 +84,6 @@ def evaluate_run(checkpoint: Path, kind: str, config: Config, processes: Process
     model.to(processes.device, dtype).eval()
     metrics = evaluate(located, ModelEncoder(model, config.data, dtype), tokenizer, processes)
     if processes.is_first:
-        step = read_progress(checkpoint).step
         name = f"{config.run.name}, step {step}" + (", moving average of the weights" if kind == EMA else "")
         summary_table(name, summary_rows(metrics), [("checkpoint", str(checkpoint))])
     return 0
@@ -81,17 +91,17 @@ def evaluate_run(checkpoint: Path, kind: str, config: Config, processes: Process
 
 def main() -> None:
     """Read the command line and evaluate."""
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
-        return
+    arguments = sys.argv[1:]
     try:
-        checkpoint, kind, config = read_arguments(sys.argv[1:])
-        # A run trained on many processes is evaluated on however many there are now.
-        if not any(argument.startswith("parallel.expert_parallel=") for argument in sys.argv[1:]):
-            config.parallel.expert_parallel = 1
+        _, _, config = take_newest(lambda: read_arguments(arguments), lambda asked: asked)
     except UserError as problem:
         exit_with(problem)
-    run_program(config, lambda processes: evaluate_run(checkpoint, kind, config, processes))
+    # Chosen again, by rank 0 for all: each rank has looked at another moment, and a run that trains goes on meanwhile.
+
+    def work(processes: Processes) -> int:
+        return take_newest(lambda: read_arguments(arguments), lambda asked: evaluate_run(*asked, processes), processes)
+
+    run_program(config, work)
 
 
 if __name__ == "__main__":

@@ -18,19 +18,44 @@ from torch import Tensor
 
 from model import pretrained
 from model.limoe import LIMoE
+from model.paths import user_path
+from model.precision import float32_parameters
 from trainer.checkpoint.files import CONFIG, TOKENIZER, complete_checkpoints
-from trainer.checkpoint.load import check_sound, check_weights, checkpoint_of, load_state, read_progress
+from trainer.checkpoint.identity import check_identity
+from trainer.checkpoint.load import (
+    WEIGHTS_ARGUMENT,
+    check_sound,
+    check_weights,
+    checkpoint_of,
+    load_state,
+    read_progress,
+    reading,
+    take_newest,
+)
+from trainer.config.arguments import Argument, Command
 from trainer.config.checks import check_model
 from trainer.config.compose import load_config, to_config
 from trainer.config.schema import Config
 from trainer.distributed.processes import ALONE
 from trainer.distributed.program import exit_with
 from trainer.engine.state import EMA, WEIGHTS
-from trainer.errors import UserError, did_you_mean
+from trainer.errors import UserError, reason
 
-USAGE = "python -m trainer.export run=DIR [output=DIR] [average=last:5] [weights=ema] [dtype=bf16]"
-KEYS = ("run", "output", "average", "weights", "dtype")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+COMMAND = Command(
+    "trainer.export",
+    "Write a trained model for others to use: one model.safetensors with the names and shapes of the model's state_dict, "
+    "config.yaml and tokenizer.model, which model.load reads. One process; as much memory as the model has in float32, "
+    "with `average` twice as much.",
+    (
+        Argument("run", "DIR", "a run directory (its newest complete checkpoint), or a checkpoint of one", required=True),
+        Argument("output", "DIR", "where to write (default: export in the run directory); an earlier export is replaced"),
+        Argument("average", "last:N", "the mean of the last N checkpoints"),
+        WEIGHTS_ARGUMENT,
+        Argument("dtype", "TYPE", "fp32 (the default) or bf16", choices=tuple(DTYPES)),
+    ),
+    word="run",
+)
 
 
 @dataclass(frozen=True)
@@ -44,36 +69,14 @@ class Export:
 
 
 def read_arguments(arguments: list[str]) -> Export:
-    """What a command line means; `--key value` and `--key=value` are read as `key=value`.
-
-    Raises UserError for what is missing or mistyped, or for checkpoints that are not there.
-    """
-    values = _by_key(arguments)
-    if "run" not in values:
-        raise UserError(f"say which run to export: {USAGE}")
+    """What a command line means. Raises UserError for what is missing or mistyped, or for checkpoints that are not there."""
+    values = COMMAND.read(arguments).values
     newest = checkpoint_of(values["run"])
     checkpoints = [newest] if "average" not in values else _last(values["average"], values["run"])
-    dtype = values.get("dtype", "fp32")
-    if dtype not in DTYPES:
-        raise UserError(f"dtype={dtype}: choose {' or '.join(DTYPES)}")
-    kinds = {check_weights(values.get("weights", WEIGHTS), checkpoint) for checkpoint in checkpoints}
-    output = Path(values["output"]).expanduser() if values.get("output") else _run_of(newest) / "export"
-    return Export(checkpoints, kinds.pop(), dtype, output)
-
-
-def _by_key(arguments: list[str]) -> dict[str, str]:
-    values: dict[str, str] = {}
-    remaining = iter(arguments)
-    for argument in remaining:
-        key, given, value = argument.removeprefix("--").partition("=")
-        if key not in KEYS:
-            raise UserError(f"'{argument}': export has no '{key}'{did_you_mean(key, KEYS)}: {USAGE}")
-        if key in values:
-            raise UserError(f"'{argument}': {key} is given twice")
-        values[key] = value if given or not argument.startswith("--") else next(remaining, "")
-        if not values[key]:
-            raise UserError(f"'{argument}': {key} has no value; write {key}=VALUE")
-    return values
+    with reading(*checkpoints):
+        kinds = {check_weights(values.get("weights", WEIGHTS), checkpoint) for checkpoint in checkpoints}
+    output = user_path(values["output"], "output").absolute() if "output" in values else _run_of(newest) / "export"
+    return Export(checkpoints, kinds.pop(), values.get("dtype", "fp32"), output)
 
 
 def _last(average: str, run: str) -> list[Path]:
@@ -83,7 +86,7 @@ def _last(average: str, run: str) -> list[Path]:
         raise UserError(
             f"average={average}: write average=last:N, such as average=last:5, for the mean of the last 5 checkpoints"
         )
-    found = complete_checkpoints(Path(run).expanduser())
+    found = complete_checkpoints(user_path(run, "run"))
     if len(found) < int(number):
         raise UserError(
             f"average={average}: {run} holds {len(found)} complete checkpoints; give a run directory with that many "
@@ -105,8 +108,7 @@ def read_weights(export: Export, config: Config) -> dict[str, Tensor]:
         model = LIMoE(config.model, config.router)
     mean: dict[str, Tensor] = {}
     for count, checkpoint in enumerate(export.checkpoints, start=1):
-        for key, value in load_state(checkpoint, model, None, (export.kind,)).items():
-            name = key.removeprefix(f"{export.kind}/")
+        for name, value in load_state(checkpoint, model, None, (export.kind,)).tensors(export.kind):
             mean[name] = mean[name].lerp_(value, 1 / count) if name in mean else value
     return mean
 
@@ -120,10 +122,14 @@ def write_export(export: Export) -> list[str]:
         check_sound(checkpoint, ALONE)
     newest = export.checkpoints[-1]
     config = to_config(load_config(newest / CONFIG))
-    check_model(config.model, config.router)
+    check_model(config)
+    for checkpoint in export.checkpoints[:-1]:
+        check_identity(checkpoint, config, "average checkpoints of one model")
     replaced = _holds_export(export.output)
     weights = read_weights(export, config)
-    for name in weights:  # one after the other, so that memory never holds both
+    with torch.device("meta"):
+        precise = {name for name, _ in float32_parameters(LIMoE(config.model, config.router))}
+    for name in weights.keys() - precise:  # one after the other, so that memory never holds both
         weights[name] = weights[name].to(DTYPES[export.dtype])
     origin = describe(export, config)
     partial = export.output.with_name(f".{export.output.name}.partial")
@@ -137,9 +143,8 @@ def write_export(export: Export) -> list[str]:
         (partial / pretrained.WEIGHTS).chmod((partial / pretrained.CONFIG).stat().st_mode)
         _put_in_place(partial, export.output)
     except (OSError, SafetensorError) as problem:
-        reason = getattr(problem, "strerror", None) or str(problem)
         raise UserError(
-            f"the export could not be written to {export.output} ({reason}): mend it or choose another output"
+            f"the export could not be written to {export.output} ({reason(problem)}): mend it or choose another output"
         ) from problem
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -148,6 +153,16 @@ def write_export(export: Export) -> list[str]:
         f"{'replaced the export in' if replaced else 'wrote'} {export.output}: {', '.join(pretrained.FILES)}",
         f"{origin}; {len(weights)} tensors, {count:,} parameters, {export.dtype}",
     ]
+
+
+def export_newest(arguments: list[str]) -> list[str]:
+    """`write_export` of what a command line means at that moment: a run that trains deletes its older checkpoints."""
+
+    def write(export: Export) -> list[str]:
+        with reading(*export.checkpoints):
+            return write_export(export)
+
+    return take_newest(lambda: read_arguments(arguments), write)
 
 
 def describe(export: Export, config: Config) -> str:
@@ -185,11 +200,8 @@ def _put_in_place(partial: Path, output: Path) -> None:
 
 def main() -> None:
     """Read the command line and export."""
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
-        return
     try:
-        told = write_export(read_arguments(sys.argv[1:]))
+        told = export_newest(sys.argv[1:])
     except UserError as problem:
         exit_with(problem)
     print("\n".join(told))

@@ -1,35 +1,24 @@
 """Train a model: `python -m trainer.train [overrides]`, alone, under torchrun, or under srun."""
 
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-import hydra
-from omegaconf import DictConfig
-
-from trainer.config.compose import CONF, compose_config, overrides_among, quote_text, register_schema, to_config
 from trainer.config.schema import Config
-from trainer.distributed.processes import Processes
-from trainer.distributed.program import exit_with, run_program
 from trainer.errors import UserError
+from trainer.launch.hydra_app import run_app
 from trainer.launch.job_array import read_array_line
-from trainer.launch.names import name_after_job
-from trainer.launch.sweep import is_sweep, sweep
 
-OWN_CONFIGURATION = ("--config-", "-cd", "-cp", "-cn")
-"""Hydra's flags for a folder of the user's own; only Hydra's front end knows it, and what is wrong in it Hydra tells."""
+if TYPE_CHECKING:
+    from trainer.distributed.processes import Processes
+
+# PyTorch and DeepSpeed take seconds to import: not for --help, and not before the configuration is known to be good.
 
 
-def train(config: Config, processes: Processes) -> int:
+def train(config: Config, processes: "Processes") -> int:
     """A whole training run in this process; returns its exit code."""
-    from trainer.training.run import Run  # DeepSpeed takes seconds to import: not before the configuration is known to be good
+    from trainer.training import run
 
-    run = Run(config, processes)
-    code = 1
-    try:
-        code = run.train()
-    finally:
-        run.close(code)
-    return code
+    return run.train(config, processes)
 
 
 def run_or_check(config: Config) -> NoReturn:
@@ -38,40 +27,19 @@ def run_or_check(config: Config) -> NoReturn:
         from trainer.launch.preflight import dry_run
 
         sys.exit(dry_run(config))
+    from trainer.distributed.program import run_program
+
     run_program(config, lambda processes: train(config, processes))
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def hydra_main(values: DictConfig) -> None:
-    """The way through Hydra's own front end, for its flags (--help, --cfg job, --config-dir)."""
-    try:
-        config = to_config(values)
-        name_after_job(config, overrides_among(sys.argv[1:]))
-    except UserError as problem:
-        exit_with(problem)
-    run_or_check(config)
-
-
 def main() -> None:
-    """Compose the configuration and train."""
-    arguments = sys.argv[1:]
+    """What a user types: one run, a sweep, or one of Hydra's flags."""
     try:
-        arguments = read_array_line(arguments)
-        if is_sweep(arguments):
-            sys.exit(sweep(arguments))
-        if not any(argument.startswith(OWN_CONFIGURATION) for argument in arguments):
-            config = compose_config(overrides_among(arguments))
-            name_after_job(config, overrides_among(arguments))
+        sys.exit(run_app(read_array_line(sys.argv[1:]), run_or_check))
     except UserError as problem:
+        from trainer.distributed.program import exit_with
+
         exit_with(problem)
-    if any(argument.startswith("-") for argument in arguments):
-        overrides = overrides_among(arguments)
-        # Hydra wants them in one piece, whatever flags a user types between them.
-        sys.argv[1:] = [argument for argument in arguments if argument not in overrides] + list(map(quote_text, overrides))
-        register_schema()
-        hydra_main()
-        return
-    run_or_check(config)
 
 
 if __name__ == "__main__":

@@ -221,10 +221,38 @@ def test_gpus_without_cores_are_an_error(lab: SlurmLab, tmp_path: Path):
     assert "error: 2 tasks share 1 CPUs a node: give each some by --cpus-per-gpu or --cpus-per-task" in job.text()
 
 
+def test_gpus_that_nodes_got_different_numbers_of_are_an_error(lab: SlurmLab, tmp_path: Path):
+    job = lab.submit(tmp_path, ["--nodes=2", "--gpus=3", "--cpus-per-gpu=2"], [], LIMOE_PYTHON=str(STAND_IN), PLAY="0")
+    assert lab.end(job)["ExitCode"] == "2:0"
+    assert "error: --gpus=3 came to different numbers on the 2 nodes: ask for --gpus-per-node" in job.text()
+
+
+@pytest.mark.parametrize(
+    ("options", "tasks"),
+    [(["--gpus=8", "--cpus-per-gpu=2"], 8), (["--gpus-per-task=1", "--ntasks-per-node=2", "--cpus-per-task=2"], 4)],
+)
+def test_other_ways_to_ask_for_gpus(lab: SlurmLab, tmp_path: Path, options: list[str], tasks: int):
+    job = lab.submit(tmp_path, ["--nodes=2", *options], [], LIMOE_PYTHON=str(STAND_IN), PLAY="0")
+    ended = lab.end(job)
+    assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), job.text()
+    assert f"start 0: {tasks} task(s), 2 CPU(s) each, on node[" in job.text()
+
+
+def test_a_node_without_python_leaves_the_exit_code(lab: SlurmLab, tmp_path: Path):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for tool in ("bash", "srun", "mkdir", "touch", "head", "scontrol"):
+        (tools / tool).symlink_to(f"/usr/bin/{tool}")
+    variables = {"LIMOE_PYTHON": str(STAND_IN), "PLAY": "85:5:5"}
+    job = lab.submit(tmp_path, ["--ntasks=1", f"--export=ALL,PATH={tools}"], [], **variables)
+    assert lab.end(job)["ExitCode"] == "85:0"
+    assert "warning: there is no python3 here, so that nothing will requeue this job" in job.text()
+
+
 def test_without_scontrol_the_exit_code_and_a_line_remain(lab: SlurmLab, tmp_path: Path):
     tools = tmp_path / "tools"
     tools.mkdir()
-    for tool in ("bash", "srun", "mkdir", "touch", "find", "tail", "grep", "sort", "head", "sleep", "cat", "timeout"):
+    for tool in ("bash", "srun", "mkdir", "touch", "find", "tail", "grep", "sort", "head", "sleep", "cat", "timeout", "python3"):
         (tools / tool).symlink_to(f"/usr/bin/{tool}")
     variables = {"LIMOE_PYTHON": str(STAND_IN), "PLAY": "85:5:5"}
     job = lab.submit(tmp_path, ["--ntasks=1", f"--export=ALL,PATH={tools}"], [], **variables)

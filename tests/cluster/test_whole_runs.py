@@ -105,7 +105,7 @@ def test_a_killed_run_is_requeued_and_goes_on_from_its_last_checkpoint(lab: Slur
     job = lab.submit(tmp_path, ["--ntasks=1", "--nodelist=node4"], [*overrides, *more, "run.name=killed"])
     run_dir = tmp_path / "runs" / "killed"
     lab.wait(job, lambda: bool(complete_checkpoints(run_dir)))
-    lab.on("node4", "bash", "-c", "grep -lx 'python.*' /proc/[0-9]*/comm | cut -d/ -f3 | xargs kill -9")
+    signal_program(lab, "node4", "KILL")
     lab.wait_for_line(job, "going on from step")
     text = job.text()
     lab.call("exec", "scancel", job.number)
@@ -133,6 +133,7 @@ def test_after_the_crash_of_a_node_the_job_goes_on_with_fewer(lab: SlurmLab, ove
     lab.call("boot", "node2")
     assert (shown["NumNodes"], shown["NodeList"], shown["Restarts"]) == ("1", "node1", "1"), job.last_lines()
     assert "start 1: 1 task(s), 1 CPU(s) each, on node1" in job.text()
+    assert "error: rank 1 ended without a word" in job.text(), "the survivor names the rank of the node"
 
 
 def test_a_cut_cable_leaves_no_rank_waiting(lab: SlurmLab, overrides: list[str], tmp_path: Path):
@@ -149,4 +150,45 @@ def test_a_cut_cable_leaves_no_rank_waiting(lab: SlurmLab, overrides: list[str],
     finally:
         lab.call("heal", "node3")
     assert ended["JobState"] in ("NODE_FAIL", "FAILED"), job.last_lines()
+    assert "error: rank 1 " in job.text(), job.last_lines()
     assert not programs_on(lab, "node2")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_task_of_two_nodes_is_named(lab: SlurmLab, overrides: list[str], tmp_path: Path, rank: int):
+    job = endless(lab, tmp_path, overrides)
+    signal_program(lab, f"node{1 + rank}", "KILL")
+    ended = lab.end(job)
+    assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "0"), job.last_lines()
+    named = [line for line in job.text().splitlines() if line.startswith(f"error: rank {rank} ended without a word")]
+    assert len(named) == 1, job.last_lines()
+    assert f"(rank {1 - rank} saw RuntimeError: " in named[0]
+    if rank == 0:
+        assert "Traceback" in (job.logs / "rank-1.log").read_text(), "a rank's log holds what it saw"
+    else:
+        assert "Traceback" in (tmp_path / "runs" / "endless" / "train.log").read_text()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stopped_task_of_two_nodes_is_named(lab: SlurmLab, overrides: list[str], tmp_path: Path, rank: int):
+    """Its connections stay open, so that no collective notices; srun ends it when the others have left."""
+    job = endless(lab, tmp_path, [*overrides, "parallel.lost_after_seconds=8"], LIMOE_WAIT="25")
+    signal_program(lab, f"node{1 + rank}", "STOP")
+    ended = lab.end(job)
+    assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "0"), job.last_lines()
+    told = f"error: rank {rank} on node{1 + rank} has not been heard from for 8 s (its last word: training step "
+    assert told in job.text(), job.last_lines()
+    assert not programs_on(lab, f"node{1 + rank}")
+
+
+def endless(lab: SlurmLab, folder: Path, overrides: list[str], **variables: str) -> Job:
+    """A run on node1 and node2 that has taken a few steps and goes on until something befalls it."""
+    more = ["log.wandb=disabled", "train.steps=1000000", "run.name=endless"]
+    job = lab.submit(folder, [*TWO_NODES, "--nodelist=node[1-2]", "--no-requeue"], [*overrides, *more], **variables)
+    lab.wait(job, lambda: len(losses(folder / "runs" / "endless")) > 3)
+    return job
+
+
+def signal_program(lab: SlurmLab, node: str, name: str) -> None:
+    """A signal to the Python processes of a node."""
+    lab.on(node, "bash", "-c", f"grep -lx 'python.*' /proc/[0-9]*/comm | cut -d/ -f3 | xargs kill -{name}")

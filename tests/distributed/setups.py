@@ -14,7 +14,7 @@ from model.limoe import LIMoE
 from model.objective import training_losses
 from model.peers import SingleProcess
 from trainer.checkpoint.files import checkpoint_path
-from trainer.checkpoint.load import load_state, read_progress, resumed_kinds
+from trainer.checkpoint.load import SavedState, load_state, read_progress, resumed_kinds
 from trainer.checkpoint.progress import TrainingProgress
 from trainer.checkpoint.save import Checkpointer
 from trainer.config.schema import CheckpointConfig, Config
@@ -97,13 +97,13 @@ class TinyRun:
         self.peers: DistributedPeers = start_deepspeed(processes, config.parallel.expert_parallel)
         self.sharding = ExpertSharding(processes, config.parallel.expert_parallel)
         model = LIMoE(config.model, config.router, self.peers).initialise(config.seed)
-        state: dict[str, Tensor] = {}
+        state: SavedState | None = None
         if checkpoint is not None:
             self.progress = read_progress(checkpoint)
             state = load_state(checkpoint, model, self.sharding, resumed_kinds(checkpoint, config.train))
-            set_weights(model, state)
+            set_weights(model, state, again=True)
         self.engine = build_engine(config, model, processes, self.peers)
-        if checkpoint is not None:
+        if state is not None:
             set_optimizer_state(self.engine, state, self.progress.optimizer_steps)
         start_ema(self.engine, config.train, state, self.progress.step, processes)
 

@@ -86,7 +86,7 @@ def test_several_processes_tell_a_mistake_once(tmp_path: Path, cache: Path, mist
 def test_another_architecture_does_not_go_on_in_the_directory_of_a_run(copy: Path, cache: Path):
     before = contents(copy)
     done = run([*TINY, f"data.cache={cache}", f"run.dir={copy}", "train.steps=2", "model.width=64"], copy.parent / "log")
-    assert "is of another architecture" in the_line(done)
+    assert "is of another model (model.width was 32, is 64): use model.width=32, or begin anew" in the_line(done)
     assert contents(copy) == before
 
 

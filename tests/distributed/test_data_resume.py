@@ -70,6 +70,9 @@ def damaged(tmp_path_factory) -> Data:
         if shard in (1, 4):
             samples[3]["jpg"] = b"no image"
             samples[5]["jpg"] = samples[5]["jpg"][:200]
+            samples[6]["txt"] = "漢字"  # all unknown to the tokenizer
+            samples[0]["txt"] = "picture\0 number 7"
+            samples[4] = {"jpg": samples[4]["jpg"], "json": rb'{"caption": "picture \ud83d"}'}
         write_shard(folder / f"{shard}.tar", samples)
     return Data(folder)
 
@@ -117,12 +120,14 @@ def test_forty_steps_are_seventeen_and_twenty_three(tmp_path, damaged, world, ov
     first = ran(damaged, tmp_path / "cut", 17, world, *overrides)
     resumed = ran(damaged, tmp_path / "cut", 40, world, *overrides)
     assert first.ids + resumed.ids == whole.ids
-    assert len({pair_id for batch in whole.ids for pair_id in batch}) == SHARDS * EACH - 6
+    assert len({pair_id for batch in whole.ids for pair_id in batch}) == SHARDS * EACH - 10
     assert resumed.losses == pytest.approx(whole.losses, rel=1e-6)
     progress, undisturbed = (read_progress(checkpoint_path(tmp_path / name, 40)) for name in ("cut", "whole"))
     assert progress == undisturbed
     rows = [json.loads(line) for line in (tmp_path / "cut" / METRICS).read_text().splitlines()]
     assert [row["data/bad_samples"] for row in rows if "train/loss" in row][-1] == sum(progress.data.bad.values())
+    share = [row["data/truncated_captions"] for row in rows if "train/loss" in row][-1]
+    assert 0 < share == progress.data.truncated / progress.pairs
     assert progress.data.bad.keys() == {f"{damaged.folder}/1.tar", f"{damaged.folder}/4.tar"}
     assert len(progress.data.lengths) == SHARDS
 

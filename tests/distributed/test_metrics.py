@@ -56,7 +56,8 @@ class Batches:
 def take_a_step(processes: Processes) -> StepReport:
     """The report of the first step."""
     run = TinyRun(tiny(LAYOUT), processes)
-    return Trainer(run.config, run.engine, cast(TrainingLoader, Batches(run)), run.progress, processes, run.peers).step()
+    trainer = Trainer(run.config, run.engine, cast(TrainingLoader, Batches(run)), run.progress, processes, run.peers)
+    return trainer.conclude(trainer.step())
 
 
 def test_a_step_reports_what_one_process_computes_over_all_its_micro_batches():

@@ -1,7 +1,10 @@
 """A gradient that is not finite on one rank alone: no rank takes the step, it is counted, and too many end the run."""
 
+import json
+import shlex
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -10,12 +13,15 @@ from torch import Tensor, nn
 
 from tests.distributed.setups import Layout, TinyRun, batch, rows_of, tiny
 from tests.distributed.spawn import run_distributed
+from tests.distributed.test_runs import COMMON, TWO, run_program
+from trainer.config.compose import compose_config
 from trainer.data.batch import Batch
 from trainer.data.loader import TrainingLoader
 from trainer.distributed.processes import Processes
 from trainer.engine.state import EMA, MOMENTS, WEIGHTS
 from trainer.errors import UserError
-from trainer.training.step import Trainer
+from trainer.training.run import train
+from trainer.training.step import StepOutcome, Trainer
 
 pytestmark = pytest.mark.slow
 
@@ -102,7 +108,7 @@ def skip(processes: Processes, case: Case) -> list[tuple[float, float, float]]:
         bad = number == case.bad_step
         spoiler.on = bad and processes.rank == 1
         before = held(run)
-        report = trainer.step()
+        report = trainer.conclude(trainer.step())
         reports.append((report.loss, report.metrics["train/grad_norm"], report.metrics["train/skipped_steps"]))
         assert same(before, held(run)) == bad
         assert run.progress.step == number + 1
@@ -112,8 +118,8 @@ def skip(processes: Processes, case: Case) -> list[tuple[float, float, float]]:
 
     clean = TinyRun(tiny(case.layout), processes)
     good = trainer_of(clean, [number for number in range(3) if number != case.bad_step])
-    good.step()
-    good.step()
+    for _ in range(2):
+        good.conclude(good.step())
     spoilt_once, never = run.share(), clean.share()  # not `held`: ZeRO-3 pads with what lay in memory
     assert {name.partition("/")[0] for name in never} == {WEIGHTS, *MOMENTS, EMA}
     for name, value in never.items():
@@ -133,22 +139,76 @@ def test_no_rank_takes_a_step_that_one_rank_spoilt(stage, precision):
         assert [skipped for _, _, skipped in first] == [float(number >= case.bad_step) for number in range(3)]
 
 
-def fail_in_a_row(processes: Processes, layout: Layout) -> tuple[list[int], str]:
-    """Two bad steps, a good one, then only bad ones: the steps taken until the UserError, and what it says."""
+def count_in_a_row(processes: Processes, layout: Layout) -> list[tuple[int, int, int]]:
+    """Two bad steps, a good one, then only bad ones: what the progress counts after each."""
     run = TinyRun(tiny(layout), processes)
-    trainer = trainer_of(run, list(range(20)))
+    trainer = trainer_of(run, list(range(5)))
     spoiler = Spoiler(dict(run.engine.module.named_parameters())[EXPERT])
+    counts = []
+    for number in range(5):
+        spoiler.on = number != 2 and processes.rank == 1
+        trainer.conclude(trainer.step())
+        counts.append((run.progress.nonfinite_in_a_row, run.progress.skipped_steps, run.progress.optimizer_steps))
+    return counts
+
+
+def test_bad_steps_in_a_row_are_counted_alike_on_every_rank():
+    first, second = run_distributed(count_in_a_row, 2, Layout(2, 2, 2))
+    assert first == second == [(1, 1, 0), (2, 2, 0), (0, 2, 1), (1, 3, 1), (2, 4, 1)]
+
+
+def diverge(processes: Processes, overrides: list[str], after: int) -> str:
+    """The program, in which every step after so many is bad on rank 0; what it ends with."""
+    took = Trainer.step
+    spoilers: list[Spoiler] = []
+
+    def step(trainer: Trainer) -> StepOutcome:
+        if not spoilers:
+            spoilers.append(Spoiler(dict(trainer.engine.module.named_parameters())["towers.0.blocks.0.attention.qkv.weight"]))
+        spoilers[0].on = trainer.progress.step >= after and processes.is_first
+        return took(trainer)
+
+    Trainer.step = step  # type: ignore[method-assign]
     try:
-        for number in range(20):
-            spoiler.on = number != 2 and processes.rank == 1
-            trainer.step()
+        train(compose_config(overrides), processes)
     except UserError as problem:
-        return [run.progress.step, run.progress.skipped_steps, run.progress.optimizer_steps], str(problem)
-    raise AssertionError("the run went on")
+        return str(problem)
+    return ""
 
 
-def test_too_many_in_a_row_end_the_run_on_every_rank():
-    first, second = run_distributed(fail_in_a_row, 2, Layout(2, 2, 2).with_(train__max_nonfinite_steps=3))
-    assert first == second
-    assert first[0] == [6, 5, 1]
-    assert "in 3 steps in a row, the last of them step 6:" in first[1]
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_checkpoints_from_before_stay_and_the_advice_to_go_back_works_again_and_again(tmp_path: Path):
+    run_dir = tmp_path / "a run"
+    overrides = [*COMMON, *TWO, f"data.cache={tmp_path / 'cache'}", f"run.dir='{run_dir}'", "train.steps=12"]
+    overrides += ["train.max_nonfinite_steps=4", "checkpoint.every_steps=1", "checkpoint.keep=2"]
+    advised: list[str] = []
+    for turn in (1, 2):
+        told = run_distributed(diverge, 2, [*overrides, *advised], 5)
+        assert told[0] == told[1]
+        assert "not finite in 4 steps in a row, the last of them step 9: go back to the checkpoint from before them" in told[0]
+        assert names(run_dir / "checkpoints") == ["step-00000004", "step-00000005"]
+        aside = run_dir / f"earlier-{turn}"
+        assert told[0].endswith(f"(checkpoints since then are now in {aside})")
+        assert json.loads((aside / "step-00000008" / "progress.json").read_text())["nonfinite_in_a_row"] == 3
+        advised = [word for word in shlex.split(told[0].replace(",", "")) if word.startswith("resume=")]
+        assert advised == [f"resume={run_dir}/checkpoints/step-00000005"]
+    assert run_distributed(run_program, 2, [*overrides, *advised, "optim.lr=0.001"]) == [0, 0]
+    assert list(losses_by_step(run_dir)) == list(range(1, 13))
+
+
+def losses_by_step(run_dir: Path) -> dict[int, float]:
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
+
+
+def test_without_a_checkpoint_from_before_the_same_command_begins_anew(tmp_path: Path):
+    run_dir = tmp_path / "run"
+    overrides = [*COMMON, *TWO, f"data.cache={tmp_path / 'cache'}", f"run.dir={run_dir}", "train.steps=4"]
+    overrides += ["train.max_nonfinite_steps=3", "checkpoint.every_steps=1"]
+    told = run_distributed(diverge, 2, overrides, 0)
+    assert "no checkpoint from before them is left, so start the same command anew" in told[0]
+    assert run_distributed(run_program, 2, overrides) == [0, 0]
+    assert list(losses_by_step(run_dir)) == [1, 2, 3, 4]

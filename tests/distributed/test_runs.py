@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from torch import Tensor
@@ -21,8 +22,11 @@ from trainer.config.schema import Config
 from trainer.distributed.processes import Processes
 from trainer.distributed.signals import EXIT_STOPPED
 from trainer.evaluation.encoder import ModelEncoder
+from trainer.reporting.log_lines import log_to_terminal
 from trainer.train import train
+from trainer.training.opening import OpenRun
 from trainer.training.run import Run
+from trainer.training.saver import Saver
 from trainer.training.step import Trainer
 
 pytestmark = pytest.mark.slow
@@ -99,6 +103,7 @@ def in_forks(world: int, run_dir: Path, cache: Path, *overrides: str) -> list[fl
 
 def run_program(processes: Processes, overrides: list[str]) -> int:
     """What every rank does."""
+    log_to_terminal(processes.rank)
     return train(compose_config(overrides), processes)
 
 
@@ -217,9 +222,10 @@ def evaluated(run_dir: Path) -> list[int]:
 def test_a_value_that_is_no_number_is_never_the_best(mode: str, values: list[float], best: int):
     run = SimpleNamespace(config=Config(), progress=TrainingProgress())
     run.config.checkpoint.best, run.config.checkpoint.best_mode = "eval/some", mode
+    saver = Saver(cast(OpenRun, run))
     for step, value in enumerate(values):
         run.progress.step = step
-        Run._is_best(run, {"eval/some": value})
+        saver.is_best({"eval/some": value})
     assert (run.progress.best, run.progress.best_step) == (values[best], best)
 
 
@@ -236,3 +242,20 @@ def test_a_run_may_start_with_the_weights_of_another(tmp_path, cache):
     assert after[0] < first[0] - 0.1, "it does not begin where an untrained one does"
     assert (tmp_path / "after" / "tokenizer.model").read_bytes() == (tmp_path / "first" / "tokenizer.model").read_bytes()
     assert json.loads((tmp_path / "after" / "metrics.jsonl").read_text().splitlines()[0])["step"] <= 1, "its steps are its own"
+
+
+def test_a_run_that_is_done_says_what_to_set_and_a_resume_what_is_different(tmp_path, cache):
+    run_dir, short = tmp_path / "run", "schedule.warmup_steps=1"
+    in_forks(1, run_dir, cache, short, "train.steps=3", "train.ema=0.9")
+    for steps in (3, 2):
+        (run_dir / "train.log").unlink()
+        in_forks(1, run_dir, cache, short, f"train.steps={steps}", "train.ema=0.9")
+        log = (run_dir / "train.log").read_text()
+        assert f"train.steps={steps}, but step 3 is done already" in log
+        assert "set train.steps above 3 to train on" in log
+    (run_dir / "train.log").unlink()
+    in_forks(1, run_dir, cache, short, "train.steps=5", "optim.lr=0.001", "train.ema=null")
+    warned = [line for line in (run_dir / "train.log").read_text().splitlines() if "WARNING trainer.training" in line]
+    assert len(warned) == 2
+    assert "train.steps: 3 -> 5, train.ema: 0.9 -> null, optim.lr: 0.003 -> 0.001" in warned[0]
+    assert "train.ema is off, but step-00000003 holds a moving average" in warned[1]

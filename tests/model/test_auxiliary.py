@@ -31,7 +31,7 @@ class Layer:
         tokens = len(stream.valid_n)
         self.logits_ne = torch.randn(tokens, EXPERTS, dtype=torch.float64, generator=generator).requires_grad_()
         torch.manual_seed(seed)
-        self.gates = choose_experts(self.logits_ne, top_k, SIGMA)
+        self.gates = choose_experts(self.logits_ne, top_k, SIGMA * torch.randn_like(self.logits_ne))
         self.kept_nk = torch.rand(tokens, top_k, generator=generator) > 0.4
         self.sums = RoutingSums.unpack(routing_sums(self.gates, self.kept_nk, stream, SIGMA), EXPERTS)
 
@@ -122,7 +122,7 @@ def test_perfect_balance_costs_nothing_and_collapse_costs_what_theory_says() -> 
     even_ne = 60 * torch.eye(4, dtype=torch.float64).repeat(4, 1)  # each expert has every fourth token, for certain
     collapsed_ne = torch.tensor([60.0, 0, 0, 0], dtype=torch.float64).repeat(16, 1)
     for logits_ne, variation, gap in ((even_ne, 0.0, 0.0), (collapsed_ne, 3.0, math.log(0.9 * 4))):
-        gates = choose_experts(logits_ne, 1, 0.0)
+        gates = choose_experts(logits_ne, 1)
         sums = RoutingSums.unpack(routing_sums(gates, torch.ones(16, 1, dtype=torch.bool), stream, SIGMA), 4)
         losses = layer_losses(sums, ALL)
         assert losses["importance"].item() == pytest.approx(variation, abs=1e-9)
@@ -153,7 +153,7 @@ def test_gates_of_exactly_zero_leave_finite_losses_and_gradients() -> None:
     logits_ne = torch.zeros(14, EXPERTS)
     logits_ne[:, 0] = 500.0  # in float32 the other gates are 0
     logits_ne.requires_grad_()
-    gates = choose_experts(logits_ne, 1, 0.0)
+    gates = choose_experts(logits_ne, 1)
     sums = RoutingSums.unpack(routing_sums(gates, torch.ones(14, 1, dtype=torch.bool), stream, SIGMA), EXPERTS)
     total, _ = auxiliary_loss([sums], ALL)
     assert total is not None and total.isfinite()

@@ -6,14 +6,18 @@ from typing import Any
 import pytest
 import torch
 from fairscale.nn.checkpoint import checkpoint_wrapper
+from fairscale.nn.checkpoint.checkpoint_activations import is_recomputing
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.block import Encoder
 from model.config import ModelConfig, RouterConfig
+from model.experts import ExpertLayer, Router
 from model.limoe import LIMoE
 from model.objective import training_losses
 from model.peers import SingleProcess
+from model.routing import Assignment
+from model.stream import TokenStream
 from tests.model.build import model, pairs, tiny
 
 SPARSE = tiny(layers=3, expert_layers=[0, 2])
@@ -58,20 +62,78 @@ def test_other_noise_gives_another_loss() -> None:
     assert not torch.equal(*losses)
 
 
-class _Careless(nn.Module):
-    """Checkpointing that draws the noise anew when it recomputes."""
+def _careless(block: nn.Module) -> nn.Module:
+    """Checkpointing that draws the noise anew, and decides anew, when it recomputes."""
+    inner = block.forward
 
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        self.block = block
+    def forward(*args: Any) -> Any:
+        x_nd, modality_n, valid_n, segments, assignment = args
 
-    def forward(self, *args: Any) -> Any:
-        return checkpoint(self.block, *args, use_reentrant=True, preserve_rng_state=False)
+        def anew(x_nd: Tensor) -> Any:
+            again = torch.is_grad_enabled() and isinstance(block.mlp, ExpertLayer)
+            stream = TokenStream(x_nd, modality_n, valid_n, segments)
+            return inner(x_nd, modality_n, valid_n, segments, block.mlp.draw(stream) if again else assignment)
+
+        return checkpoint(anew, x_nd, use_reentrant=True, preserve_rng_state=False)
+
+    block.forward = forward  # type: ignore[method-assign]
+    return block
 
 
 def test_fresh_noise_in_the_recomputation_would_be_noticed() -> None:
     router = RouterConfig(noise=3.0, capacity_factor=0.7)
     loss, grads = _step(model(SPARSE, router), SPARSE, router, 3)
-    careless_loss, careless_grads = _step(_wrap(model(SPARSE, router), _Careless), SPARSE, router, 3)
+    careless_loss, careless_grads = _step(_wrap(model(SPARSE, router), _careless), SPARSE, router, 3)
     assert torch.equal(loss, careless_loss)
     assert not all(torch.allclose(one, other) for one, other in zip(grads, careless_grads, strict=True))
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_a_recomputation_whose_logits_differ_in_their_last_bits_sends_every_token_where_it_was(top_k: int) -> None:
+    router = RouterConfig(top_k=top_k, noise=0.0, capacity_factor=0.7)
+    plain, wrapped = model(SPARSE, router), _wrap(model(SPARSE, router), checkpoint_wrapper)
+    recomputed = 0
+
+    def other_last_bits(_: nn.Module, __: Any, logits_ne: Tensor) -> Tensor:
+        nonlocal recomputed
+        recomputed += is_recomputing()
+        return logits_ne + 1e-12 * torch.randn_like(logits_ne) if is_recomputing() else logits_ne
+
+    for net in (plain, wrapped):
+        for module in net.modules():
+            if isinstance(module, Router):
+                torch.nn.init.zeros_(module.weight)  # every expert is as near as the next
+                module.register_forward_hook(other_last_bits)
+    loss, grads = _step(plain, SPARSE, router, 3)
+    wrapped_loss, wrapped_grads = _step(wrapped, SPARSE, router, 3)
+    assert recomputed == len(SPARSE.expert_layers)
+    assert torch.equal(loss, wrapped_loss)
+    for one, other in zip(grads, wrapped_grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_a_second_pass_with_the_assignments_of_the_first_repeats_it(top_k: int) -> None:
+    router = RouterConfig(top_k=top_k, noise=3.0, capacity_factor=0.7)
+    net, batch = model(SPARSE, router), pairs(6, SPARSE)
+    with torch.no_grad():
+        first = net(*batch)
+    second, other = net(*batch, assignments=first.assignments), net(*batch)
+    assert list(first.assignments) == SPARSE.expert_layers
+    assert torch.equal(first.images, second.images) and torch.equal(first.texts, second.texts)
+    assert all(torch.equal(sums, second.routing[layer]) for layer, sums in first.routing.items())
+    assert not torch.equal(first.images, other.images)
+    # And it is the pass that is differentiated: the gradients are those of a single pass with the same noise.
+    losses = [training_losses(output, router.aux, SPARSE.experts, SingleProcess()).total for output in (second, other)]
+    torch.manual_seed(8)
+    once = net(*batch)
+    again = net(*batch, assignments={layer: Assignment(given.noise_ne) for layer, given in once.assignments.items()})
+    for one, two in zip(
+        *(
+            torch.autograd.grad(training_losses(o, router.aux, SPARSE.experts, SingleProcess()).total, list(net.parameters()))
+            for o in (once, again)
+        ),
+        strict=True,
+    ):
+        assert torch.equal(one, two)
+    assert losses[0] != losses[1]

@@ -6,6 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from trainer.checkpoint.files import CONFIG, MARKER, checkpoint_path
+from trainer.checkpoint.identity import warn_of_other_pictures
 from trainer.config.checks import check_evaluation, check_layout
 from trainer.config.schema import Config
 from trainer.errors import UserError
@@ -41,16 +42,21 @@ def test_a_checkpoint_can_be_named_itself(run_dir: Path):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ([], "say which run to evaluate"),
-        (["run=a", "run=b"], "say which run to evaluate"),
+        ([], "run=DIR is missing"),
+        (["run=a", "run=b"], "run is given twice"),
+        (["rnu=a"], "trainer.evaluate has no 'rnu' (did you mean 'run'?)"),
+        (["run=RUN", "--eval.batch_size"], "eval.batch_size has no value"),
+        (["run=RUN", "model.heads=8"], "is of another model (model.heads was 4, is 8): use model.heads=4, or evaluate a run"),
+        (["run=RUN", "router.top_k=2", "model.expert_layers=[1]"], "model.expert_layers was [], is [1]"),
+        (["run=~nobody-here/x"], "run=~nobody-here/x: no home directory of '~nobody-here' is known"),
         (["run=/nowhere"], "run=/nowhere: no complete checkpoint there"),
-        (["run=RUN", "weights=best"], "weights=best: choose model (as trained) or ema"),
+        (["run=RUN", "weights=best"], "weights=best: choose model or ema"),
         (["run=RUN", "eval.zershot=/x"], "(did you mean 'eval.zeroshot'?)"),
         (["run=RUN", "eval.batch_size=many"], "eval.batch_size: Value 'many'"),
         (["run=RUN", "eval.batch_size=[1"], "'eval.batch_size=[1' cannot be parsed"),
-        (["run=RUN", "eval.zeroshot"], "'eval.zeroshot' cannot be parsed"),
-        (["run=RUN", "model=dense_tiny"], "evaluation takes single keys"),
-        (["run=RUN", "eval.batch_size=1,2"], "evaluation takes single keys"),
+        (["run=RUN", "eval.zeroshot"], "'eval.zeroshot': eval.zeroshot has no value"),
+        (["run=RUN", "model=dense_tiny"], "single keys can be set to one value each"),
+        (["run=RUN", "eval.batch_size=1,2"], "single keys can be set to one value each"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(run_dir: Path, arguments: list[str], told: str):
@@ -72,3 +78,46 @@ def test_a_run_is_evaluated_on_processes_that_its_training_batch_does_not_fit(ru
     with pytest.raises(UserError, match="not divisible by 3 processes"):
         check_layout(config, 3)
     check_evaluation(config, 3)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run=RUN", "weights=model", "eval.batch_size=8"],
+        ["--run=RUN", "--weights=model", "--eval.batch_size=8"],
+        ["--run", "RUN", "--weights", "model", "--eval.batch_size", "8"],
+        ["RUN", "eval.batch_size=8"],
+    ],
+)
+def test_the_ways_to_write_a_key_are_the_same(run_dir: Path, arguments: list[str]):
+    checkpoint, kind, config = read_arguments([argument.replace("RUN", str(run_dir)) for argument in arguments])
+    assert (checkpoint, kind, config.eval.batch_size) == (checkpoint_path(run_dir, 10), "model", 8)
+
+
+def test_paths_are_read_by_the_one_rule(run_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(run_dir.parent))
+    monkeypatch.setenv("STORE", "/store")
+    for run in (f"~/{run_dir.name}", f"~/{run_dir.name}/", f"file://{run_dir}", "$HOME/" + run_dir.name):
+        checkpoint, _, config = read_arguments(
+            [f"run={run}", "eval.zeroshot={a:~/x,b:$STORE/y}", "eval.retrieval=~/v-{0..3}.tar"]
+        )
+        assert checkpoint == checkpoint_path(run_dir, 10)
+        assert config.eval.zeroshot == {"a": f"{run_dir.parent}/x", "b": "/store/y"}
+        assert config.eval.retrieval == f"{run_dir.parent}/v-{{0..3}}.tar"
+
+
+def test_other_pictures_than_in_training_are_warned_of(run_dir: Path, caplog: pytest.LogCaptureFixture):
+    same = ["eval.batch_size=8", "router.noise=0", "router.top_k=2"]  # a dense model has no experts to choose from
+    for overrides in (same, ["data.mean=[0.4,0.4,0.4]"]):
+        assert not caplog.text
+        checkpoint, _, config = read_arguments([f"run={run_dir}", *overrides])
+        warn_of_other_pictures(checkpoint, config)
+    assert "data.mean=[0.4, 0.4, 0.4], but step-00000010 was trained with [0.5, 0.5, 0.5]" in caplog.text
+
+
+def test_a_run_from_before_a_key_was_there_is_evaluated(run_dir: Path):
+    path = checkpoint_path(run_dir, 10) / CONFIG
+    old = OmegaConf.load(path)
+    del old.model.towers, old.router.priority, old.data.mean
+    path.write_text(OmegaConf.to_yaml(old))
+    assert read_arguments([f"run={run_dir}"])[2].model.towers == 1

@@ -12,24 +12,31 @@ from pathlib import Path
 import torch
 
 from trainer.bench import checkpoint
+from trainer.config.arguments import Argument, Command
 from trainer.config.schema import Config
 from trainer.distributed.processes import Processes
 from trainer.distributed.program import exit_with, run_program
-from trainer.errors import UserError, did_you_mean
+from trainer.errors import UserError
 
 BENCHMARKS = {"checkpoint": checkpoint.bench}
 FOLDER = Path("benchmarks")
 
 
+COMMAND = Command(
+    "trainer.bench",
+    "Measure against a baseline in the same run, alone or under torchrun, and write the table under benchmarks/.",
+    (
+        Argument("name", "NAME", f"the benchmark: {' or '.join(BENCHMARKS)}", required=True, choices=tuple(BENCHMARKS)),
+        Argument("models", "A,B", "models to measure, such as dense_s32,limoe_s32 (default: the benchmark's own choice)"),
+    ),
+    word="name",
+)
+
+
 def read_arguments(arguments: list[str]) -> tuple[str, list[str]]:
     """The benchmark, and the models to measure; [] for its own choice. Raises UserError for anything else."""
-    names = [argument for argument in arguments if not argument.startswith("models=")]
-    models = [argument.removeprefix("models=").split(",") for argument in arguments if argument.startswith("models=")]
-    if len(names) != 1 or len(models) > 1:
-        raise UserError(f"say which benchmark: python -m trainer.bench NAME [models=a,b]; NAME is {' or '.join(BENCHMARKS)}")
-    if names[0] not in BENCHMARKS:
-        raise UserError(f"no benchmark '{names[0]}'{did_you_mean(names[0], BENCHMARKS)}; choose {' or '.join(BENCHMARKS)}")
-    return names[0], models[0] if models else []
+    values = COMMAND.read(arguments).values
+    return values["name"], values["models"].split(",") if "models" in values else []
 
 
 def measure(name: str, models: list[str], processes: Processes) -> int:
@@ -58,9 +65,6 @@ def _circumstances(name: str, models: list[str], processes: Processes) -> str:
 
 def main() -> None:
     """Read the command line and measure."""
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
-        return
     try:
         name, models = read_arguments(sys.argv[1:])
     except UserError as problem:

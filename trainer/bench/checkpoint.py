@@ -160,7 +160,7 @@ def _resume(subject: _Subject, checkpoint: Path) -> None:
     check_sound(checkpoint, subject.processes)
     fresh = LIMoE(subject.config.model, subject.config.router, subject.peers)
     state = load_state(checkpoint, fresh, subject.sharding, (WEIGHTS, *MOMENTS))
-    set_weights(fresh, state)
+    set_weights(fresh, state, again=True)
     set_optimizer_state(subject.engine, state, 1)
 
 

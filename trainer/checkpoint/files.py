@@ -21,7 +21,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from trainer.errors import UserError
+from trainer.errors import UserError, reason
 
 MARKER = "complete"
 PROGRESS = "progress.json"
@@ -110,8 +110,10 @@ def read_marker(checkpoint: Path) -> dict[str, FileRecord]:
         return {name: FileRecord(**record) for name, record in records.items()}
     except FileNotFoundError:
         raise UserError(f"it has no file '{MARKER}', which is written last") from None
-    except (OSError, ValueError, TypeError, AttributeError) as problem:
-        raise UserError(f"{MARKER}: {_few_words(problem)}") from None
+    except OSError as problem:
+        raise UserError(f"{MARKER}: {reason(problem)}") from None
+    except (ValueError, TypeError, AttributeError) as problem:
+        raise UserError(f"{MARKER}: not readable ({type(problem).__name__})") from None
 
 
 def damage_among(checkpoint: Path, records: dict[str, FileRecord], names: list[str], digests: bool = True) -> str | None:
@@ -121,7 +123,7 @@ def damage_among(checkpoint: Path, records: dict[str, FileRecord], names: list[s
             size = (checkpoint / name).stat().st_size
             found = record_of(checkpoint / name) if digests else None
         except OSError as problem:
-            return f"{name}: {_few_words(problem)}"
+            return f"{name}: {reason(problem)}"
         if size != records[name].bytes:
             return f"{name} has {size} bytes in place of {records[name].bytes}"
         if found is not None and found != records[name]:
@@ -146,16 +148,27 @@ def point_best_to(final: Path) -> None:
     temporary.replace(link)
 
 
+def is_finite(checkpoint: Path) -> bool:
+    """Whether the last step before a checkpoint was finite; of one that does not say, it is taken to be."""
+    try:
+        return not json.loads((checkpoint / PROGRESS).read_text()).get("nonfinite_in_a_row", 0)
+    except (OSError, ValueError, AttributeError):
+        return True
+
+
 def delete_old(run_dir: Path, newest: Path, keep: int, keep_every: int | None) -> None:
     """Delete all checkpoints but `newest`, the `keep - 1` before it, the best, and those of every `keep_every`-th step.
 
-    Later ones than `newest`, which are there after going back to an early one, count like those before it.
+    One that was written while steps were not finite counts for nothing: it stays only as long as it is the newest, beside
+    `keep` others. Later ones than `newest`, which are there after going back to an early one, count like those before it.
     """
     folder = run_dir / "checkpoints"
     best = (folder / BEST).resolve().name
     others = [path for path in complete_checkpoints(run_dir) if path != newest]
-    for old in others[: max(0, len(others) - (keep - 1))]:
-        if old.name != best and not (keep_every and step_of(old) % keep_every == 0):
+    finite = [path for path in others if is_finite(path)]
+    spared = finite[max(0, len(finite) - (keep - is_finite(newest))) :]
+    for old in others:
+        if old not in spared and old.name != best and not (keep_every and step_of(old) % keep_every == 0):
             delete(old)
 
 
@@ -185,9 +198,3 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _few_words(problem: Exception) -> str:
-    if isinstance(problem, OSError):
-        return problem.strerror or type(problem).__name__
-    return f"not readable ({type(problem).__name__})"

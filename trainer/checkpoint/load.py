@@ -1,53 +1,123 @@
 """Going on from a checkpoint: which one is sound, and what it holds for this model under this layout."""
 
+import contextlib
 import json
 import logging
+import os
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
+import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from model.paths import user_path
 from trainer.checkpoint.files import PROGRESS, STATE, FileRecord, all_checkpoints, damage_among, find_checkpoint, read_marker
 from trainer.checkpoint.progress import TrainingProgress
+from trainer.config.arguments import Argument
 from trainer.config.schema import TrainConfig
 from trainer.data.order.progress import DataProgress
 from trainer.distributed.agree import first_reads
-from trainer.distributed.processes import Processes
-from trainer.engine.state import EMA, MOMENTS, WEIGHTS, ExpertSharding, empty_state
-from trainer.errors import UserError
+from trainer.distributed.processes import ALONE, Processes
+from trainer.engine.state import EMA, MOMENTS, WEIGHTS, ExpertSharding, expert_names, parameter_sizes
+from trainer.errors import UserError, reason
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
+R = TypeVar("R")
 
 
-def newest_sound(run_dir: Path, processes: Processes, digests: bool = True) -> Path | None:
+BEGIN_ANEW = "mend them, or say resume=never to start from the beginning (they are kept)"
+
+
+def newest_sound(run_dir: Path, processes: Processes, digests: bool = True, remedy: str = BEGIN_ANEW) -> Path | None:
     """The newest checkpoint of a run whose files are what was written; warns of damaged ones on the way. A collective.
 
-    digests: as in `damage`. None when there are no checkpoints. Raises UserError when there are some and all are damaged.
+    digests: as in `damage`; remedy: what to do when all are damaged. None when there are no checkpoints. Raises UserError when
+    there are some and all are damaged.
     """
     candidates = first_reads(lambda: all_checkpoints(run_dir), processes)
     for checkpoint in reversed(candidates):
         problem = damage(checkpoint, processes, digests)
         if problem is None:
             return checkpoint
+        if was_deleted(checkpoint, processes):
+            return newest_sound(run_dir, processes, digests)  # a run is at work there, and has newer ones by now
         if processes.is_first:
             _log.warning("checkpoint %s is damaged and passed over: %s", checkpoint, problem)
     if candidates:
         raise UserError(
             f"none of the {len(candidates)} checkpoints in {run_dir / 'checkpoints'} can be read (of the oldest: {problem}): "
-            f"mend them, or say resume=never to start from the beginning (they are kept)"
+            f"{remedy}"
         )
     return None
+
+
+class CheckpointDeleted(UserError):
+    """A checkpoint was deleted while it was read, by the run that it is of."""
+
+
+def was_deleted(checkpoint: Path, processes: Processes = ALONE) -> bool:
+    """Whether a checkpoint, seen before, is there no more. A collective; rank 0 looks.
+
+    A checkpoint loses its name before its files, so whoever could not read one that is being deleted hears so here.
+    """
+    return processes.from_first(not os.path.lexists(checkpoint))
+
+
+@contextlib.contextmanager
+def reading(*checkpoints: Path, processes: Processes = ALONE) -> Iterator[None]:
+    """Around what each rank reads for itself: a UserError of any is raised on all, as CheckpointDeleted where that is why."""
+    problem: UserError | None = None
+    try:
+        yield
+    except UserError as error:
+        problem = error
+    first = next((found for found in processes.gather_objects(problem) if found is not None), None)
+    if first is None:
+        return
+    gone = next((checkpoint for checkpoint in checkpoints if was_deleted(checkpoint, processes)), None)
+    raise _deleted(gone) if gone else first
+
+
+def take_newest(choose: Callable[[], T], use: Callable[[T], R], processes: Processes = ALONE) -> R:
+    """What `use` makes of what `choose` finds, chosen anew whenever the checkpoint is deleted meanwhile.
+
+    So a run can be read while it trains and deletes its older checkpoints. `choose` is called on rank 0; `use` is a collective,
+    and raises CheckpointDeleted on every rank or on none. Raises the last one where nothing is left to choose.
+    """
+    deleted: CheckpointDeleted | None = None
+
+    def choose_again() -> T:
+        nonlocal deleted
+        while True:
+            try:
+                return choose()
+            except CheckpointDeleted as problem:
+                deleted = problem
+            except UserError as problem:
+                raise deleted or problem from None
+
+    while True:
+        chosen = first_reads(choose_again, processes)
+        try:
+            return use(chosen)
+        except CheckpointDeleted as problem:
+            deleted = problem
+            if processes.is_first:
+                _log.warning("the checkpoint was deleted while it was read, by the run that trains there: its newest is taken")
 
 
 def check_sound(checkpoint: Path, processes: Processes, digests: bool = True) -> None:
     """Raise UserError on every rank when the files of a checkpoint are not what was written. A collective."""
     problem = damage(checkpoint, processes, digests)
     if problem is not None:
-        raise _unreadable(checkpoint, problem)
+        raise processes.from_first(_unreadable(checkpoint, problem))
 
 
 def damage(checkpoint: Path, processes: Processes, digests: bool = True) -> str | None:
@@ -76,30 +146,88 @@ def read_progress(checkpoint: Path) -> TrainingProgress:
         values = json.loads((checkpoint / PROGRESS).read_text())
         return TrainingProgress(**values | {"data": DataProgress(**values.get("data", {}))})
     except (OSError, ValueError, TypeError, AttributeError) as problem:
-        raise _unreadable(checkpoint, problem) from problem
+        raise _unreadable(checkpoint, f"{PROGRESS}: {reason(problem)}") from problem
 
 
 def _unreadable(checkpoint: Path, problem: BaseException | str) -> UserError:
-    reason = (str(problem).strip().splitlines() or [type(problem).__name__])[-1][:160]
+    if was_deleted(checkpoint):
+        return _deleted(checkpoint)
     return UserError(
-        f"checkpoint {checkpoint} is damaged ({reason}): move it away so that the one before is taken, or name another"
+        f"checkpoint {checkpoint} is damaged ({reason(problem)}): move it away so that the one before is taken, or name another"
     )
 
 
-def load_state(checkpoint: Path, model: nn.Module, sharding: ExpertSharding | None, kinds: tuple[str, ...]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint for this model under this layout: dense ones whole, this rank's experts. A collective.
+def _deleted(checkpoint: Path) -> CheckpointDeleted:
+    return CheckpointDeleted(
+        f"checkpoint {checkpoint} was deleted while it was read, by the run that it is of, which keeps its newest "
+        f"only (checkpoint.keep): give the run directory for the newest there is, or a checkpoint that stays"
+    )
+
+
+class SavedState:
+    """The tensors of a checkpoint for a model under a layout. Each is read by one rank and handed round to those that need it.
+
+    So a rank's memory holds at most its share of one kind at a time, and of the weights too while they are still wanted.
+    """
+
+    def __init__(self, checkpoint: Path, model: nn.Module, sharding: ExpertSharding | None, kinds: tuple[str, ...]) -> None:
+        self.kinds = kinds
+        self._checkpoint = checkpoint
+        self._sharding = sharding
+        self._experts = expert_names(model) if sharding else set()
+        self._like = {name: torch.empty(parameter.shape, device="meta") for name, parameter in model.named_parameters()}
+        self._dealt = sharding.deal(parameter_sizes(model), self._experts) if sharding else {}
+        self._kept: dict[str, dict[str, Tensor]] = {}
+
+    def tensors(self, kind: str, again: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """As trainer.engine.state.SavedTensors. Raises UserError for a damaged checkpoint."""
+        share = self._kept.pop(kind, None) or self._read(kind)
+        if again:
+            self._kept[kind] = share
+            share = dict(share)
+        for name, like in self._like.items():
+            mine = share.pop(name, None)
+            if self._sharding is None:
+                assert mine is not None
+                yield name, mine
+            else:
+                yield name, self._sharding.handed_round(mine, like, self._dealt[name])
+            del mine
+
+    def _read(self, kind: str) -> dict[str, Tensor]:
+        """What this rank is to read of a kind, by the parameter's name."""
+        sharding = self._sharding
+        names = [name for name in self._like if sharding is None or sharding.is_mine(self._dealt[name])]
+        share = {name: torch.empty(self._like[name].shape, dtype=torch.float32) for name in names}
+        room: dict[str, Any] = {
+            f"{kind}/{name}": sharding.wrap(local) if sharding and name in self._experts else local
+            for name, local in share.items()
+        }
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                dcp.load(room, storage_reader=FileSystemReader(self._checkpoint / STATE))
+        except CheckpointException as problem:
+            raise _unreadable(self._checkpoint, first_failure(problem)) from problem
+        return share
+
+
+def load_state(checkpoint: Path, model: nn.Module, sharding: ExpertSharding | None, kinds: tuple[str, ...]) -> SavedState:
+    """The state in a checkpoint for this model under this layout, to be read kind by kind.
 
     kinds: which of model, exp_avg, exp_avg_sq and ema; sharding: None for a process alone, without a process group.
     Raises UserError for a damaged checkpoint and for one of another architecture, naming the tensors that differ.
     """
-    state = empty_state(model, kinds, sharding)
-    check_architecture(checkpoint, {key: tuple(value.shape) for key, value in state.items()}, prefix=f"{kinds[0]}/")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            dcp.load(state, storage_reader=FileSystemReader(checkpoint / STATE))
-    except CheckpointException as problem:
-        raise _unreadable(checkpoint, _first_failure(problem)) from problem
+    state = SavedState(checkpoint, model, sharding, kinds)
+    experts = expert_names(model) if sharding else set()
+    wanted = {
+        f"{kind}/{name}": tuple(
+            sharding.wrap(torch.empty(parameter.shape, device="meta")).shape if sharding and name in experts else parameter.shape
+        )
+        for kind in kinds
+        for name, parameter in model.named_parameters()
+    }
+    check_architecture(checkpoint, wanted, prefix=f"{kinds[0]}/")
     return state
 
 
@@ -114,10 +242,11 @@ def _saved_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
         entries = FileSystemReader(checkpoint / STATE).read_metadata().state_dict_metadata
         return {key: tuple(entry.size) for key, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
     except Exception as problem:  # whatever a damaged pickle raises
-        raise _unreadable(checkpoint, problem) from problem
+        raise _unreadable(checkpoint, f"{STATE}/.metadata: {reason(problem)}") from problem
 
 
-def _first_failure(problem: CheckpointException) -> BaseException:
+def first_failure(problem: CheckpointException) -> BaseException:
+    """What went wrong on the first rank where something did."""
     failure = next(iter(problem.failures.values()), None)
     return failure[0] if isinstance(failure, tuple) else problem
 
@@ -134,7 +263,7 @@ def check_architecture(checkpoint: Path, wanted: dict[str, tuple[int, ...]], pre
     more = f"; and {len(names) - 3} more" if len(names) > 3 else ""
     raise UserError(
         f"checkpoint {checkpoint} is of another architecture ({shown}{more}): "
-        f"use the model it was trained with, or begin anew (another run.name, no init_from)"
+        f"use the model it was trained with, or begin anew (another run.dir, no init_from)"
     )
 
 
@@ -145,18 +274,24 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 def checkpoint_of(run: str) -> Path:
     """The checkpoint that `run=` names: itself, or the newest complete one of a run directory. Raises UserError for neither."""
     try:
-        checkpoint = find_checkpoint(Path(run).expanduser())
+        checkpoint = find_checkpoint(user_path(run, "run"))
     except OSError as problem:
-        raise UserError(f"run={run}: {problem.filename} cannot be read ({problem.strerror}): mend it") from problem
+        raise UserError(f"run={run}: {problem.filename} cannot be read ({reason(problem)}): mend it") from problem
     if checkpoint is None:
         raise UserError(f"run={run}: no complete checkpoint there; give a run directory, or one of its checkpoints")
     return checkpoint
 
 
+WEIGHTS_ARGUMENT = Argument(
+    "weights",
+    "KIND",
+    f"{WEIGHTS} (as trained, the default), or {EMA} (the moving average of the weights that train.ema kept)",
+    choices=(WEIGHTS, EMA),
+)
+
+
 def check_weights(kind: str, checkpoint: Path) -> str:
-    """The kind of weights that `weights=` names. Raises UserError for an unknown one, and for an average that was not kept."""
-    if kind not in (WEIGHTS, EMA):
-        raise UserError(f"weights={kind}: choose {WEIGHTS} (as trained) or {EMA} (their moving average)")
+    """The kind of weights that `weights=` names. Raises UserError for an average that was not kept."""
     if kind == EMA and EMA not in saved_kinds(checkpoint):
         raise UserError(f"weights={EMA}: {checkpoint} holds no moving average, as train.ema was not set; leave weights={EMA} out")
     return kind

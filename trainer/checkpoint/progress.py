@@ -15,6 +15,8 @@ class TrainingProgress:
     """Steps that the optimizer applied."""
     skipped_steps: int = 0
     """Steps left out because the loss or the gradient was not finite."""
+    nonfinite_in_a_row: int = 0
+    """Steps whose loss or gradient was not finite, this one the last of them; 0 after a sound step."""
     seed: int = 0
     pairs: int = 0
     """Pairs drawn from the training data, over all ranks: batches may have another size after a resume."""

@@ -36,11 +36,12 @@ from trainer.checkpoint.files import (
     sync,
     write_marker,
 )
+from trainer.checkpoint.load import first_failure
 from trainer.checkpoint.progress import TrainingProgress
 from trainer.config.schema import CheckpointConfig
 from trainer.distributed.processes import Processes
 from trainer.engine.state import ExpertSharding, read_state
-from trainer.errors import UserError
+from trainer.errors import UserError, reason
 
 _log = logging.getLogger(__name__)
 
@@ -176,11 +177,11 @@ class Checkpointer:
         try:
             self._write_files(write, partial, share)
         except (OSError, CheckpointException) as problem:
-            write.problem = _reason(problem)
+            write.problem = reason(first_failure(problem) if isinstance(problem, CheckpointException) else problem)
             if self._aside.is_first:
                 shutil.rmtree(partial, ignore_errors=True)
         except Exception as problem:  # lost contact with another rank, which the training meets too
-            write.problem = (str(problem).strip().splitlines() or [type(problem).__name__])[0][:200]
+            write.problem = reason(problem)
             write.lost_contact = True
         write.seconds = time.monotonic() - started
 
@@ -190,7 +191,7 @@ class Checkpointer:
             if ranks.is_first:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
-        writer = _Writer(partial / STATE, single_file_per_rank=True)
+        writer = _Writer(partial / STATE)
         dcp.save(share, storage_writer=writer, process_group=ranks.group, no_dist=ranks.world == 1)
         share.clear()  # the memory is free before the files are read again
         records: dict[str, FileRecord] = {}
@@ -222,7 +223,15 @@ class Checkpointer:
 
 
 class _Writer(FileSystemWriter):
-    """Tells what the system said: torch.save covers an OSError of its stream with an error about its own position in it."""
+    """Writes what is on the CPU into one file a rank, and tells what the system said when it refuses.
+
+    torch.save covers an OSError of its stream with an error about its own position in it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        # No copying ahead: torch's loader for that asks for a CUDA stream, and in our thread, whose current device is GPU 0, that
+        # makes a context of every rank there.
+        super().__init__(path, single_file_per_rank=True, per_thread_copy_ahead=0)
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write this rank's share. Raises OSError when the system refuses."""
@@ -243,17 +252,9 @@ def _together(processes: Processes) -> Iterator[None]:
         yield
     except OSError as error:
         problem = error
-    for first in processes.gather_objects(problem and (problem.errno, problem.strerror or str(problem))):
+    for first in processes.gather_objects(problem and (problem.errno, reason(problem))):
         if first:
             raise OSError(*first)
-
-
-def _reason(problem: OSError | CheckpointException) -> str:
-    if isinstance(problem, CheckpointException):
-        errors = [wrapped[0] if isinstance(wrapped, tuple) else wrapped for wrapped in problem.failures.values()]
-        problem_text = str(errors[0]) if errors else str(problem)
-        return problem_text.strip().splitlines()[-1][:200]
-    return problem.strerror or str(problem)
 
 
 # Set once: a thread that changed the filters while it wrote would change them for all.

@@ -1,189 +1,173 @@
-"""Which configurations can run, and on how many processes: checks before anything is built."""
+"""Which configurations can run, and on how many processes: checks before anything is built.
+
+What a value may be whatever the others are, its field says (trainer.config.schema); here is what depends on several.
+"""
 
 import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from model.config import ModelConfig, RouterConfig
-from model.routing import PRIORITIES
-from trainer.config.schema import CheckpointConfig, Config, DataConfig, OptimConfig, ScheduleConfig, TrainConfig
-from trainer.errors import Check, UserError, did_you_mean
+from trainer.config.keys import wrong_values
+from trainer.config.schema import Config, ScheduleConfig, TrainConfig
+from trainer.errors import UserError
+
+EVERYTHING = ("",)
+ARCHITECTURE = ("model", "router")
+DESCRIBED = (*ARCHITECTURE, "parallel", "train")
+EVALUATED = (*ARCHITECTURE, "parallel", "data", "eval", "run", "train.precision")
+"""Keys and sections that a use of the configuration needs; how a model was trained does not matter to its evaluation."""
 
 
-def check_model(model: ModelConfig, router: RouterConfig) -> None:
+def check_layout(config: Config, world: int) -> None:
+    """Raise UserError when `world` processes cannot train with the configuration."""
+    problems = list(layout_problems(config, world).values())
+    if len(problems) > 1:
+        raise UserError(f"{problems[0]} (and {len(problems) - 1} more, which run.dry=true tells)")
+    _raise_first(problems)
+
+
+def check_evaluation(config: Config, world: int) -> None:
+    """Raise UserError when `world` processes cannot evaluate a run."""
+    _raise_first(list(layout_problems(config, world, EVALUATED).values()))
+
+
+def check_description(config: Config, world: int) -> None:
+    """Raise UserError when there is no such model, or it cannot be spread over `world` processes."""
+    _raise_first(list(layout_problems(config, world, DESCRIBED).values()))
+
+
+def check_model(config: Config) -> None:
     """Raise UserError for an architecture that cannot be built."""
-    for name in ("width", "mlp", "heads", "layers", "image_size", "patch", "text_length", "vocabulary", "embedding"):
-        if getattr(model, name) < 1:
-            raise UserError(f"model.{name}={getattr(model, name)} must be at least 1")
+    _raise_first(list(layout_problems(config, 1, ARCHITECTURE).values()))
+
+
+def _raise_first(problems: list[str]) -> None:
+    if problems:
+        raise UserError(problems[0])
+
+
+def layout_problems(config: Config, world: int, needed: tuple[str, ...] = EVERYTHING) -> dict[str, str]:
+    """A line for everything that is wrong in the needed sections, by the key or sections that it is about.
+
+    A check of several values is left for the next time when one of them is wrong by itself.
+    """
+    wrong = {key: line for key, line in wrong_values(config).items() if _is_in(key, needed)}
+    found = dict(wrong)
+    for check in CHECKS:
+        if not all(_is_in(section, needed) for section in check.sections):
+            continue
+        if any(_is_in(key, check.sections) for key in wrong):
+            continue
+        try:
+            check.run(config, world)
+        except UserError as problem:
+            found[" ".join(check.sections)] = str(problem)
+    return found
+
+
+def _is_in(key: str, sections: tuple[str, ...]) -> bool:
+    return any(section in ("", key) or key.startswith(f"{section}.") for section in sections)
+
+
+def _check_parts(model: ModelConfig, router: RouterConfig) -> None:
+    """Raise UserError for an architecture whose parts do not fit together."""
     if model.width % model.heads:
-        raise UserError(f"model.width={model.width} is not divisible by model.heads={model.heads}: change one of them")
+        raise UserError(
+            f"model.width={model.width} is not divisible by model.heads={model.heads}: "
+            f"use model.heads={_divisor(model.width, model.heads)}, or change model.width"
+        )
     if model.image_size % model.patch:
-        raise UserError(f"model.image_size={model.image_size} is not divisible by model.patch={model.patch}: change one of them")
-    if model.towers not in (1, 2):
-        raise UserError(f"model.towers={model.towers}: choose 1 (shared) or 2 (one a modality)")
-    beyond = [layer for layer in model.expert_layers if not 0 <= layer < model.layers]
+        raise UserError(
+            f"model.image_size={model.image_size} is not divisible by model.patch={model.patch}: "
+            f"use model.patch={_divisor(model.image_size, model.patch)}, or change model.image_size"
+        )
+    beyond = [layer for layer in model.expert_layers if layer >= model.layers]
     if beyond:
         raise UserError(
-            f"model.expert_layers names {beyond}, but the blocks are 0 to {model.layers - 1} (model.layers={model.layers})"
+            f"model.expert_layers names {beyond}, but the blocks are 0 to {model.layers - 1} (model.layers={model.layers}): "
+            f"use model.expert_layers={_typed(layer for layer in model.expert_layers if layer < model.layers)}, "
+            f"or model.layers={max(beyond) + 1}"
         )
     if len(set(model.expert_layers)) < len(model.expert_layers):
-        raise UserError(f"model.expert_layers={list(model.expert_layers)} names a block twice")
+        raise UserError(
+            f"model.expert_layers={list(model.expert_layers)} names a block twice: "
+            f"use model.expert_layers={_typed(dict.fromkeys(model.expert_layers))}"
+        )
     if model.towers == 2 and model.expert_layers:
         raise UserError("model.towers=2 is the dense baseline: set model.expert_layers=[], or model.towers=1 for experts")
-    if model.expert_layers and not 1 <= router.top_k <= model.experts:
-        raise UserError(f"router.top_k={router.top_k} must lie between 1 and model.experts={model.experts}")
-    if router.priority not in PRIORITIES:
-        raise UserError(f"router.priority={router.priority}: choose {' or '.join(PRIORITIES)}")
-    if router.capacity_factor <= 0 or (router.eval_capacity_factor is not None and router.eval_capacity_factor <= 0):
+    if model.expert_layers and router.top_k > model.experts:
         raise UserError(
-            "router.capacity_factor and router.eval_capacity_factor must be above 0 (null for evaluation drops nothing)"
+            f"router.top_k={router.top_k} is more than model.experts={model.experts}: use router.top_k={model.experts}, or less"
         )
-    if router.noise < 0:
-        raise UserError(f"router.noise={router.noise} must not be negative; 0 switches the noise off")
-    if not 0 < router.aux.image_share <= 1 or not 0 < router.aux.text_share <= 1:
-        raise UserError("router.aux.image_share and router.aux.text_share must lie above 0 and be at most 1")
 
 
-def check_parallel(config: Config, world: int) -> None:
+def _check_parallel(config: Config, world: int) -> None:
     """Raise UserError when the model cannot be spread over `world` processes as asked."""
-    stage, ep = config.parallel.zero_stage, config.parallel.expert_parallel
-    if stage not in (1, 2, 3):
-        why = ": DeepSpeed's stage 0 clips gradients wrongly when there are experts" if stage == 0 else ""
-        raise UserError(f"parallel.zero_stage={stage}: choose 1, 2 or 3{why}")
-    if ep < 1:
-        raise UserError(f"parallel.expert_parallel={ep} must be at least 1")
+    ep, experts = config.parallel.expert_parallel, config.model.experts
+    if not config.model.expert_layers:
+        if ep > 1:
+            raise UserError(
+                f"parallel.expert_parallel={ep}, but model {config.model.name} has no expert layers: "
+                f"use parallel.expert_parallel=1"
+            )
+        return
+    if experts % ep:
+        raise UserError(
+            f"model.experts={experts} is not divisible by parallel.expert_parallel={ep}, and each rank must own as many experts "
+            f"as any other: use parallel.expert_parallel={_divisor(math.gcd(world, experts), ep)}"
+        )
     if world % ep:
         raise UserError(
             f"parallel.expert_parallel={ep} does not divide the {count_processes(world)} of this run: start a multiple of {ep} "
             f"(torchrun --nproc-per-node {ep}), or set parallel.expert_parallel={math.gcd(world, ep)}"
         )
-    if not config.model.expert_layers and ep > 1:
+
+
+def _check_gradients(train: TrainConfig) -> None:
+    """Raise UserError for gradients that would be cut in a run that computes everything in float32."""
+    if train.precision == "fp32" and train.grad_dtype != "fp32":
         raise UserError(
-            f"parallel.expert_parallel={ep}, but model {config.model.name} has no expert layers: use parallel.expert_parallel=1"
+            f"train.grad_dtype={train.grad_dtype} needs train.precision=bf16: float32 gradients are not cut; "
+            f"use train.grad_dtype=fp32"
         )
-    if config.model.expert_layers and config.model.experts % ep:
-        raise UserError(
-            f"model.experts={config.model.experts} is not divisible by parallel.expert_parallel={ep}: "
-            f"each rank must own as many experts as any other"
-        )
-    if config.parallel.timeout_minutes <= 0:
-        raise UserError(f"parallel.timeout_minutes={config.parallel.timeout_minutes} must be above 0")
-    if not config.parallel.lost_after_seconds > 0:
-        raise UserError(f"parallel.lost_after_seconds={config.parallel.lost_after_seconds} must be above 0")
-
-
-def check_layout(config: Config, world: int) -> None:
-    """Raise UserError when the configuration does not fit `world` processes."""
-    for check in layout_checks(config, world):
-        check()
-
-
-def layout_checks(config: Config, world: int) -> list[Check]:
-    """The parts of `check_layout`; none needs another to have passed."""
-    return [
-        lambda: check_model(config.model, config.router),
-        lambda: check_parallel(config, world),
-        lambda: _check_precision(config),
-        lambda: _check_colours(config.data),
-        lambda: _check_training(config.train),
-        lambda: _check_optimizer(config.optim),
-        lambda: _check_training_batch(config, world),
-        lambda: _check_evaluation_batch(config, world),
-        lambda: _check_rest(config),
-    ]
-
-
-def _check_training(train: TrainConfig) -> None:
-    if train.activation_checkpointing not in ("none", "blocks", "offload"):
-        raise UserError(f"train.activation_checkpointing={train.activation_checkpointing}: choose none, blocks or offload")
-    if train.steps < 1:
-        raise UserError(f"train.steps={train.steps} must be at least 1")
-    if train.max_nonfinite_steps < 1:
-        raise UserError(f"train.max_nonfinite_steps={train.max_nonfinite_steps} must be at least 1")
-    if train.ema is not None and not 0 < train.ema < 1:
-        raise UserError(f"train.ema={train.ema} must lie between 0 and 1, such as 0.9999; null keeps no average")
-
-
-def check_evaluation(config: Config, world: int) -> None:
-    """Raise UserError when `world` processes cannot evaluate a run; how it was trained, and on how many, does not matter."""
-    check_model(config.model, config.router)
-    check_parallel(config, world)
-    _check_precision(config)
-    _check_colours(config.data)
-    _check_evaluation_batch(config, world)
-
-
-def _check_precision(config: Config) -> None:
-    if config.train.precision not in ("bf16", "fp32"):
-        raise UserError(f"train.precision={config.train.precision}: choose bf16 or fp32")
-
-
-def _check_colours(data: DataConfig) -> None:
-    for key, values in (("data.mean", data.mean), ("data.std", data.std)):
-        if len(values) != 3 or not all(map(math.isfinite, values)):
-            raise UserError(f"{key}={list(values)} should be three numbers: red, green, blue, of values from 0 to 1")
-    if min(data.std) <= 0:
-        raise UserError(f"data.std={list(data.std)} must be above 0: images are divided by it")
-
-
-def _check_optimizer(optim: OptimConfig) -> None:
-    if not (math.isfinite(optim.lr) and optim.lr > 0):
-        raise UserError(f"optim.lr={optim.lr} must be above 0 and finite")
-    for name in ("weight_decay", "eps", "clip_norm"):
-        if not getattr(optim, name) >= 0:
-            raise UserError(f"optim.{name}={getattr(optim, name)} must not be negative")
-    for name in ("beta1", "beta2"):
-        if not 0 <= getattr(optim, name) < 1:
-            raise UserError(f"optim.{name}={getattr(optim, name)} must lie between 0 and 1, and below 1")
-
-
-def _check_rest(config: Config) -> None:
-    for key, steps in (
-        ("log.every", config.log.every),
-        ("eval.every", config.eval.every),
-        ("checkpoint.every_steps", config.checkpoint.every_steps),
-        ("checkpoint.every_minutes", config.checkpoint.every_minutes),
-    ):
-        if steps is not None and not steps >= 0:
-            raise UserError(f"{key}={steps} must not be negative; 0 is only at the end")
-    _check_checkpoint(config.checkpoint)
-    if not 0 <= config.seed < 2**32:
-        raise UserError(f"seed={config.seed} must lie between 0 and {2**32 - 1}")
-    if not config.run.name or not config.run.dir:
-        raise UserError("run.name and run.dir must not be empty: the run directory is runs/<run.name>, or run.dir")
-
-
-def _check_checkpoint(config: CheckpointConfig) -> None:
-    if config.keep < 1:
-        raise UserError(f"checkpoint.keep={config.keep} must be at least 1: a resume needs the newest")
-    if config.keep_every is not None and config.keep_every < 1:
-        raise UserError(f"checkpoint.keep_every={config.keep_every} must be at least 1, or null to keep none for ever")
-    if config.best_mode not in ("max", "min"):
-        raise UserError(f"checkpoint.best_mode={config.best_mode}: choose max or min")
-    if config.on_failure not in ("stop", "continue"):
-        raise UserError(f"checkpoint.on_failure={config.on_failure}: choose stop or continue")
-    if not config.timeout_minutes > 0:
-        raise UserError(f"checkpoint.timeout_minutes={config.timeout_minutes} must be above 0")
 
 
 def _check_training_batch(config: Config, world: int) -> None:
-    train = config.train
-    if train.accumulate < 1:
-        raise UserError(f"train.accumulate={train.accumulate} must be at least 1")
+    train, group = config.train, config.router.group_size
     pieces = world * train.accumulate
-    if train.batch_size < pieces or train.batch_size % pieces:
+    if train.batch_size % pieces:
+        # Readers take equal parts of a micro-batch too, and groups divide it: what we propose must pass their checks.
+        fitting = pieces * math.lcm(max(1, config.data.workers), group or 1)
         raise UserError(
             f"train.batch_size={train.batch_size} (global) is not divisible by {count_processes(world)} x {train.accumulate} "
-            f"micro-batches: use a multiple of {pieces}"
+            f"micro-batches: use a multiple of {fitting}, such as train.batch_size={_multiple(train.batch_size, fitting)}"
         )
-    local, group = train.batch_size // pieces, config.router.group_size
-    if group is not None and (group < 1 or local % min(group, local)):
-        raise UserError(f"router.group_size={group} does not divide the {local} pairs of one process's micro-batch")
+    local = train.batch_size // pieces
+    if group is not None and local % min(group, local):
+        raise UserError(
+            f"router.group_size={group} does not divide the {local} pairs of one process's micro-batch: "
+            f"use router.group_size={_divisor(local, group)}"
+        )
 
 
 def _check_evaluation_batch(config: Config, world: int) -> None:
-    if config.eval.batch_size < world or config.eval.batch_size % world:
+    size = config.eval.batch_size
+    if size % world:
         raise UserError(
-            f"eval.batch_size={config.eval.batch_size} (global) is not divisible by the {count_processes(world)}: "
-            f"use a multiple of {world}"
+            f"eval.batch_size={size} (global) is not divisible by the {count_processes(world)}: "
+            f"use a multiple of {world}, such as eval.batch_size={_multiple(size, world)}"
+        )
+
+
+def check_schedule(config: ScheduleConfig, steps: int) -> None:
+    """Raise UserError for a schedule that does not fit the run's steps."""
+    both = config.warmup_steps + config.cooldown_steps
+    if config.kind == "rsqrt" and both > steps:
+        warmup, cooldown = (steps * part // both for part in (config.warmup_steps, config.cooldown_steps))
+        raise UserError(
+            f"schedule.warmup_steps={config.warmup_steps} and schedule.cooldown_steps={config.cooldown_steps} do not fit "
+            f"train.steps={steps}: shorten them, such as to schedule.warmup_steps={warmup} and schedule.cooldown_steps={cooldown}"
         )
 
 
@@ -192,18 +176,33 @@ def count_processes(world: int) -> str:
     return f"{world} process{'es' if world > 1 else ''}"
 
 
-def check_schedule(config: ScheduleConfig, steps: int) -> None:
-    """Raise UserError for a schedule that cannot be."""
-    if config.kind not in ("cosine", "rsqrt"):
-        raise UserError(f"schedule.kind={config.kind}: choose cosine or rsqrt{did_you_mean(config.kind, ('cosine', 'rsqrt'))}")
-    if config.warmup_steps < 0 or config.cooldown_steps < 0:
-        raise UserError("schedule.warmup_steps and schedule.cooldown_steps must not be negative")
-    if config.timescale is not None and config.timescale < 1:
-        raise UserError(f"schedule.timescale={config.timescale} must be at least 1, or null for schedule.warmup_steps")
-    if not config.final_factor >= 0:
-        raise UserError(f"schedule.final_factor={config.final_factor} must not be negative")
-    if config.kind == "rsqrt" and config.warmup_steps + config.cooldown_steps > steps:
-        raise UserError(
-            f"schedule.warmup_steps={config.warmup_steps} and schedule.cooldown_steps={config.cooldown_steps} do not fit "
-            f"train.steps={steps}: shorten them"
-        )
+def _typed(numbers: Iterable[int]) -> str:
+    return f"[{','.join(map(str, numbers))}]"
+
+
+def _divisor(number: int, most: int) -> int:
+    """The largest divisor that is not above `most`."""
+    return max(divisor for divisor in range(1, min(number, most) + 1) if number % divisor == 0)
+
+
+def _multiple(wanted: int, of: int) -> int:
+    """The multiple of `of` that is nearest to a number, and not 0."""
+    return max(1, round(wanted / of)) * of
+
+
+@dataclass(frozen=True)
+class _Check:
+    """A check of several values, for a number of processes; sections: the keys and sections that it reads."""
+
+    sections: tuple[str, ...]
+    run: Callable[[Config, int], None]
+
+
+CHECKS = (
+    _Check(ARCHITECTURE, lambda config, world: _check_parts(config.model, config.router)),
+    _Check(("model", "parallel"), _check_parallel),
+    _Check(("train", "router.group_size", "data.workers"), _check_training_batch),
+    _Check(("train.precision", "train.grad_dtype"), lambda config, world: _check_gradients(config.train)),
+    _Check(("eval.batch_size",), _check_evaluation_batch),
+    _Check(("schedule", "train.steps"), lambda config, world: check_schedule(config.schedule, config.train.steps)),
+)

@@ -1,6 +1,7 @@
 """From the command line to a typed configuration, with errors a person can read."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
+from trainer.config.keys import KEYS as VALUE_KEYS
+from trainer.config.paths import expand_paths
 from trainer.config.schema import Config
 from trainer.errors import UserError, did_you_mean
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+HOME_IN_LIST = re.compile(r"([\[{,:]\s*)(~[^\s,:\[\]{}'\"]*)")
+PACKAGE = Path(__file__).resolve().parents[1]
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+"""The configuration: inside the package in an installed wheel (setup.py), beside it in a checkout."""
 
 
 def register_schema() -> None:
@@ -33,13 +39,7 @@ def compose_config(overrides: list[str]) -> Config:
     parsed = parse_overrides(overrides)
     for override in parsed:
         check_key(override)
-        if override.key_or_group.startswith(("hydra/launcher", "hydra.launcher")):
-            raise UserError(f"'{override.input_line}' is for sweeps: add -m, or submit one run by sbatch slurm/train.sbatch")
-        if override.is_sweep_override():
-            raise UserError(
-                f"'{override.input_line}' names several values: -m trains with each in turn, key=[a,b] is one list, "
-                f"and key='\"a,b\"' one text"
-            )
+        check_one_run(override)
     register_schema()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -49,10 +49,17 @@ def compose_config(overrides: list[str]) -> Config:
     return to_config(composed)
 
 
-def overrides_among(arguments: list[str]) -> list[str]:
-    """What of a command line overrides the configuration: neither Hydra's flags nor, where there are any, their values."""
-    flags = any(argument.startswith("-") for argument in arguments)
-    return [argument for argument in arguments if not argument.startswith("-") and ("=" in argument or not flags)]
+def check_one_run(override: Override) -> None:
+    """Raise UserError for an override that only a sweep could follow."""
+    if override.key_or_group.startswith(("hydra/launcher", "hydra.launcher")):
+        raise UserError(f"'{override.input_line}' is for sweeps: add -m, or submit one run by sbatch slurm/train.sbatch")
+    if override.key_or_group.startswith(("hydra/sweeper", "hydra.sweeper", "hydra.sweep.")):
+        raise UserError(f"'{override.input_line}' is for sweeps: add -m")
+    if override.is_sweep_override():
+        raise UserError(
+            f"'{override.input_line}' names several values: -m trains with each in turn, key=[a,b] is one list, "
+            f"and key='\"a,b\"' one text"
+        )
 
 
 def parse_overrides(overrides: list[str]) -> list[Override]:
@@ -76,18 +83,23 @@ def quote_text(argument: str) -> str:
     So nobody has to quote a shard pattern twice for its braces, or a `pipe:` command.
     """
     key, _, value = argument.partition("=")
-    if key.lstrip("+") not in TEXT_KEYS or value[:1] in ("", "[", "{", "'", '"'):
+    if key.lstrip("+") not in TEXT_KEYS or value[:1] in ("", "'", '"'):
         return argument
     try:
         OverridesParser.create().parse_override(argument)
     except HydraException:
+        if value[0] in "[{":  # of a list or a mapping only home directories: Hydra knows no `~` in them
+            return HOME_IN_LIST.sub(r'\1"\2"', argument)
         escaped = value.replace('"', '\\"')
         return f'{key}="{escaped}"'
     return argument
 
 
 def to_config(values: Any) -> Config:
-    """A composed or loaded configuration as a Config. Raises UserError for an unknown key or a value of the wrong type."""
+    """A composed or loaded configuration as a Config, its paths expanded.
+
+    Raises UserError for an unknown key, a value of the wrong type, and a path that names nobody's home.
+    """
     try:
         # Merged as plain values: a typed node would bring a key along that `+` has added to it.
         merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(values))
@@ -95,6 +107,7 @@ def to_config(values: Any) -> Config:
     except OmegaConfBaseException as problem:
         raise UserError(explain(problem)) from problem
     assert isinstance(config, Config)  # what a structured Config becomes
+    expand_paths(config)
     return config
 
 
@@ -116,12 +129,25 @@ def explain(problem: Exception) -> str:
     if isinstance(problem, MissingConfigException) and problem.missing_cfg_file:
         group, _, name = problem.missing_cfg_file.rpartition("/")
         options = problem.options or []
-        return f"'{group}={name}': no such choice{did_you_mean(name, options)}; {group} can be {', '.join(options)}"
+        if not group or not options:
+            return _one_line(problem)
+        plugin = "; others are plugins of Hydra, to be installed first" if group == "hydra/sweeper" else ""
+        return f"'{group}={name}': no such choice{did_you_mean(name, options)}; {group} can be {', '.join(options)}{plugin}"
     key = getattr(problem, "full_key", None) or ""
     if key and isinstance(problem, (ConfigKeyError, ConfigAttributeError)):
-        return _no_such_key(key)
+        return _no_such_key(key, _beside(key, problem))
     line = _one_line(problem)
+    if isinstance(problem, HydraException):  # of which the second line often says what the first is about
+        line = " ".join(part.strip() for part in str(problem).splitlines()[:2])
     return line if not key or key in line else f"{key}: {line}"
+
+
+def _beside(key: str, problem: OmegaConfBaseException) -> list[str]:
+    """The keys of Hydra's settings that lie where there is no such one; ours are all known."""
+    parent = getattr(problem, "parent_node", None)
+    if not key.startswith("hydra.") or not isinstance(parent, DictConfig):
+        return []
+    return [f"{key.rpartition('.')[0]}.{name!s}" for name in parent]
 
 
 def _one_line(problem: Exception) -> str:
@@ -135,10 +161,29 @@ def check_key(override: Override) -> None:
     known = key in KEYS or key in GROUPS or any(key.startswith(f"{name}.") for name in OPEN_KEYS)
     if not known and key.partition(".")[0].partition("/")[0] != "hydra":
         raise UserError(f"'{override.input_line}': {_no_such_key(key)}")
+    is_choice = isinstance(override.value(), str) or override.is_sweep_override()
+    if key in GROUPS and not override.is_delete() and not is_choice and not isinstance(override.value(), dict):
+        raise UserError(f"'{override.input_line}': {_always_there(key)}")  # null, or a number: Hydra has only a traceback for it
+    if known and override.is_delete() and not any(key.startswith(f"{name}.") for name in OPEN_KEYS):
+        raise UserError(f"'{override.input_line}': {_always_there(key)}")
 
 
-def _no_such_key(key: str) -> str:
-    return f"the configuration has no '{key}'{did_you_mean(key, [*KEYS, *GROUPS])}"
+def _always_there(key: str) -> str:
+    """Hydra would take a key away, and the schema put its default back: nothing would happen, and nobody would say so."""
+    if key == "experiment":
+        return "a run without an experiment names none: leave experiment= out"
+    if key in GROUPS:
+        choices = ", ".join(sorted(path.stem for path in (CONF / key).glob("*.yaml")))
+        return f"every run has one {key}: choose {choices}"
+    if key not in VALUE_KEYS:
+        return f"the section {key} stays; set its keys, such as {next(name for name in VALUE_KEYS if name.startswith(key))}"
+    if VALUE_KEYS[key].optional:
+        return f"a key is not deleted but switched off: {key}=null"
+    return f"a key is not deleted but set; the default is {key}={VALUE_KEYS[key].default}"
+
+
+def _no_such_key(key: str, known: Sequence[str] = ()) -> str:
+    return f"the configuration has no '{key}'{did_you_mean(key, known or [*KEYS, *GROUPS])}"
 
 
 def _names(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -11,7 +11,9 @@ class Batch:
 
     images: uint8 [B, 3, H, W]; texts: int64 [B, T], 0 is padding; ids: `shard/key` of each pair.
     read, bad: samples read to make this batch, and the unusable ones among them by shard.
-    lengths: usable pairs by shard, of shards that were read to their end meanwhile.
+    shards, bad_shards: shards opened meanwhile, and by name how often one broke off before its end.
+    caption_tokens: tokens of each pair's whole caption, its end counted; more than T were cut.
+    lengths, short: what was learned of the shards' lengths meanwhile, as in DataProgress.
     """
 
     images: Tensor
@@ -19,7 +21,11 @@ class Batch:
     ids: list[str]
     read: int = 0
     bad: dict[str, int] = field(default_factory=dict)
+    shards: int = 0
+    bad_shards: dict[str, int] = field(default_factory=dict)
     lengths: dict[str, int] = field(default_factory=dict)
+    short: dict[str, int] = field(default_factory=dict)
+    caption_tokens: list[int] = field(default_factory=list)
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 import functools
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -12,8 +11,10 @@ from torch import Tensor
 from model.preprocess import REDUCING_GAP, centre_crop
 from trainer.config.schema import DataConfig
 from trainer.data.batch import EvaluationBatch
-from trainer.data.shards.captions import captions_of, label_of
+from trainer.data.limits import LeftOut
+from trainer.data.shards.captions import CaptionRule, captions_of, label_of, read_captions
 from trainer.data.shards.images import decode_image, image_bytes
+from trainer.data.shards.opening import Remote
 from trainer.data.shards.samples import Sample, Unusable, read_samples
 from trainer.data.workers import WorkerIterator
 from trainer.errors import UserError
@@ -29,21 +30,23 @@ class _Plan:
 
     shards: list[str]
     image_size: int
-    caption_key: str | None
+    captions: CaptionRule
+    background: tuple[int, ...]
     first_reader: int  # of this rank
     readers: int  # of all ranks
     parcel_rows: int
+    remote: Remote
 
 
 @dataclass
 class _Rows:
-    """Some images of one reader, and the unusable samples met on the way, by shard."""
+    """Some images of one reader, and what was left out on the way."""
 
     images: list[Tensor] = field(default_factory=list)  # uint8 [3, H, W] each; one [n, 3, H, W] on its way between processes
     labels: list[int] = field(default_factory=list)
     captions: list[list[str]] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
-    bad: Counter[str] = field(default_factory=Counter)
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 def evaluation_batches(
@@ -56,22 +59,33 @@ def evaluation_batches(
     world: int,
     any_rank: Callable[[bool], bool] = bool,
     workers: int | None = None,
+    left_out: LeftOut | None = None,
 ) -> Iterator[EvaluationBatch]:
     """This rank's share of all images of the shards, in batches of `batch_size` rows; the last one is filled with invalid rows.
 
     `any_rank(flag)` says whether the flag is set on any rank; it is called once before each batch and once at the end, on
     all ranks equally often, so that all ranks see the same number of batches. `workers`: null for data.workers. A sample
-    needs an image and a caption or a class; those that lack them are left out, and their number is logged at the end.
-    Raises UserError when `workers` is negative.
+    needs an image and a caption or a class; those that lack them are left out, and so is what follows the break of a shard: they
+    are counted in `left_out`, complete at the end, and logged.
+    Raises UserError when `workers` is negative or `data.background` is no colour.
     """
     workers = data.workers if workers is None else workers
     if workers < 0:
         raise UserError(f"data.workers={workers} should be 0 (read in the training process) or more")
     per_rank = max(1, workers)
-    plan = _Plan(list(shards), image_size, data.caption_key, rank * per_rank, world * per_rank, min(batch_size, PARCEL_ROWS))
+    plan = _Plan(
+        shards=list(shards),
+        image_size=image_size,
+        captions=CaptionRule.of(data),
+        background=tuple(data.background),
+        first_reader=rank * per_rank,
+        readers=world * per_rank,
+        parcel_rows=min(batch_size, PARCEL_ROWS),
+        remote=Remote(data.remote_timeout, data.remote_tries),
+    )
     read = functools.partial(_read_rows, plan)
     rows: Iterator[_Rows] = WorkerIterator(read, workers) if workers else read(0)
-    batches = _batches(rows, batch_size, image_size)
+    batches = _batches(rows, batch_size, image_size, left_out if left_out is not None else LeftOut())
     try:
         while True:
             batch = next(batches, None)
@@ -83,26 +97,30 @@ def evaluation_batches(
             rows.close()
 
 
-def _batches(parcels: Iterator[_Rows], batch_size: int, image_size: int) -> Iterator[EvaluationBatch]:
+def _batches(parcels: Iterator[_Rows], batch_size: int, image_size: int, left_out: LeftOut) -> Iterator[EvaluationBatch]:
     waiting = _Rows()
     for parcel in parcels:
         _append(waiting, parcel)
+        left_out.add(parcel.left_out)
         while len(waiting.ids) >= batch_size:
             yield _filled(_cut(waiting, batch_size), batch_size, image_size)
     if waiting.ids:
         yield _filled(waiting, batch_size, image_size)
-    if waiting.bad:
-        named = ", ".join(f"{shard} ({number})" for shard, number in waiting.bad.most_common(3))
-        logger.warning("evaluation left out %d unusable samples; most of them in %s", waiting.bad.total(), named)
+    for line in left_out.told():
+        logger.warning("evaluation: %s", line)
 
 
 def _read_rows(plan: _Plan, worker: int) -> Iterator[_Rows]:
     rows = _Rows()
     for sample in _share(plan, plan.first_reader + worker):
+        if sample.broken:
+            rows.left_out.bad_shards.setdefault(sample.shard, sample.broken)
+            continue
+        rows.left_out.read += 1
         try:
             _add_sample(rows, sample, plan)
-        except Unusable:
-            rows.bad[sample.shard] += 1
+        except Unusable as problem:
+            rows.left_out.note_bad(sample.shard, sample.id, problem)
         if len(rows.ids) == plan.parcel_rows:
             yield _packed(rows)
             rows = _Rows()
@@ -113,19 +131,17 @@ def _share(plan: _Plan, reader: int) -> Iterator[Sample]:
     """Whole shards while there is one for every reader; otherwise every reader reads all and keeps every readers-th sample."""
     if len(plan.shards) >= plan.readers:
         for shard in plan.shards[reader :: plan.readers]:
-            yield from read_samples(shard)
+            yield from read_samples(shard, plan.remote)
         return
-    samples = (sample for shard in plan.shards for sample in read_samples(shard))
-    yield from (sample for index, sample in enumerate(samples) if index % plan.readers == reader)
+    samples = (sample for shard in plan.shards for sample in read_samples(shard, plan.remote))
+    yield from (sample for index, sample in enumerate(samples) if sample.broken or index % plan.readers == reader)
 
 
 def _add_sample(rows: _Rows, sample: Sample, plan: _Plan) -> None:
-    if sample.broken:
-        raise Unusable(sample.broken)
-    label, captions = label_of(sample), captions_of(sample, plan.caption_key)
-    if label < 0 and not captions:
-        raise Unusable("neither a caption nor a class")
-    image = decode_image(image_bytes(sample), round(REDUCING_GAP * plan.image_size))
+    label = label_of(sample)
+    # What has a class may lack a caption.
+    captions = read_captions(sample, plan.captions) if label < 0 else captions_of(sample, plan.captions)
+    image = decode_image(image_bytes(sample), round(REDUCING_GAP * plan.image_size), plan.background)
     rows.images.append(centre_crop(image, plan.image_size))
     rows.labels.append(label)
     rows.captions.append(captions)
@@ -142,7 +158,6 @@ def _append(rows: _Rows, more: _Rows) -> None:
     rows.labels += more.labels
     rows.captions += more.captions
     rows.ids += more.ids
-    rows.bad += more.bad
 
 
 def _cut(rows: _Rows, count: int) -> _Rows:

@@ -2,7 +2,7 @@
 
 import functools
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 
@@ -12,20 +12,19 @@ from torch import Tensor
 from trainer.config.schema import DataConfig
 from trainer.data.batch import Batch
 from trainer.data.evaluation import evaluation_batches as evaluation_batches  # the other loader
+from trainer.data.limits import JUDGED_AFTER
 from trainer.data.order.dealing import choose_streams
 from trainer.data.order.progress import DataProgress, ShardLengths, add_counts, keep_longest
 from trainer.data.order.reading import Pair
 from trainer.data.order.stream import Stream
-from trainer.data.shards.captions import check_captions
+from trainer.data.shards.captions import CaptionRule, check_captions
 from trainer.data.shards.images import decode_image
+from trainer.data.shards.opening import Remote
 from trainer.data.shards.samples import Unusable
 from trainer.data.tokenizer import Tokenizer
 from trainer.data.transforms import least_side, random_crop
+from trainer.data.truncation import TruncatedCaptions
 from trainer.data.workers import WorkerIterator
-from trainer.errors import UserError
-
-JUDGED_AFTER = 100  # samples read before the share of bad ones means something
-WORST_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,11 @@ class _Plan:
     first_reader: int  # of this rank
     start: int  # pairs of each stream
     lengths: dict[str, int]
+    short: dict[str, int]
+    remote: Remote
     shuffle_buffer: int
-    caption_key: str | None
+    captions: CaptionRule
+    background: tuple[int, ...]
     crop_scale: tuple[float, ...]
     crop_ratio: tuple[float, ...]
     flip: bool
@@ -54,15 +56,21 @@ class TrainingLoader:
     """This rank's part of endless global batches.
 
     The rows of all ranks in rank order are the same for every number of ranks and workers that has the same `streams`.
-    `read` and `bad` (by shard) count the samples read so far by this rank and the unusable ones among them; what was counted
-    before a resume is rank 0's.
+    `read` and `bad` (by shard) count the samples read so far by this rank and the unusable ones among them, `shards_read` and
+    `bad_shards` (by name) the shards and those that broke off, `truncated` its captions that are longer than the model reads;
+    what was counted before a resume is rank 0's. `shards`: how many there are.
     """
 
     def __init__(self, plan: _Plan, workers: int, before: DataProgress) -> None:
         self.streams = plan.streams
         self.read = before.read
         self.bad = dict(before.bad)
-        self._lengths: dict[str, int] = {}  # learned since the last report
+        self.shards = len(plan.shards)
+        self.shards_read = before.shards
+        self.bad_shards = dict(before.bad_shards)
+        self._truncated = TruncatedCaptions(plan.text_length, before.truncated, warns=plan.first_reader == 0)
+        self._lengths: dict[str, int] = {}  # learned since the last report, as is
+        self._short: dict[str, int] = {}
         self._parts_per_batch = max(1, workers)
         read = functools.partial(_read_parts, plan)
         self._parts: Iterator[Batch] = WorkerIterator(read, workers) if workers else read(0)
@@ -74,13 +82,31 @@ class TrainingLoader:
         batch = _join([next(self._parts) for _ in range(self._parts_per_batch)])
         self.read += batch.read
         add_counts(self.bad, batch.bad)
+        self.shards_read += batch.shards
+        add_counts(self.bad_shards, batch.bad_shards)
+        self._truncated.add(batch.caption_tokens)
         keep_longest(self._lengths, batch.lengths)
+        self._short |= batch.short
         return batch
+
+    @property
+    def truncated(self) -> int:
+        """Captions so far that are longer than the model reads."""
+        return self._truncated.count
 
     def report(self) -> DataProgress:
         """This rank's counters, and the shard lengths it learned since the last report: its part of what a checkpoint keeps."""
         lengths, self._lengths = self._lengths, {}
-        return DataProgress(self.read, dict(self.bad), lengths)
+        short, self._short = self._short, {}
+        return DataProgress(
+            read=self.read,
+            bad=dict(self.bad),
+            lengths=lengths,
+            truncated=self.truncated,
+            shards=self.shards_read,
+            bad_shards=dict(self.bad_shards),
+            short=short,
+        )
 
     def close(self) -> None:
         """Stop the workers; there are no batches after this."""
@@ -109,12 +135,13 @@ def training_loader(
     before is decoded. `progress` is what all ranks learned by then: its counters go on, and of the shards whose lengths it has
     only those are read that still have pairs to give. Raises UserError when shards, batch, ranks and workers do not fit
     together, or the shards hold no captions; drawing batches does for a shard that has become shorter. Samples that cannot be
-    used are replaced: one without image or caption by the one after it, an image that cannot be decoded by a copy of a later
-    pair of its stream.
+    used are replaced: one without image or caption by the one after it, an image that cannot be decoded, or a caption in which
+    the tokenizer knows nothing, by a copy of a later pair of its stream.
     """
     progress = progress or DataProgress()
     streams = check_reading(data, len(shards), batch_size, world)
-    check_captions(shards, data.caption_key)
+    rule = CaptionRule.of(data)
+    check_captions(shards, rule)
     plan = _Plan(
         shards=list(shards),
         tokenizer=tokenizer,
@@ -127,8 +154,11 @@ def training_loader(
         first_reader=rank * max(1, data.workers),
         start=start // streams,
         lengths=progress.lengths,
+        short=progress.short,
+        remote=Remote(data.remote_timeout, data.remote_tries),
         shuffle_buffer=data.shuffle_buffer,
-        caption_key=data.caption_key,
+        captions=rule,
+        background=tuple(data.background),
         crop_scale=tuple(data.crop_scale),
         crop_ratio=tuple(data.crop_ratio),
         flip=data.flip,
@@ -139,49 +169,28 @@ def training_loader(
 def check_reading(data: DataConfig, shards: int, batch_size: int, world: int) -> int:
     """The number of canonical streams that so many shards are dealt into, for global batches of `batch_size` pairs.
 
-    Raises UserError when the settings cannot be, or shards, batch, ranks and workers do not fit together.
+    Raises UserError when shards, batch, ranks and workers do not fit together.
     """
-    if data.workers < 0:
-        raise UserError(f"data.workers={data.workers} should be 0 (read in the training process) or more")
-    if data.shuffle_buffer < 0:
-        raise UserError(f"data.shuffle_buffer={data.shuffle_buffer} should be 0 (no shuffling within shards) or more")
-    _check_range(data.crop_scale, "data.crop_scale", 1.0)
-    _check_range(data.crop_ratio, "data.crop_ratio", float("inf"))
     workers = max(1, data.workers)
-    return choose_streams(shards, batch_size, world * workers, data.streams, f" ({world} ranks x {workers} workers)")
-
-
-def is_bad_share(read: int, bad: int, limit: float) -> bool:
-    """Whether of at least 100 samples read more than the share `limit` was unusable."""
-    return read >= JUDGED_AFTER and bad > limit * read
-
-
-def check_bad_share(read: int, bad: Mapping[str, int], limit: float) -> None:
-    """Raise UserError when of at least 100 samples read more than the share `limit` was unusable (`bad`: counts by shard)."""
-    total = sum(bad.values())
-    if not is_bad_share(read, total, limit):
-        return
-    worst = sorted(bad, key=lambda shard: (-bad[shard], shard))[:WORST_SHOWN]
-    named = ", ".join(f"{shard} ({bad[shard]})" for shard in worst)
-    raise UserError(
-        f"{total} of {read} samples are unusable, more than data.max_bad_share={limit:g}: "
-        f"mend the shards or raise the limit; the worst are {named}"
-    )
-
-
-def _check_range(values: list[float], key: str, most: float) -> None:
-    if len(values) != 2 or not 0 < values[0] <= values[1] <= most:
-        raise UserError(
-            f"{key}={list(values)} should be two numbers, the smaller first, above 0{' and at most 1' if most == 1 else ''}"
-        )
+    return choose_streams(shards, batch_size, world, workers, data.streams)
 
 
 def _read_parts(plan: _Plan, worker: int) -> Iterator[Batch]:
     """The endless parts of the batches that one reader makes: its streams' pairs, stream after stream."""
     first = (plan.first_reader + worker) * plan.streams_per_reader
-    lengths = ShardLengths(plan.lengths)
+    lengths = ShardLengths(plan.lengths, plan.short)
     streams = [
-        Stream(plan.shards, plan.seed, number, plan.streams, plan.shuffle_buffer, plan.caption_key, plan.start, lengths)
+        Stream(
+            plan.shards,
+            plan.seed,
+            number,
+            plan.streams,
+            plan.shuffle_buffer,
+            plan.captions,
+            plan.start,
+            lengths,
+            plan.remote,
+        )
         for number in range(first, first + plan.streams_per_reader)
     ]
     while True:
@@ -189,55 +198,77 @@ def _read_parts(plan: _Plan, worker: int) -> Iterator[Batch]:
 
 
 def _part(plan: _Plan, streams: list[Stream], lengths: ShardLengths) -> Batch:
-    images, captions, ids = [], [], []
-    for stream in streams:
-        for image, caption, pair_id in _prepared(plan, stream):
-            images.append(image)
-            captions.append(caption)
-            ids.append(pair_id)
-    batch = Batch(torch.stack(images), plan.tokenizer(captions, plan.text_length), ids)
+    ready = [pair for stream in streams for pair in _prepared(plan, stream)]
+    batch = Batch(
+        torch.stack([pair.image for pair in ready]), torch.stack([pair.tokens for pair in ready]), [p.id for p in ready]
+    )
+    batch.caption_tokens = [pair.caption_tokens for pair in ready]
     for stream in streams:
         tally = stream.tally.take()
         batch.read += tally.read
         add_counts(batch.bad, tally.bad)
-    batch.lengths = lengths.take_news()
+        batch.shards += tally.shards
+        add_counts(batch.bad_shards, tally.bad_shards)
+    batch.lengths, batch.short = lengths.take_news(), lengths.take_short_news()
     return batch
 
 
-def _prepared(plan: _Plan, stream: Stream) -> Iterator[tuple[Tensor, str, str]]:
-    """The stream's next pairs for one batch, decoded and augmented.
+@dataclass(frozen=True)
+class _Ready:
+    """A pair as it goes into a batch. image: uint8 [3, H, W]; tokens: int64 [T]; caption_tokens: before the cut at T."""
 
-    An undecodable one leaves its place to a copy of a good pair from behind the batch. So positions never depend on what
+    id: str
+    image: Tensor
+    tokens: Tensor
+    caption_tokens: int
+
+
+def _prepared(plan: _Plan, stream: Stream) -> Iterator[_Ready]:
+    """The stream's next pairs for one batch, decoded, augmented and tokenized.
+
+    An unusable one leaves its place to a copy of a good pair from behind the batch. So positions never depend on what
     can be decoded, and a resumed run need not decode what it skips.
     """
     taken = [stream.next() for _ in range(plan.pairs_per_stream)]
     behind = count()
     for pair, rng in taken:
         try:
-            image = _decoded_crop(plan, pair, rng)
+            ready = _ready(plan, pair, rng)
         except Unusable as problem:
-            stream.tally.note_bad(pair.shard, pair.id, problem)
-            pair, image = _substitute(plan, stream, behind, rng)
-        yield image, rng.choice(pair.captions), pair.id
+            if not pair.lost:  # or it is counted with its shard
+                stream.tally.note_bad(pair.shard, pair.id, problem)
+            ready = _substitute(plan, stream, behind, rng)
+        yield ready
 
 
-def _substitute(plan: _Plan, stream: Stream, behind: Iterator[int], rng: random.Random) -> tuple[Pair, Tensor]:
+def _substitute(plan: _Plan, stream: Stream, behind: Iterator[int], rng: random.Random) -> _Ready:
+    patience = stream.patience(JUDGED_AFTER)
     while True:
         pair = stream.look_ahead(next(behind))
         try:
-            return pair, _decoded_crop(plan, pair, rng)
-        except Unusable:
-            continue  # it is counted when its own turn comes
+            return _ready(plan, pair, rng)
+        except Unusable as problem:  # it is counted when its own turn comes
+            patience.saw(pair.id, problem)
+            patience.missed(pair.shard)
 
 
-def _decoded_crop(plan: _Plan, pair: Pair, rng: random.Random) -> Tensor:
+def _ready(plan: _Plan, pair: Pair, rng: random.Random) -> _Ready:
+    """Raises Unusable before anything is drawn from `rng`, so that it draws alike whether the verdict was known before."""
+    if pair.problem:
+        raise Unusable(pair.problem)
     try:
-        image = decode_image(pair.image, least_side(plan.image_size, plan.crop_scale, plan.crop_ratio))
-    except Unusable:
+        image = decode_image(pair.image, least_side(plan.image_size, plan.crop_scale, plan.crop_ratio), plan.background)
+        texts = plan.tokenizer.encode(pair.captions, plan.text_length)
+        usable = [index for index, known in enumerate(texts.known) if known]
+        if not usable:
+            raise Unusable(f"the tokenizer knows nothing in its caption '{pair.captions[0][:40]}'")
+    except Unusable as problem:
         # It may be looked at again and again while it waits for its turn: keep the verdict, not the bytes.
-        pair.image = b""
+        pair.image, pair.problem = b"", str(problem)
         raise
-    return random_crop(image, plan.image_size, plan.crop_scale, plan.crop_ratio, plan.flip, rng)
+    crop = random_crop(image, plan.image_size, plan.crop_scale, plan.crop_ratio, plan.flip, rng)
+    drawn = rng.choice(usable)
+    return _Ready(pair.id, crop, texts.ids[drawn], texts.counts[drawn])
 
 
 def _join(parts: list[Batch]) -> Batch:
@@ -248,8 +279,12 @@ def _join(parts: list[Batch]) -> Batch:
         torch.cat([part.texts for part in parts]),
         [pair_id for part in parts for pair_id in part.ids],
         sum(part.read for part in parts),
+        shards=sum(part.shards for part in parts),
+        caption_tokens=[tokens for part in parts for tokens in part.caption_tokens],
     )
     for part in parts:
         add_counts(batch.bad, part.bad)
+        add_counts(batch.bad_shards, part.bad_shards)
         keep_longest(batch.lengths, part.lengths)
+        batch.short |= part.short
     return batch

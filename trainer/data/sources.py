@@ -1,22 +1,19 @@
 """Where the pairs of a run come from: its shards and its tokenizer, found and checked; no process group."""
 
+import logging
+from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.config.schema import Config
-from trainer.data.shards.captions import check_captions
-from trainer.data.shards.patterns import list_shards
+from trainer.config.schema import Config, DataConfig
+from trainer.data.look import Look, judge_image, judge_pair, look_at
+from trainer.data.shards.captions import CaptionRule, check_captions
+from trainer.data.shards.patterns import identify, list_shards, name_some
 from trainer.data.tokenizer import Tokenizer
-from trainer.errors import UserError, did_you_mean
+from trainer.errors import UserError
 
-KINDS = ("shapes", "webdataset")
-
-
-def check_kind(config: Config) -> None:
-    """Raise UserError when `data.kind` is none of KINDS."""
-    kind = config.data.kind
-    if kind not in KINDS:
-        raise UserError(f"data.kind={kind}: choose {' or '.join(KINDS)}{did_you_mean(kind, KINDS)}")
+_log = logging.getLogger(__name__)
 
 
 def with_shapes(config: Config, folder: Path) -> Config:
@@ -33,15 +30,63 @@ def load_tokenizer(config: Config, path: Path) -> Tokenizer:
     """The run's tokenizer. Raises UserError when the model's table is too small for it."""
     tokenizer = Tokenizer.load(path)
     if tokenizer.vocabulary > config.model.vocabulary:
+        remedy = f"set model.vocabulary={tokenizer.vocabulary}"
+        if config.init_from is not None and config.data.tokenizer is not None:  # its weights have as many rows as they have
+            remedy = "leave data.tokenizer out to keep that of init_from, or init_from"
         raise UserError(
             f"the tokenizer {config.data.tokenizer or path} has {tokenizer.vocabulary} pieces, but model.vocabulary="
-            f"{config.model.vocabulary}: set model.vocabulary={tokenizer.vocabulary}"
+            f"{config.model.vocabulary}: {remedy}"
         )
     return tokenizer
 
 
-def check_training_data(config: Config) -> list[str]:
-    """The training shards. Raises UserError when one is missing, or they hold no captions."""
-    shards = list_shards(config.data.train, "data.train")
-    check_captions(shards, config.data.caption_key)
-    return shards
+@dataclass(frozen=True)
+class Shards:
+    """The shards that a configuration key names, and what a look at them showed."""
+
+    what: str
+    names: list[str]
+    look: Look
+
+    def told(self) -> str:
+        """`20 shards, /x/0.tar … /x/19.tar: 32 captions in 32 of 32 samples of 8 shards looked at`"""
+        count = len(self.names)
+        ends = self.names[0] if count == 1 else f"{self.names[0]} … {self.names[-1]}"
+        return f"{count} shard{'s' if count > 1 else ''}, {ends}: {self.look.told()}"
+
+
+def check_training_data(config: Config) -> Shards:
+    """The training shards, looked at. Raises UserError when one is missing, or none that was looked at can be used."""
+    what = "data.train"
+    shards = list_shards(config.data.train, what)
+    look = look_at(shards, config.data, judge_pair)
+    look.check_readable(what)
+    check_captions(shards, CaptionRule.of(config.data))
+    return _looked_at(what, shards, look)
+
+
+def check_evaluation_data(what: str, shards: list[str], training: Sequence[str], data: DataConfig) -> Shards:
+    """Evaluation shards of a configuration key, looked at.
+
+    Raises UserError when some of them are training shards, or nothing that was looked at can be used.
+    """
+    check_apart(what, shards, training)
+    return _looked_at(what, shards, look_at(shards, data, judge_image))
+
+
+def check_apart(what: str, shards: Sequence[str], training: Sequence[str]) -> None:
+    """Raise UserError when some evaluation shards are training shards, by whatever name: a result on them says nothing."""
+    trained = set(identify(training))
+    shared = [shard for shard, identity in zip(shards, identify(shards), strict=True) if identity in trained]
+    if shared:
+        raise UserError(
+            f"{what}: {len(shared)} of {len(shards)} evaluation shards are training shards too ({name_some(shared)}): "
+            "evaluate on others (python -m trainer.evaluate measures on any, after the training)"
+        )
+
+
+def _looked_at(what: str, shards: list[str], look: Look) -> Shards:
+    look.check_usable(what)
+    if doubts := look.doubts():
+        _log.warning("%s: not all that was looked at can be used: %s", what, doubts)
+    return Shards(what, shards, look)

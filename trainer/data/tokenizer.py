@@ -1,25 +1,35 @@
 """A SentencePiece vocabulary out of captions."""
 
 import io
-import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import sentencepiece
 
+from model.paths import user_path
+from model.text import clean_text
 from model.tokenizer import END, PADDING, UNKNOWN
 from model.tokenizer import Tokenizer as Tokenizer
 from trainer.data.shards.captions import training_captions as training_captions  # what a tokenizer is trained on
 from trainer.errors import UserError
+from trainer.files import write_whole
+
+LEARNED_FROM = 4096  # characters of a caption: no model reads much further, and a few huge texts would outweigh all others
+MOST_BYTES = 4  # of a character in UTF-8
+SPECIAL = 3  # tokens for padding, the unknown and the end
+SEPARATOR = "\u2585"  # SentencePiece leaves out every text that holds its own separator
 
 
 def train_tokenizer(captions: Iterable[str], path: str | Path, vocabulary: int, seed: int = 0) -> Tokenizer:
-    """Train a unigram SentencePiece model of at most `vocabulary` tokens on captions and write it to `path`, whole or not at all.
+    """Train a SentencePiece model of at most `vocabulary` tokens on captions and write it to `path`, whole or not at all.
 
-    Texts are normalised and put into lower case. Raises UserError when there are no captions, or `vocabulary` has no room
-    for their characters.
+    By byte pair encoding (Sennrich et al. 2016). SentencePiece's unigram model takes its candidates from the distinct words, each
+    counted once: where a data set has few of them, as the embedded one, no word that stands alone becomes a token.
+    Texts are cleaned (model.text), normalised and put into lower case; of a long one the first LEARNED_FROM characters count.
+    Raises UserError when there are no captions, or `vocabulary` has no room for their characters.
     """
-    lines = (" ".join(caption.split()) for caption in captions)
+    lines = (clean_text(caption).replace(SEPARATOR, " ")[:LEARNED_FROM].strip() for caption in captions)
     sentences = [line for line in lines if line]
     if not sentences:
         raise UserError("no captions to train a tokenizer on: set data.tokenizer, or data.caption_key to where the captions are")
@@ -29,9 +39,10 @@ def train_tokenizer(captions: Iterable[str], path: str | Path, vocabulary: int, 
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(sentences),
             model_writer=trained,
-            model_type="unigram",
+            model_type="bpe",
             vocab_size=vocabulary,
             hard_vocab_limit=False,
+            max_sentence_length=MOST_BYTES * LEARNED_FROM,
             normalization_rule_name="nmt_nfkc_cf",
             byte_fallback=False,
             pad_id=PADDING,
@@ -41,21 +52,24 @@ def train_tokenizer(captions: Iterable[str], path: str | Path, vocabulary: int, 
             num_threads=1,
             minloglevel=2,
         )
-    except (RuntimeError, ValueError) as problem:
-        reason = " ".join(str(problem).split())
+    except (RuntimeError, ValueError, TypeError) as problem:
         raise UserError(
-            f"no tokenizer of model.vocabulary={vocabulary} can be trained on {len(sentences)} captions: {reason}"
+            f"no tokenizer of model.vocabulary={vocabulary} can be trained on {len(sentences)} captions: "
+            f"{_in_our_words(str(problem), vocabulary)}"
         ) from None
     tokenizer = Tokenizer(trained.getvalue())
-    _write_whole(Path(path).expanduser(), tokenizer.model)
+    path = user_path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, tokenizer.model)
     return tokenizer
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+def _in_our_words(told: str, vocabulary: int) -> str:
+    """SentencePiece's reasons name its own flags, and places in its source."""
+    if characters := re.search(r"smaller than required_chars\. \d+ vs (\d+)", told):
+        return f"the characters in them alone take {characters[1]} tokens; set model.vocabulary={2 * int(characters[1])} or more"
+    if vocabulary <= SPECIAL:
+        return "padding, the unknown and the end take three tokens; set a larger model.vocabulary"
+    if "all_chars_count" in told or "sentences_.empty" in told:
+        return "they hold no text; give others (data.train, data.caption_key) or set data.tokenizer"
+    return f"{' '.join(told.split()).rpartition('] ')[2]}; set data.tokenizer to one that was trained elsewhere"

@@ -106,7 +106,10 @@ class _Collector(logging.Handler):
         self.messages: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
+        if getattr(record, "at_once", False):  # of a wait, which should be known while it lasts
+            print(f"WARNING (data worker): {record.getMessage()}", file=sys.stderr, flush=True)
+        else:
+            self.messages.append(record.getMessage())
 
 
 def _collect_warnings() -> list[str]:

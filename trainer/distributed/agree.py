@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from trainer.distributed.processes import Processes
-from trainer.errors import UserError
+from trainer.errors import UserError, reason
 
 T = TypeVar("T")
 
@@ -22,7 +22,7 @@ def first_reads(read: Callable[[], T], processes: Processes) -> T:
         except UserError as error:
             problem = str(error)
         except OSError as error:
-            where = f"{error.filename} cannot be used ({error.strerror})" if error.filename else str(error)
+            where = f"{error.filename} cannot be used ({reason(error)})" if error.filename else str(error)
             problem = f"{where}: mend it and start the same command again"
     value, problem = processes.from_first((value, problem))
     if problem is not None:

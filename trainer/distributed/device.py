@@ -4,10 +4,33 @@ import resource
 
 import torch
 
+from trainer.config.keys import check_value
 from trainer.errors import UserError
 
 # Dense bf16 peak of one device, FLOP/s, as NVIDIA's data sheets state it.
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A10": 125e12, "V100": 125e12}
+
+
+GPU_MEMORY_GIB = {
+    "H200": 140.0,
+    "H100": 79.0,
+    "A100": 79.0,
+    "A100-40": 39.4,
+    "L40S": 44.4,
+    "A10": 22.0,
+    "V100": 31.7,
+    "V100-16": 15.8,
+}
+"""What torch finds on a device of that name, rounded down; of the larger one where a name is sold in two sizes."""
+
+
+def gpu_memory_gib(told: float | str) -> float:
+    """The memory that `run.gpu_memory_gib` means: a number, or the name of a GPU. Raises UserError for anything else."""
+    if isinstance(told, str) and told.upper() in GPU_MEMORY_GIB:
+        return GPU_MEMORY_GIB[told.upper()]
+    if isinstance(told, (int, float)) and not isinstance(told, bool) and told > 0:
+        return float(told)
+    raise UserError(f"run.gpu_memory_gib={told}: give a number above 0, or one of {', '.join(GPU_MEMORY_GIB)}")
 
 
 def utilisation(flops: float, seconds: float, world: int, device: torch.device) -> float | None:
@@ -28,8 +51,7 @@ def memory_gib(device: torch.device) -> float:
 
 def choose_device(wanted: str, local_rank: int) -> torch.device:
     """The device that `run.device` means for a process. Raises UserError when it is not there."""
-    if wanted not in ("auto", "cpu", "cuda"):
-        raise UserError(f"run.device={wanted}: choose auto, cpu or cuda")
+    check_value("run.device", wanted)  # again: the processes need a device before anything else is checked
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UserError("run.device=cuda, but torch sees no CUDA device here: use run.device=cpu, or install torch with CUDA")
     if wanted == "cpu" or not torch.cuda.is_available():

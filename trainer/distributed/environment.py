@@ -7,6 +7,7 @@ import os
 import re
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 
 from trainer.errors import UserError
 
@@ -99,6 +100,28 @@ def world_from_environment() -> int | None:
     if nodes and each:  # before SLURM_NTASKS, which --nodes=MIN-MAX leaves at what MIN nodes have
         return int(nodes) * int(each)
     return int(os.environ.get("SLURM_NTASKS", "0")) or (int(nodes) if nodes else None)
+
+
+def restarts_from_environment() -> int:
+    """How often torchrun (--max-restarts) has started these processes before; 0 under other launchers."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def own_logs_from_environment() -> Path | None:
+    """The folder in which slurm/train.sbatch keeps a log of each rank but the first; None under other launchers."""
+    folder = os.environ.get("LIMOE_LOGS")
+    return Path(folder) if folder else None
+
+
+def seconds_to_leave_from_environment() -> int | None:
+    """How long after the first task srun ends the others, as slurm/train.sbatch has asked for; None: no end is known.
+
+    Raises UserError for what is no number of seconds.
+    """
+    wait = os.environ.get("LIMOE_WAIT", "0")  # srun's 0: never
+    if not wait.isdigit():
+        raise UserError(f"LIMOE_WAIT={wait} in the environment should be a whole number of seconds")
+    return int(wait) or None
 
 
 def in_allocation() -> bool:

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from trainer.distributed.device import choose_device
 from trainer.distributed.environment import adopt_launcher_variables, started_by_srun
-from trainer.errors import UserError
+from trainer.distributed.joining import deadline, meet, raise_open_files
+from trainer.distributed.watchdog import Watchdog
+from trainer.errors import UserError, reason
 
 T = TypeVar("T")
 
@@ -28,6 +30,10 @@ class Processes:
     device: torch.device
     group: dist.ProcessGroup | None = field(default=None, kw_only=True)
     """What the collectives go over; None: the group that all ranks joined at the start."""
+    store: dist.Store | None = field(default=None, kw_only=True)
+    """The key-value store that the ranks met by."""
+    watchdog: Watchdog = field(default_factory=Watchdog, kw_only=True, compare=False)
+    """Notices when a rank falls silent."""
 
     def aside(self, timeout_minutes: float) -> "Processes":
         """The same processes over a group of their own (gloo, on CPUs), for a thread beside the training."""
@@ -86,44 +92,85 @@ ALONE = Processes(rank=0, world=1, local_rank=0, device=torch.device("cpu"))
 """A process that has no fellows and joins no group: for what needs neither."""
 
 
-def start_processes(device: str = "auto", timeout_minutes: float = 10.0) -> Processes:
+JOINING_GRACE_SECONDS = 30.0
+"""How much longer than its time-out joining may take before it is ended from outside: torch's own error says more."""
+
+
+def start_processes(device: str = "auto", timeout_minutes: float = 10.0, lost_after_seconds: float | None = None) -> Processes:
     """Join the process group (NCCL on GPUs, gloo on CPUs) that torchrun or srun laid out, or be a single process.
 
+    lost_after_seconds: a rank that is not heard from for so long ends this process, from here on; None: nobody watches.
     Raises UserError when the device asked for is not there, the ranks cannot reach each other, or two would share one GPU.
     """
     adopt_launcher_variables()
     rank, world, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     chosen = choose_device(device, local_rank)
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
-    else:
-        # Measured with torch 2.13: the fused attention's bf16 backward on CPUs takes several times as long as the plain one.
-        torch.backends.cuda.enable_flash_sdp(False)
-        fellows = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        if fellows > 1 and not (started_by_srun() and "OMP_NUM_THREADS" in os.environ):
-            # Each takes its share of the cores, whatever OMP_NUM_THREADS torchrun has set. A single process keeps the user's,
-            # a task of srun the batch script's.
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // fellows))
+    raise_open_files(world)
+    _prepare_device(chosen)
+    watchdog = Watchdog(rank, world, local_rank)
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    timeout = timedelta(minutes=timeout_minutes)
+
+    def tell() -> str | None:
+        return _not_connected(rank, world, place, chosen, timeout_minutes) if local_rank == 0 else None
+
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), deadline(timeout.total_seconds() + JOINING_GRACE_SECONDS, tell):
             warnings.simplefilter("ignore")
+            store = meet(timeout)
+            if lost_after_seconds is not None:
+                watchdog.start(store, lost_after_seconds)
             dist.init_process_group(
                 "nccl" if chosen.type == "cuda" else "gloo",
-                timeout=timedelta(minutes=timeout_minutes),
+                store=store,
+                rank=rank,
+                world_size=world,
+                timeout=timeout,
                 device_id=chosen if chosen.type == "cuda" else None,
             )
+            processes = Processes(rank, world, local_rank, chosen, store=store, watchdog=watchdog)
+            _check_devices(processes)
     except (RuntimeError, ValueError) as problem:
-        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
-        remedy = "MASTER_ADDR must be the first host, MASTER_PORT a free port there"
-        if "Gloo" in reason:  # they have met there, and then told each other addresses that lead nowhere
-            remedy = "set GLOO_SOCKET_IFNAME to the network between the hosts (`ip -brief address` lists them)"
-        raise UserError(
-            f"rank {rank} of {world} could not join the others at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} "
-            f"({reason[:200]}): {remedy}"
-        ) from problem
-    processes = Processes(rank, world, local_rank, chosen)
-    _check_devices(processes)
+        watchdog.stop()
+        said, remedy = _what_kept_it(problem)
+        raise UserError(f"rank {rank} of {world} could not join the others at {place} ({said}): {remedy}") from problem
     return processes
+
+
+def _prepare_device(device: torch.device) -> None:
+    """Make a GPU the current one, or give this process its share of the cores."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        return
+    # Measured with torch 2.13: the fused attention's bf16 backward on CPUs takes several times as long as the plain one.
+    torch.backends.cuda.enable_flash_sdp(False)
+    fellows = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if fellows > 1 and not (started_by_srun() and "OMP_NUM_THREADS" in os.environ):
+        # Each takes its share of the cores, whatever OMP_NUM_THREADS torchrun has set. A single process keeps the user's,
+        # a task of srun the batch script's.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // fellows))
+
+
+def _what_kept_it(problem: RuntimeError | ValueError) -> tuple[str, str]:
+    """What was said when a rank could not join, and what to do about it."""
+    said, remedy = reason(problem), "MASTER_ADDR must be the first host, MASTER_PORT a free port there"
+    if isinstance(problem, dist.DistBackendError):  # NCCL's, whose last line is its own word on what went wrong
+        last = reason(str(problem).strip().rpartition("\n")[2])
+        said += f" … {last}" if last != said else ""
+        remedy = "if it is the network, set NCCL_SOCKET_IFNAME (`ip -brief address` lists them); NCCL_DEBUG=INFO tells more"
+    elif "Gloo" in said:  # they have met there, and then told each other addresses that lead nowhere
+        remedy = "set GLOO_SOCKET_IFNAME to the network between the hosts (`ip -brief address` lists them)"
+    return said, remedy
+
+
+def _not_connected(rank: int, world: int, place: str, device: torch.device, minutes: float) -> str:
+    """What is told of a join that never ended."""
+    backend, variable = ("NCCL", "NCCL_SOCKET_IFNAME") if device.type == "cuda" else ("gloo", "GLOO_SOCKET_IFNAME")
+    return (
+        f"rank {rank} of {world} on {socket.gethostname()} has met the others at {place}, but {backend} has not connected them "
+        f"in {minutes:g} minutes: set {variable} to the network between the hosts (`ip -brief address` lists them)"
+        + ("; NCCL_DEBUG=INFO tells what it tries" if backend == "NCCL" else "")
+    )
 
 
 def _check_devices(processes: Processes) -> None:

@@ -1,6 +1,7 @@
 """What every entry point does around its work: join the processes, report errors once, leave with an honest exit code."""
 
 import contextlib
+import faulthandler
 import json
 import logging
 import os
@@ -13,18 +14,20 @@ from typing import NoReturn
 import torch.distributed as dist
 
 from trainer.config.schema import Config
-from trainer.distributed.environment import local_rank_from_environment, rank_from_environment
+from trainer.distributed.environment import local_rank_from_environment, own_logs_from_environment, rank_from_environment
+from trainer.distributed.joining import record_collectives
 from trainer.distributed.processes import Processes, start_processes, stop_processes
 from trainer.distributed.signals import EXIT_INTERRUPTED
-from trainer.errors import UserError
+from trainer.distributed.watchdog import BEAT_SECONDS, FAILED, Watchdog
+from trainer.errors import UserError, reason
 from trainer.reporting.log_lines import log_to_terminal
 
 EXIT_USER_ERROR = 2
 EXIT_FAILURE = 1
 SILENT_SECONDS = 10.0
 """How long ranks that leave the word to another wait for the launcher to end them."""
-LAST_WORDS_SECONDS = 3.0
-"""How long a rank that lost another waits for the rest to leave too, before it names who did not."""
+LAST_WORDS_SECONDS = BEAT_SECONDS + 2.0
+"""How long a rank that lost another waits for a sign of the rest, before it names those that gave none."""
 
 
 def exit_with(problem: UserError, speaks: bool | None = None) -> NoReturn:
@@ -46,8 +49,11 @@ def run_program(config: Config, work: Callable[[Processes], int]) -> NoReturn:
     first. The others, which then lose contact, leave silently.
     """
     log_to_terminal(rank_from_environment())
+    faulthandler.enable()  # NCCL ends a process by SIGABRT when a collective failed or took too long: where it was
+    record_collectives(own_logs_from_environment() or Path(config.run.dir))
+    parallel = config.parallel
     try:
-        processes = start_processes(config.run.device, config.parallel.timeout_minutes)
+        processes = start_processes(config.run.device, parallel.timeout_minutes, parallel.lost_after_seconds)
     except UserError as problem:
         exit_with(problem, speaks=local_rank_from_environment() == 0)  # hosts differ
     except KeyboardInterrupt:
@@ -55,46 +61,62 @@ def run_program(config: Config, work: Callable[[Processes], int]) -> NoReturn:
     try:
         code = work(processes)
         processes.barrier()
+        processes.watchdog.stop()
     except UserError as problem:
-        logging.getLogger(__name__).info("error: %s", problem)  # for train.log
         _tell_torchrun(f"error: {problem}")
         _leave(EXIT_USER_ERROR, f"error: {problem}" if _is_first_to_speak(processes) else None)
     except KeyboardInterrupt:
         _leave(EXIT_INTERRUPTED, "interrupted: ended at once, without saving" if _is_first_to_speak(processes) else None)
     except Exception as problem:
-        logging.getLogger(__name__).info("failed", exc_info=problem)
-        if not _is_first_to_speak(processes):
-            _leave(EXIT_FAILURE, None)
-        if _is_lost_contact(problem):
-            _leave(EXIT_FAILURE, _name_the_lost(processes))
-        sys.excepthook(type(problem), problem, problem.__traceback__)
-        reason = (str(problem).strip().splitlines() or [""])[0][:200]
-        line = f"error: rank {processes.rank} failed: {type(problem).__name__}: {reason}"
-        _tell_torchrun(line)
-        _leave(EXIT_FAILURE, line)
+        _leave_failed(problem, processes)
     stop_processes()
     sys.exit(code)
 
 
-def _is_lost_contact(problem: Exception) -> bool:
+def _leave_failed(problem: Exception, processes: Processes) -> NoReturn:
+    """Tell what failed, where: all of it in the log of this rank, and why the run ends once for all ranks."""
+    logging.getLogger(__name__).info("failed", exc_info=problem)  # for train.log
+    has_own_log = processes.rank != 0 and own_logs_from_environment() is not None
+    speaks, lost = _is_first_to_speak(processes), is_lost_contact(problem)
+    if has_own_log or (speaks and not lost):
+        sys.excepthook(type(problem), problem, problem.__traceback__)
+    if not speaks:
+        _leave(EXIT_FAILURE, None)
+    seen = f"{type(problem).__name__}: {reason(problem)}"
+    line = f"error: rank {processes.rank} failed: {seen}"
+    if lost:
+        line = f"{_name_the_lost(processes)} (rank {processes.rank} saw {seen})"
+    _tell_torchrun(line)
+    _leave(EXIT_FAILURE, line)
+
+
+def is_lost_contact(problem: Exception) -> bool:
     """Whether a collective failed because a peer is gone, which is never the first thing that went wrong."""
     text = str(problem)
-    return isinstance(problem, RuntimeError) and any(
-        sign in text
-        for sign in ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "NCCL")
-    )
+    if isinstance(problem, dist.DistBackendError):
+        # NCCL's one type for all that fails in it, memory and network interfaces too; only these are about a peer.
+        return any(sign in text for sign in ("ncclRemoteError", "remote process exited", "communicator was aborted"))
+    if isinstance(problem, (dist.DistNetworkError, dist.DistStoreError)):
+        return True
+    # gloo has no types of its own: what its transport says, and what becomes of a pair whose other end was given up.
+    return type(problem) is RuntimeError and ("gloo/transport/" in text or "pair closure" in text)
 
 
 def _name_the_lost(processes: Processes) -> str:
-    """Wait for the other ranks to leave as well; those that do not are the ones that ended without a word."""
+    """Wait for the other ranks to leave as well, or to tell that they live (NCCL lets them wait); name those that do neither."""
     silent = [rank for rank in range(processes.world) if rank != processes.rank]
     until = time.monotonic() + LAST_WORDS_SECONDS
     # A store that is gone went with rank 0, which keeps it (under torchrun the launcher does).
     with contextlib.suppress(Exception):
+        store = processes.store
+        assert store is not None  # where there are others, there is one
+        words = {rank: Watchdog.last_word(store, rank) for rank in silent}
+        silent = [rank for rank in silent if not store.check([_left(rank)])]
         while len(silent) > 1 and time.monotonic() < until:
-            silent = [rank for rank in silent if not _store().check([_left(rank)])]
             time.sleep(0.1)
-        silent = [rank for rank in silent if not _store().check([_left(rank)])]
+            silent = [
+                rank for rank in silent if not store.check([_left(rank)]) and Watchdog.last_word(store, rank) == words[rank]
+            ]
         if not silent:
             return "error: the ranks lost contact with each other: look at the network between the hosts"
         names = ", ".join(map(str, silent[:8])) + (", …" if len(silent) > 8 else "")
@@ -107,9 +129,12 @@ def _name_the_lost(processes: Processes) -> str:
 
 def _is_first_to_speak(processes: Processes) -> bool:
     """Note that this rank leaves; returns whether it is the first one that does, which tells why."""
+    processes.watchdog.stop()  # what follows takes its time
+    if processes.store is None:
+        return True
     try:
-        _store().set(_left(processes.rank), "")
-        return _store().add("limoe/failed", 1) == 1
+        processes.store.set(_left(processes.rank), "")
+        return processes.store.add(FAILED, 1) == 1
     except Exception:  # the store went with rank 0: one rank a host says so
         return processes.local_rank == 0 or processes.rank == 1
 
@@ -121,11 +146,6 @@ def _leave(code: int, line: str | None) -> NoReturn:
     sys.stdout.flush()
     logging.shutdown()
     os._exit(code)  # destroying the process group could wait for ranks that never come
-
-
-def _store() -> dist.Store:
-    """The key-value store that the ranks met by."""
-    return dist.distributed_c10d._get_default_store()
 
 
 def _left(rank: int) -> str:

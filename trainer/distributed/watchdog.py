@@ -10,43 +10,48 @@ import socket
 import sys
 import threading
 import time
-from datetime import timedelta
+from contextlib import suppress
 
 import torch.distributed as dist
 
-from trainer.distributed.processes import Processes
+from trainer.distributed.joining import EXIT_LOST
+from trainer.errors import UserError
 
-EXIT_LOST = 1
-_BEAT_SECONDS = 5.0
+FAILED = "limoe/failed"
+"""The store counts here the ranks that leave because something failed."""
+LEAVE_SECONDS = 10.0
+"""How long a rank may take to leave by itself after another one failed. NCCL would let it wait."""
+BEAT_SECONDS = 5.0
+VERDICT_SECONDS = 15.0
+"""After a rank has been silent for too long, all others have heard of it within this time: two beats, and some to spare."""
 _VERDICT = "limoe/lost"
 
 
 class Watchdog:
     """Watches the other ranks from threads of its own; a rank that is not heard from for `patience` seconds ends this process.
 
-    Needs at least two processes to do anything. Start it where no rank is far behind the others.
+    So does one that says that it failed, a little later and without a word. Nothing happens before `start`, nor in a process
+    that is alone. A rank is watched from its first word on, so some may come late.
     """
 
-    def __init__(self, processes: Processes, patience: float) -> None:
-        self._rank, self._world, self._local_rank = processes.rank, processes.world, processes.local_rank
-        self._patience = patience
-        self._activity = "starting"
+    def __init__(self, rank: int = 0, world: int = 1, local_rank: int = 0) -> None:
+        self._rank, self._world, self._local_rank = rank, world, local_rank
+        self._patience = 0.0
+        self._activity = "joining the others"
         self._stopped = threading.Event()
-        self._contact = time.monotonic()  # with the store
         self._said: dict[int, bytes] = {}
         self._heard: dict[int, float] = {}
+        self._failed_at: float | None = None
+
+    def start(self, store: dist.Store, patience: float) -> None:
+        """Tell the others that this rank lives, and watch them. Raises RuntimeError when the store does not answer."""
         if self._world == 1:
             return
         # A connection of its own: one that waits for a key keeps all others of its client waiting.
-        self._store = dist.TCPStore(
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
-            is_master=False,
-            timeout=timedelta(seconds=patience),
-            wait_for_workers=False,
-        )
+        self._store: dist.Store = store.clone()  # type: ignore[attr-defined]  # torch's stubs lack it
+        self._patience = patience
+        self._contact = time.monotonic()  # with the store
         self._beat(0)
-        processes.barrier()  # from here on every rank has said something
         for work in (self._talk, self._judge):
             threading.Thread(target=work, daemon=True, name="watchdog").start()
 
@@ -55,8 +60,13 @@ class Watchdog:
         self._activity = activity
 
     def stop(self) -> None:
-        """Watch no longer: the other ranks may leave now."""
+        """Watch no longer, and be missed by nobody who has stopped too."""
         self._stopped.set()
+
+    @staticmethod
+    def last_word(store: dist.Store, rank: int) -> bytes | None:
+        """What a rank said last, which differs each time that it says something; None: nothing yet."""
+        return store.get(_alive(rank)) if store.check([_alive(rank)]) else None
 
     def _beat(self, count: int) -> None:
         self._store.set(_alive(self._rank), f"{count} {socket.gethostname()} {self._activity}")
@@ -65,23 +75,29 @@ class Watchdog:
         """Tell that this rank lives, and hear of the others, until stopped; the store may fail or hang."""
         watched = range(1, self._world) if self._rank == 0 else [0]
         count = 0
-        while not self._stopped.wait(min(_BEAT_SECONDS, self._patience / 4)):
+        while not self._stopped.wait(min(BEAT_SECONDS, self._patience / 4)):
             count += 1
-            try:
+            with suppress(Exception):  # lost; _judge waits for it to come back
                 self._beat(count)
                 if self._rank != 0 and self._store.check([_VERDICT]):
                     self._end(None)
-                said = self._store.multi_get([_alive(rank) for rank in watched])
-            except Exception:  # lost; _judge waits for it to come back
-                continue
-            self._contact = time.monotonic()
-            for rank, word in zip(watched, said, strict=True):
-                if word != self._said.get(rank):
-                    self._said[rank], self._heard[rank] = word, self._contact
+                if self._failed_at is None and self._store.check([FAILED]):
+                    self._failed_at = time.monotonic()
+                self._listen([rank for rank in watched if rank in self._said or self._store.check([_alive(rank)])])
+
+    def _listen(self, ranks: list[int]) -> None:
+        """Hear the last word of ranks that have said something."""
+        words = self._store.multi_get([_alive(rank) for rank in ranks]) if ranks else []
+        self._contact = time.monotonic()
+        for rank, word in zip(ranks, words, strict=True):
+            if word != self._said.get(rank):
+                self._said[rank], self._heard[rank] = word, self._contact
 
     def _judge(self) -> None:
         while not self._stopped.wait(1.0):
             now = time.monotonic()
+            if self._failed_at is not None and now - self._failed_at > LEAVE_SECONDS:
+                self._end(None)  # the one that failed has told why
             if now - self._contact > self._patience:
                 self._condemn(0)  # which keeps the store, or lies beside the launcher that does
             for rank, heard in list(self._heard.items()):
@@ -116,6 +132,16 @@ class Watchdog:
         if line is not None:
             print(line, file=sys.stderr, flush=True)
         os._exit(EXIT_LOST)  # the main thread may wait in a collective for ever
+
+
+def check_time_to_leave(patience: float, seconds: float | None) -> None:
+    """Raise UserError when a launcher that ends all ranks `seconds` after the first has left would do so before the verdict."""
+    if seconds is not None and seconds < patience + VERDICT_SECONDS:
+        raise UserError(
+            f"parallel.lost_after_seconds={patience:g}: srun ends all tasks {seconds:g} s after the first, before they can name "
+            f"a lost rank: set LIMOE_WAIT={patience + VERDICT_SECONDS:.0f} or more in slurm/site.env, or shorten "
+            f"parallel.lost_after_seconds"
+        )
 
 
 def _alive(rank: int) -> str:

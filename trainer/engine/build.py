@@ -3,6 +3,7 @@
 import logging
 import os
 import warnings
+from functools import cache
 from typing import Any
 
 # Before DeepSpeed is imported: nothing is compiled at start, and nothing but errors is printed.
@@ -12,14 +13,16 @@ os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "ERROR")
 import torch
 import torch.distributed as dist
 from fairscale.nn.checkpoint import checkpoint_wrapper
-from torch import nn
+from torch import Tensor, nn
 
 from model.block import Block
 from model.experts import ExpertLayer
 from model.limoe import LIMoE
+from model.precision import float32_parameters
 from trainer.config.schema import Config
 from trainer.distributed.peers import DistributedPeers
 from trainer.distributed.processes import Processes
+from trainer.engine.mixed_precision import mixed_precision
 from trainer.estimate.memory import bucket_elements
 
 
@@ -40,6 +43,7 @@ def _import_deepspeed() -> Any:
 def start_deepspeed(processes: Processes, expert_parallel: int) -> DistributedPeers:
     """Let DeepSpeed adopt the process group and lay out the expert groups; returns the model's peers."""
     os.environ.setdefault("DS_ACCELERATOR", processes.device.type)  # else DeepSpeed guesses, and says so
+    _tell_device(processes.device)
     deepspeed = _import_deepspeed()
     from deepspeed.utils import groups
 
@@ -47,6 +51,15 @@ def start_deepspeed(processes: Processes, expert_parallel: int) -> DistributedPe
     groups._create_expert_and_data_parallel(expert_parallel)
     _bound_waiting(processes)
     return DistributedPeers(processes, expert_parallel, groups._get_expert_parallel_group(f"ep_size_{expert_parallel}"))
+
+
+def _tell_device(device: torch.device) -> None:
+    """Let DeepSpeed use the device that this process uses: it takes LOCAL_RANK for the number of it.
+
+    Where each task sees one GPU alone (srun --gpus-per-task), all of them use number 0.
+    """
+    if device.index is not None:
+        os.environ["LOCAL_RANK"] = str(device.index)
 
 
 def _bound_waiting(processes: Processes) -> None:
@@ -94,21 +107,23 @@ def is_expert(parameter: nn.Parameter) -> bool:
     return not getattr(parameter, "allreduce", True)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, expert_parallel: int) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, weight_decay: float, expert_parallel: int, mixed: bool = False) -> list[dict[str, Any]]:
     """Optimizer groups: dense and expert parameters, each with decay (matrices) and without (norms, biases, positions, scale).
 
-    Every trainable parameter is in exactly one group.
+    mixed: the model runs in another dtype than float32, so that what stays in float32 needs groups of its own: ZeRO lays each
+    group into one flat tensor. Every trainable parameter is in exactly one group.
     """
-    members: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    precise = {name for name, _ in float32_parameters(model)} if mixed else set()
+    members: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        members.setdefault((is_expert(parameter), _decays(name)), []).append(parameter)
+        members.setdefault((is_expert(parameter), _decays(name), name in precise), []).append(parameter)
     groups: list[dict[str, Any]] = []
-    for (expert, decays), parameters in sorted(members.items(), key=lambda item: item[0]):
+    for (expert, decays, is_precise), parameters in sorted(members.items(), key=lambda item: item[0]):
         kind = "expert" if expert else "dense"
         group = {
             "params": parameters,
             "weight_decay": weight_decay if decays else 0.0,
-            "name": f"{kind}, {'decay' if decays else 'no decay'}",
+            "name": f"{kind}, {'decay' if decays else 'no decay'}{', float32' if is_precise else ''}",
         }
         groups.append(group | ({"moe": True, "name": f"ep_size_{expert_parallel}"} if expert else {}))
     return groups
@@ -130,6 +145,8 @@ def deepspeed_settings(config: Config, world: int) -> dict[str, Any]:
         "gradient_clipping": config.optim.clip_norm,
         "steps_per_print": 2**31,
         "bf16": {"enabled": train.precision == "bf16"},
+        "communication_data_type": train.grad_dtype,
+        "data_types": {"grad_accum_dtype": train.grad_dtype},
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {
             "stage": config.parallel.zero_stage,
@@ -141,11 +158,28 @@ def deepspeed_settings(config: Config, world: int) -> dict[str, Any]:
     }
 
 
+@cache
+def _compiled_block() -> type[Block]:
+    """The class of blocks that run compiled. Made on demand, since it takes seconds to import the compiler."""
+
+    class CompiledBlock(Block):
+        """A block whose training pass runs compiled. Evaluation does not: its shapes depend on the data."""
+
+        compiled = torch.compile(Block.forward)
+
+        def forward(self, *args: Any) -> tuple[Tensor, Tensor | None]:
+            """As Block.forward."""
+            return self.compiled(*args) if self.training else super().forward(*args)
+
+    return CompiledBlock
+
+
 def wrap_blocks(model: LIMoE, config: Config) -> None:
     """Apply torch.compile and activation checkpointing to the blocks, in place and from outside; names stay as they are."""
     for block in [module for module in model.modules() if isinstance(module, Block)]:
         if config.train.compile:
-            block.compile()
+            # By its class, not by block.compile(): what fairscale runs, and runs again in the backward pass, is the class's.
+            block.__class__ = _compiled_block()
         if config.train.activation_checkpointing != "none":
             checkpoint_wrapper(block, offload_to_cpu=config.train.activation_checkpointing == "offload")
 
@@ -160,9 +194,12 @@ def build_engine(config: Config, model: LIMoE, processes: Processes, peers: Dist
     wrap_blocks(model, config)
     optim = config.optim
     optimizer = torch.optim.AdamW(
-        parameter_groups(model, optim.weight_decay, ep), lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps
+        parameter_groups(model, optim.weight_decay, ep, mixed=config.train.precision != "fp32"),
+        lr=optim.lr,
+        betas=(optim.beta1, optim.beta2),
+        eps=optim.eps,
     )
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), mixed_precision(deepspeed):
         warnings.simplefilter("ignore")
         engine, _, _, _ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=deepspeed_settings(config, processes.world), dist_init_required=False

@@ -8,11 +8,10 @@ import logging
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from trainer.config.schema import TrainConfig
 from trainer.distributed.processes import Processes
-from trainer.engine.state import EMA, local_tensor, masters, prepare_optimizer_state, set_full
+from trainer.engine.state import EMA, SavedTensors, masters, prepare_optimizer_state, set_kind
 
 MOST_OF_FIRST = 0.1
 """Share of the first weights in the last average that is worth a warning: they are random."""
@@ -21,10 +20,10 @@ _log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def start_ema(engine: Any, train: TrainConfig, state: dict[str, Tensor], step: int, processes: Processes) -> None:
+def start_ema(engine: Any, train: TrainConfig, state: SavedTensors | None, step: int, processes: Processes) -> None:
     """Begin the average, if one is wanted: with that of a checkpoint's state, or else with the weights as they are.
 
-    step: how many are done; state: empty for a run that starts anew. The engine must have its weights already.
+    step: how many are done; state: None for a run that starts anew. The engine must have its weights already.
     """
     if train.ema is None:
         return
@@ -33,11 +32,9 @@ def start_ema(engine: Any, train: TrainConfig, state: dict[str, Tensor], step: i
     for master in masters(optimizer):
         optimizer.optimizer.state[master][EMA] = master.detach().clone()
     prepare_optimizer_state(engine)  # again, now that there is one more to link
-    parameters = dict(engine.module.named_parameters())
-    averages = {name: state[f"{EMA}/{name}"] for name in parameters if f"{EMA}/{name}" in state}
-    for name, average in averages.items():
-        set_full(optimizer, parameters[name], local_tensor(average), EMA)
-    if processes.is_first and not averages:
+    if state is not None and EMA in state.kinds:
+        set_kind(engine, state, EMA)
+    elif processes.is_first:
         _tell_start(train.ema, step, train.steps)
 
 

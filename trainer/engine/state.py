@@ -1,18 +1,21 @@
 """The logical state of a training run: tensors by parameter name, whatever the layout.
 
-Dense tensors are whole; experts are `[E, ...]`, of which a rank holds its own as a DTensor shard. Keys: `model/<name>`,
+Dense tensors are whole; experts are `[E, ...]`, of which a rank writes its own as a DTensor shard. Keys: `model/<name>`,
 `exp_avg/<name>`, `exp_avg_sq/<name>`, and with train.ema `ema/<name>`, all float32.
 """
 
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from model.experts import Experts
 from trainer.distributed.processes import Processes
+from trainer.distributed.shares import deal, source
 
 WEIGHTS = "model"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -21,9 +24,11 @@ EMA = "ema"
 
 
 class ExpertSharding:
-    """How expert tensors lie over the ranks: copies in every EP group, dimension 0 cut over the ranks of one."""
+    """How tensors lie over the ranks: dense ones whole on each, experts cut over the ranks of every EP group."""
 
     def __init__(self, processes: Processes, expert_parallel: int) -> None:
+        self._processes = processes
+        self._expert_parallel = expert_parallel
         ranks = torch.arange(processes.world).view(-1, expert_parallel)
         # Only describes who holds what; nothing is ever sent over it, so no process groups are made.
         self._mesh = DeviceMesh("cpu", ranks, _init_backend=False, _rank=processes.rank)
@@ -31,6 +36,48 @@ class ExpertSharding:
     def wrap(self, local: Tensor) -> DTensor:
         """This rank's experts `[e, ...]` as a piece of `[E, ...]`."""
         return DTensor.from_local(local, self._mesh, [Replicate(), Shard(0)], run_check=False)
+
+    def deal(self, sizes: Mapping[str, int], experts: Collection[str]) -> dict[str, range]:
+        """trainer.distributed.shares.deal for these ranks."""
+        return deal(sizes, experts, self._processes.world, self._expert_parallel)
+
+    def is_mine(self, dealt: range) -> bool:
+        """Whether this rank reads and writes what is dealt so."""
+        return self._processes.rank in dealt
+
+    def handed_round(self, mine: Tensor | None, like: Tensor, dealt: range) -> Tensor:
+        """What the rank that was dealt it has, on each rank that needs the same. A collective of those.
+
+        mine: this rank's, if it was dealt it; like: of the shape wanted. On the device of the process.
+        """
+        processes = self._processes
+        device = processes.device
+        value = torch.empty(like.shape, dtype=torch.float32, device=device) if mine is None else mine.to(device)
+        needed_by = processes.world // len(dealt)
+        if needed_by > 1:
+            group = None if len(dealt) == 1 else self._copies()
+            dist.broadcast(value, source(dealt, processes.rank), group=group)
+        return value
+
+    def _copies(self) -> dist.ProcessGroup | None:
+        """The ranks that have the same experts."""
+        from deepspeed.utils import groups
+
+        return groups._get_expert_data_parallel_group(f"ep_size_{self._expert_parallel}")
+
+
+class SavedTensors(Protocol):
+    """The logical state as a checkpoint gives it: never all at once."""
+
+    kinds: tuple[str, ...]
+    """Which of model, exp_avg, exp_avg_sq and ema there are."""
+
+    def tensors(self, kind: str, again: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """Name and value, one after the other: dense tensors whole, this rank's experts; float32. A collective.
+
+        again: the same kind will be asked for once more, so that what was read from the disk is kept till then.
+        """
+        ...
 
 
 def expert_names(model: nn.Module) -> set[str]:
@@ -71,66 +118,60 @@ def kept_kinds(engine: Any) -> tuple[str, ...]:
 
 
 def read_state(engine: Any, processes: Processes, sharding: ExpertSharding) -> dict[str, Tensor]:
-    """This rank's share of the state, on the CPU: its experts, and the dense tensors it is to write. A collective.
+    """This rank's share of the state, on the CPU: what it is to write. A collective.
 
-    Dense tensors are dealt out so that every rank writes about as many bytes; no rank keeps them all.
+    Tensors are dealt out so that every rank writes about as many bytes, and all ranks together hold each once, experts too.
     """
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     prepare_optimizer_state(engine)
     kept = kept_kinds(engine)
     experts = expert_names(engine.module)
+    dealt = sharding.deal(parameter_sizes(engine.module), experts)
     share: dict[str, Tensor] = {}
-    written = [0] * processes.world
     for name, parameter in engine.module.named_parameters():
-        values = {WEIGHTS: safe_get_full_fp32_param(parameter)}
-        values |= {kind: safe_get_full_optimizer_state(parameter, kind) for kind in kept}
-        writer = written.index(min(written))
-        if name not in experts:
-            written[writer] += values[WEIGHTS].numel()
-        if name in experts or writer == processes.rank:
-            for kind, value in values.items():
+        for kind in (WEIGHTS, *kept):  # one after the other: each is whole on the device for a moment
+            value = safe_get_full_fp32_param(parameter) if kind == WEIGHTS else safe_get_full_optimizer_state(parameter, kind)
+            if sharding.is_mine(dealt[name]):
                 local = value.detach().to("cpu", torch.float32, copy=True)
                 share[f"{kind}/{name}"] = sharding.wrap(local) if name in experts else local
+            del value
     return share
 
 
-def empty_state(model: nn.Module, kinds: tuple[str, ...], sharding: ExpertSharding | None) -> dict[str, Tensor]:
-    """Room for the whole dense state and this rank's experts, or without sharding all experts, to be filled from a checkpoint."""
-    experts = expert_names(model) if sharding else set()
-    state: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        for kind in kinds:
-            local = torch.empty(parameter.shape, dtype=torch.float32)
-            state[f"{kind}/{name}"] = sharding.wrap(local) if sharding and name in experts else local
-    return state
-
-
-def local_tensor(value: Tensor) -> Tensor:
-    """The plain tensor this rank holds."""
-    return value.to_local() if isinstance(value, DTensor) else value
+def parameter_sizes(model: nn.Module) -> dict[str, int]:
+    """Elements of each parameter that a rank has, whole where ZeRO-3 has cut it."""
+    return {name: int(getattr(parameter, "ds_numel", parameter.numel())) for name, parameter in model.named_parameters()}
 
 
 @torch.no_grad()
-def set_weights(model: nn.Module, state: dict[str, Tensor], kind: str = WEIGHTS) -> None:
-    """Copy `model/*`, or the averages `ema/*`, into a module that DeepSpeed has not wrapped yet."""
-    for name, parameter in model.named_parameters():
-        parameter.copy_(local_tensor(state[f"{kind}/{name}"]))
+def set_weights(model: nn.Module, state: SavedTensors, kind: str = WEIGHTS, again: bool = False) -> None:
+    """Copy `model/*`, or the averages `ema/*`, into a module that DeepSpeed has not wrapped yet; `again` as in SavedTensors."""
+    parameters = dict(model.named_parameters())
+    for name, value in state.tensors(kind, again):
+        parameters[name].copy_(value)
 
 
 @torch.no_grad()
-def set_optimizer_state(engine: Any, state: dict[str, Tensor], optimizer_steps: int) -> None:
-    """Give the engine the float32 masters and Adam's moments.
+def set_optimizer_state(engine: Any, state: SavedTensors, optimizer_steps: int) -> None:
+    """Give the engine the float32 masters and Adam's moments, kind by kind.
 
     The engine must have been built over the same weights: setting the masters alone would leave the forward weights stale.
     """
     prepare_optimizer_state(engine)
     for adam in engine.optimizer.optimizer.state.values():
         adam["step"].fill_(optimizer_steps)
-    for name, parameter in engine.module.named_parameters():
-        set_full(engine.optimizer, parameter, local_tensor(state[f"{WEIGHTS}/{name}"]), None)
-        for moment in MOMENTS:
-            set_full(engine.optimizer, parameter, local_tensor(state[f"{moment}/{name}"]), moment)
+    set_kind(engine, state, WEIGHTS)
+    for moment in MOMENTS:
+        set_kind(engine, state, moment)
+
+
+@torch.no_grad()
+def set_kind(engine: Any, state: SavedTensors, kind: str) -> None:
+    """Set the masters (`model`), a moment or the averages of all parameters from a checkpoint."""
+    parameters = dict(engine.module.named_parameters())
+    for name, value in state.tensors(kind):
+        set_full(engine.optimizer, parameters[name], value, None if kind == WEIGHTS else kind)
 
 
 def set_full(optimizer: Any, parameter: nn.Parameter, value: Tensor, kind: str | None) -> None:

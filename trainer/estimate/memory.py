@@ -2,10 +2,14 @@
 
 from dataclasses import dataclass
 
-from model.count import count_parameters
+import torch
+
+from model.count import count_parameters, expert_parameters
+from model.limoe import LIMoE
 from model.routing import capacity
 from trainer.config.schema import Config
 from trainer.distributed.device import dtype_of
+from trainer.distributed.shares import deal, largest_share
 
 STATE_BYTES = 12
 """Of a parameter in the optimizer and in a checkpoint: the float32 master and Adam's two moments."""
@@ -46,6 +50,11 @@ def weight_bytes(config: Config) -> int:
     return dtype_of(config.train.precision).itemsize
 
 
+def gradient_bytes(config: Config) -> int:
+    """Bytes of a gradient as it is added up over processes and micro-batches."""
+    return dtype_of(config.train.grad_dtype).itemsize
+
+
 def local_pairs(config: Config, world: int) -> int:
     """Pairs of one process's micro-batch."""
     return max(1, config.train.batch_size // world // config.train.accumulate)
@@ -61,16 +70,26 @@ def expert_slots(config: Config, world: int) -> int:
 def estimate_memory(config: Config, world: int) -> Memory:
     """Memory of each of `world` processes; CUDA's and NCCL's own (1 to 2 GiB) comes on top."""
     counts, ep, stage = count_parameters(config.model, config.router), config.parallel.expert_parallel, config.parallel.zero_stage
-    weight = weight_bytes(config)
+    weight, gradient = weight_bytes(config), gradient_bytes(config)
     whole = counts.total - counts.experts + counts.experts / ep
     shard = counts.total / world  # the experts of a rank are sharded over their world / ep copies
     return Memory(
         weights=weight * (whole if stage < 3 else shard),
         optimizer=_state_bytes(config) * shard,
         # Before the optimizer steps, each shard is turned into float32.
-        gradients=weight * (whole if stage == 1 else shard) + 4 * shard + weight * bucket_elements(config),
+        gradients=gradient * (whole if stage == 1 else shard) + 4 * shard + _bucket_bytes(config) * bucket_elements(config),
         activations=_activations(config, world),
     )
+
+
+def _bucket_bytes(config: Config) -> int:
+    """Of an element of the buffer: stage 1 fills it with what it has added up, the others with gradients as they come, and they
+
+    send a copy of another dtype."""
+    weight, gradient = weight_bytes(config), gradient_bytes(config)
+    if config.parallel.zero_stage == 1:
+        return gradient
+    return weight if weight == gradient else weight + gradient
 
 
 def _activations(config: Config, world: int) -> float:
@@ -91,6 +110,30 @@ def _activations(config: Config, world: int) -> float:
     images = 3 * model.image_size**2 * pairs * (1 + weight)
     logits = 2 * 3 * 4 * pairs * together  # both directions: logits, their softmax and gradient, float32
     return kept + images + logits + 2 * 4 * model.embedding * together
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """Bytes of a process's tensors in the memory of its host, where the training itself is on a GPU.
+
+    start: the model, before it goes to the device, and of a resume what the process reads of its weights; checkpoint: the copy
+    that is written while the training goes on, of the rank with the largest share.
+    """
+
+    start: float
+    checkpoint: float
+
+
+def estimate_host_memory(config: Config, world: int) -> HostMemory:
+    """Of each of `world` processes."""
+    ep = config.parallel.expert_parallel
+    with torch.device("meta"):
+        model = LIMoE(config.model, config.router)
+    experts = {id(parameter) for parameter in expert_parameters(model)}
+    names = {name for name, parameter in model.named_parameters() if id(parameter) in experts}
+    sizes = {name: parameter.numel() // (ep if name in names else 1) for name, parameter in model.named_parameters()}
+    share = largest_share(sizes, deal(sizes, names, world, ep), world)
+    return HostMemory(start=4 * (sum(sizes.values()) + share), checkpoint=_state_bytes(config) * share)
 
 
 def checkpoint_bytes(config: Config) -> int:

@@ -3,10 +3,10 @@
 import os
 
 from model.count import count_parameters, step_flops
-from trainer.config.checks import check_model, check_parallel
+from trainer.config.checks import check_description
 from trainer.config.schema import Config
 from trainer.errors import UserError
-from trainer.estimate.memory import estimate_memory, expert_slots, local_pairs, readable_bytes
+from trainer.estimate.memory import estimate_host_memory, estimate_memory, expert_slots, local_pairs, readable_bytes
 from trainer.estimate.traffic import estimate_leaving, estimate_sent
 
 
@@ -21,8 +21,7 @@ def readable(number: float) -> str:
 def describe(config: Config, world: int) -> list[tuple[str, str]]:
     """What a person asks of a model before training it, as (what, value) rows; sizes are for `world` processes."""
     model, router = config.model, config.router
-    check_model(model, router)
-    check_parallel(config, world)
+    check_description(config, world)
     counts = count_parameters(model, router)
     rows = [
         (
@@ -58,7 +57,7 @@ def leaving_rows(config: Config, world: int) -> list[tuple[str, str]]:
 
 def memory_rows(config: Config, world: int) -> list[tuple[str, str]]:
     """Memory of one process of `world`, in parts and in all."""
-    memory = estimate_memory(config, world)
+    memory, host = estimate_memory(config, world), estimate_host_memory(config, world)
     pairs, saved = local_pairs(config, world), config.train.activation_checkpointing
     how = "" if saved == "none" else f", activation_checkpointing={saved}"
     return [
@@ -70,6 +69,10 @@ def memory_rows(config: Config, world: int) -> list[tuple[str, str]]:
         ("  gradients", f"{readable_bytes(memory.gradients)}, DeepSpeed's buffers counted"),
         ("  optimizer", readable_bytes(memory.optimizer)),
         ("  activations", f"about {readable_bytes(memory.activations)} for {pairs} pairs{how}"),
+        (
+            "host memory a process",
+            f"{readable_bytes(host.start)} at the start, {readable_bytes(host.checkpoint)} while a checkpoint is written",
+        ),
     ]
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from model.count import count_parameters
 from trainer.config.schema import Config
 from trainer.errors import UserError
-from trainer.estimate.memory import expert_slots, local_pairs, weight_bytes
+from trainer.estimate.memory import expert_slots, gradient_bytes, local_pairs, weight_bytes
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,15 @@ def estimate_leaving(config: Config, world: int, local: int) -> Leaving:
             f"LOCAL_WORLD_SIZE={local}: it should divide the {world} processes, and one of it and "
             f"parallel.expert_parallel={ep} the other"
         )
-    weight = weight_bytes(config)
     counts = count_parameters(config.model, config.router)
     nodes = world // local
     # A ring passes through a node once, however many of the node's ranks are on it: so the dense layers count once a node. So do
     # the experts of the node's ranks, which all of the model's are if a group fits into a node.
-    dense, experts = weight * (counts.total - counts.experts), weight * counts.experts * min(1.0, local / ep)
+    dense, experts = counts.total - counts.experts, counts.experts * min(1.0, local / ep)
     copies = nodes if ep <= local else world // ep  # nodes that hold the same experts
     once = dense * (1 - 1 / nodes) + experts * (1 - 1 / copies)
     away = max(0, ep - local) / ep  # of a rank's slots, those of experts on other nodes
-    return Leaving(tokens=local * _exchanged(config, world) * away, synchronised=_times(config) * once)
+    return Leaving(tokens=local * _exchanged(config, world) * away, synchronised=_bytes_around(config) * once)
 
 
 def _exchanged(config: Config, world: int) -> float:
@@ -71,10 +70,11 @@ def _exchanged(config: Config, world: int) -> float:
     )
 
 
-def _times(config: Config) -> int:
-    """How often a parameter goes around in a step."""
+def _bytes_around(config: Config) -> int:
+    """Bytes that go around in a step for each parameter: of its gradient, and of itself."""
     accumulate, stage = config.train.accumulate, config.parallel.zero_stage
+    gradient, weight = gradient_bytes(config), weight_bytes(config)
     if stage == 3:  # weights gathered for each pass, gradients scattered
-        return accumulate * (4 if config.train.activation_checkpointing != "none" else 3)
+        return accumulate * (gradient + weight * (3 if config.train.activation_checkpointing != "none" else 2))
     # Gradients reduced everywhere, which is twice a scatter (stage 2: after every micro-batch), and the new weights gathered.
-    return 2 * (accumulate if stage == 2 else 1) + 1
+    return 2 * gradient * (accumulate if stage == 2 else 1) + weight

@@ -4,13 +4,16 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from model.paths import user_path
+from model.text import clean_text
 from trainer.data.shards.patterns import list_shards
-from trainer.errors import UserError
+from trainer.data.text_files import decode_text, split_lines
+from trainer.errors import UserError, reason
 
 CLASSES = "classnames.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
 ATTRIBUTES = "class_attributes.json"
-RESERVED = ("top1", "top5", "mean_per_class", "chance", "images")
+RESERVED = ("top1", "top5", "mean_per_class", "chance", "images", "bad_samples", "bad_shards")
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,10 @@ class ClassificationSet:
 def read_classification_set(folder: str | Path) -> ClassificationSet:
     """Read FOLDER: the class names, the prompts, the attributes where there are any, and the list of test shards.
 
-    The shards are those of `FOLDER/test/`, else `FOLDER/test-*.tar`, else `FOLDER/*.tar`.
+    The shards are those of `FOLDER/test/`, else `FOLDER/test-*.tar`, else `FOLDER/*.tar` but for training shards.
     Raises UserError when anything is missing or malformed.
     """
-    root = Path(folder).expanduser()
+    root = user_path(folder, "eval.zeroshot")
     if not root.is_dir():
         raise UserError(f"eval.zeroshot: {root} is no folder; give one that holds {CLASSES}, {TEMPLATES} and test shards")
     classes = _read_lines(root / CLASSES, "a class name a line, in label order")
@@ -39,24 +42,32 @@ def read_classification_set(folder: str | Path) -> ClassificationSet:
     for template in templates:
         if "{c}" not in template:
             raise UserError(f"{root / TEMPLATES}: '{template}' does not say where the class name goes; write {{c}} there")
-    return ClassificationSet(classes, templates, _read_attributes(root / ATTRIBUTES, len(classes)), _test_shards(root))
+    return ClassificationSet(
+        classes, templates, _read_attributes(root / ATTRIBUTES, len(classes)), list_shards(root, "eval.zeroshot")
+    )
 
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as UTF-8 text: {error}") from error
+        return decode_text(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {reason(error)}") from error
+    except UserError as problem:
+        raise UserError(f"{path} {problem}") from None
 
 
 def _read_lines(path: Path, content: str) -> list[str]:
-    """The lines without surrounding blanks, empty ones at the end left out; at least one."""
+    """The lines, cleaned (model.text), empty ones at the beginning and the end left out; at least one."""
     if not path.is_file():
         raise UserError(f"{path} is missing; write {content}")
-    text = _read_text(path).strip()
-    if not text:
+    lines = [clean_text(line) for line in split_lines(_read_text(path))]
+    while lines and not lines[-1]:
+        lines.pop()
+    while lines and not lines[0]:
+        lines.pop(0)
+    if not lines:
         raise UserError(f"{path} is empty; write {content}")
-    return [line.strip() for line in text.splitlines()]
+    return lines
 
 
 def _read_attributes(path: Path, classes: int) -> dict[str, list[str]]:
@@ -66,24 +77,17 @@ def _read_attributes(path: Path, classes: int) -> dict[str, list[str]]:
     wanted = '{"colour": ["red", ...one value a class]}'
     try:
         attributes = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}); write {wanted}") from error
     if not isinstance(attributes, dict) or not all(isinstance(values, list) for values in attributes.values()):
         raise UserError(f"{path} must map each attribute to a list: {wanted}")
     for name, values in attributes.items():
+        if not name or name != clean_text(name) or "/" in name:
+            raise UserError(f"{path}: an attribute is called {name!a}, which is no name for a metric; write {wanted}")
+        if not all(isinstance(value, str | int | float) for value in values):
+            raise UserError(f"{path}: a value of '{name}' is neither text nor a number; write {wanted}")
         if len(values) != classes:
             raise UserError(f"{path}: '{name}' has {len(values)} values for {classes} classes; give one a class, in label order")
         if name in RESERVED:
             raise UserError(f"{path}: '{name}' is the name of a metric; call the attribute something else")
-    return {name: [str(value) for value in values] for name, values in attributes.items()}
-
-
-def _test_shards(root: Path) -> list[str]:
-    if (root / "test").is_dir():
-        return list_shards(str(root / "test"), "eval.zeroshot")
-    shards = sorted(root.glob("test-*.tar")) or sorted(root.glob("*.tar"))
-    if not shards:
-        raise UserError(
-            f"eval.zeroshot: {root} holds no test shards; put them into {root / 'test'} or beside {CLASSES} as test-000.tar ..."
-        )
-    return list_shards([str(shard) for shard in shards], "eval.zeroshot")
+    return {name: [clean_text(str(value)) for value in values] for name, values in attributes.items()}

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.data.limits import LeftOut
 from trainer.data.shards.patterns import list_shards
 from trainer.distributed.agree import first_reads, raise_together
 from trainer.evaluation.ranking import chance, hits, similarity
@@ -14,17 +15,21 @@ KS = (1, 5, 10)
 SCORES_AT_ONCE = 2**22  # scores of one chunk: 32 MiB in double
 
 
-def retrieval(shards: Any, setting: Setting) -> dict[str, float]:
-    """Recall at 1, 5 and 10 over all pairs of the shards (a pattern, a list, or a folder), for any number of captions an image.
+def retrieval(shards: Any, setting: Setting, what: str = "eval.retrieval") -> dict[str, float]:
+    """Recall at 1, 5 and 10 over all pairs of the shards (a pattern, a list, or a folder, from the
+    configuration key `what`), for any number of captions an image.
 
     `i2t_r<k>`: share of the images with any of their captions among the k nearest captions; `t2i_r<k>`: share of the captions
-    with their image among the k nearest images; each with `<name>_chance`. `images` and `captions` are counts. Images without
+    with their image among the k nearest images; each with `<name>_chance`. `images` and `captions` are counts, and so are
+    `bad_samples` and `bad_shards`, where there are any. Images without
     a caption are left out. Ties are judged as in `trainer.evaluation.ranking`. A collective: every rank takes a slice of the
     images, then of the queries, and gets the whole result. Raises UserError on every rank when the shards hold no pair.
     """
-    listed = first_reads(lambda: list_shards(shards, "eval.retrieval"), setting.processes)
-    images_nd, captions = _embed_captioned_images(listed, setting)
-    raise_together(None if captions else f"eval.retrieval: {shards} holds no image with a caption", setting.processes)
+    listed = first_reads(lambda: list_shards(shards, what), setting.processes)
+    left_out = LeftOut()
+    images_nd, captions = _embed_captioned_images(listed, setting, left_out)
+    nothing = "; ".join([f"{what}: {shards} holds no image with a caption", *left_out.told()])
+    raise_together(None if captions else nothing, setting.processes)
     owner_t = torch.tensor([image for image, of_image in enumerate(captions) for _ in of_image], device=images_nd.device)
     captions_td = setting.embed_texts([caption for of_image in captions for caption in of_image])
     image_n = torch.arange(len(images_nd), device=images_nd.device)
@@ -33,13 +38,14 @@ def retrieval(shards: Any, setting: Setting) -> dict[str, float]:
         **_recall("t2i", captions_td, owner_t, images_nd, image_n, setting),
         "images": float(len(images_nd)),
         "captions": float(len(captions_td)),
+        **left_out.metrics(),
     }
 
 
-def _embed_captioned_images(shards: list[str], setting: Setting) -> tuple[Tensor, list[list[str]]]:
+def _embed_captioned_images(shards: list[str], setting: Setting, left_out: LeftOut) -> tuple[Tensor, list[list[str]]]:
     """All ranks' images that have captions, float32 `[n, D]`, and the captions of each; the same on every rank."""
     rows, kept, captions = [], [], []
-    for batch in setting.batches(shards):
+    for batch in setting.batches(shards, left_out):
         rows.append(setting.embed_images(batch.images))
         # Filling rows have no captions either.
         kept.append(torch.tensor([bool(of_image) for of_image in batch.captions]))

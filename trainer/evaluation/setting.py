@@ -7,7 +7,8 @@ from torch import Tensor
 
 from trainer.config.schema import DataConfig
 from trainer.data.batch import EvaluationBatch
-from trainer.data.loader import evaluation_batches
+from trainer.data.evaluation import evaluation_batches
+from trainer.data.limits import LeftOut
 from trainer.distributed.processes import Processes
 from trainer.evaluation.encoder import Encoder, Tokenize, encode_texts
 
@@ -24,9 +25,13 @@ class Setting:
     batch_size: int
     processes: Processes
 
-    def batches(self, shards: Sequence[str]) -> Iterator[EvaluationBatch]:
-        """This rank's slice of the shards: as many batches on each rank, all of `batch_size` rows. A collective."""
-        return evaluation_batches(
+    def batches(self, shards: Sequence[str], left_out: LeftOut) -> Iterator[EvaluationBatch]:
+        """This rank's slice of the shards: as many batches on each rank, all of `batch_size` rows. A collective.
+
+        At the end `left_out` has what all ranks could not use. Raises UserError on every rank when that is too much.
+        """
+        mine = LeftOut()
+        yield from evaluation_batches(
             self.data,
             shards=list(shards),
             image_size=self.image_size,
@@ -34,7 +39,11 @@ class Setting:
             rank=self.processes.rank,
             world=self.processes.world,
             any_rank=self.processes.any,
+            left_out=mine,
         )
+        for of_rank in self.processes.gather_objects(mine):
+            left_out.add(of_rank)
+        left_out.check(len(shards), self.data)
 
     def embed_images(self, images: Tensor) -> Tensor:
         """uint8 `[b, 3, H, W]` from anywhere to float32 `[b, D]` on the run's device. A collective."""

@@ -46,7 +46,8 @@ def evaluate(config: Config, encoder: Encoder, tokenizer: Tokenize, processes: P
             metrics[f"{group}/{'top1_chance' if metric == 'chance' else metric}"] = value
     shards = retrieval_shards(config)
     if shards is not None:
-        metrics |= {f"eval/retrieval/{metric}": value for metric, value in retrieval(shards, setting).items()}
+        found = retrieval(shards, setting, retrieval_key(config))
+        metrics |= {f"eval/retrieval/{metric}": value for metric, value in found.items()}
     return metrics
 
 
@@ -65,6 +66,11 @@ def retrieval_shards(config: Config) -> Any:
     if isinstance(wanted, bool) or wanted is None:
         return config.data.val if wanted else None
     return wanted
+
+
+def retrieval_key(config: Config) -> str:
+    """The configuration key that names the shards of `retrieval_shards`."""
+    return "data.val" if config.eval.retrieval is True else "eval.retrieval"
 
 
 def is_constant(metric: str) -> bool:

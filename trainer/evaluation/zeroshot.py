@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from trainer.data.batch import EvaluationBatch
+from trainer.data.limits import LeftOut
 from trainer.distributed.agree import first_reads, raise_together
 from trainer.evaluation.classification_set import ClassificationSet, read_classification_set
 from trainer.evaluation.ranking import chance, hits, similarity
@@ -20,22 +21,24 @@ def zeroshot(folder: str | Path, setting: Setting) -> dict[str, float]:
 
     Shares from 0 to 1: `top1`, `top5` (with more than five classes), `mean_per_class` (top-1, over the classes that have images),
     and each attribute of `class_attributes.json`: how often the predicted class has the true one's value. `chance` is that of
-    top1 (1 / classes), `<name>_chance` that of the others; `images` is a count. Ties are judged as in
+    top1 (1 / classes), `<name>_chance` that of the others; `images` is a count, and so are `bad_samples` and `bad_shards`, where
+    there are any. Ties are judged as in
     `trainer.evaluation.ranking`.
     Raises UserError on every rank for a bad folder, for shards without `.cls` labels, and for labels out of range.
     """
     dataset = first_reads(lambda: read_classification_set(folder), setting.processes)
     classes_cd = class_embeddings(dataset, setting)
     judge = _Judge(dataset, classes_cd.device)
-    for batch in setting.batches(dataset.shards):
+    left_out = LeftOut()
+    for batch in setting.batches(dataset.shards, left_out):
         raise_together(_label_problem(batch, dataset, folder), setting.processes)
         images_bd = setting.embed_images(batch.images)
         valid_b = batch.valid.to(images_bd.device)
         judge.count(similarity(images_bd[valid_b], classes_cd), batch.labels.to(images_bd.device)[valid_b])
     images = int(setting.processes.sum(judge.images_c).sum())
     unlabelled = f"eval.zeroshot: the test shards of {folder} hold no usable image with its class index in .cls"
-    raise_together(None if images else unlabelled, setting.processes)
-    return judge.result(setting.processes.sum(judge.images_c), setting.processes.sum(judge.hits_mc))
+    raise_together(None if images else "; ".join([unlabelled, *left_out.told()]), setting.processes)
+    return judge.result(setting.processes.sum(judge.images_c), setting.processes.sum(judge.hits_mc)) | left_out.metrics()
 
 
 def class_embeddings(dataset: ClassificationSet, setting: Setting) -> Tensor:

@@ -6,7 +6,7 @@ Before a job waits a night in a queue: for the allocation around this process, f
 import shutil
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,19 +18,25 @@ from model.limoe import LIMoE
 from trainer.checkpoint.files import TOKENIZER, complete_checkpoints
 from trainer.checkpoint.load import check_architecture, read_progress
 from trainer.checkpoint.progress import TrainingProgress
-from trainer.config.checks import check_schedule, layout_checks
+from trainer.config.checks import layout_problems
 from trainer.config.schema import Config
 from trainer.data.loader import check_reading
 from trainer.data.shapes.write import TRAIN_SHARDS, shapes_folder
-from trainer.data.shards.patterns import list_shards
-from trainer.data.sources import check_kind, check_training_data, load_tokenizer, with_shapes
-from trainer.distributed.device import choose_device
-from trainer.distributed.environment import in_allocation, rank_from_environment, world_from_environment
+from trainer.data.sources import Shards, check_training_data, load_tokenizer, with_shapes
+from trainer.distributed.device import choose_device, gpu_memory_gib
+from trainer.distributed.environment import (
+    in_allocation,
+    rank_from_environment,
+    seconds_to_leave_from_environment,
+    world_from_environment,
+)
 from trainer.distributed.processes import ALONE
 from trainer.distributed.program import EXIT_USER_ERROR
+from trainer.distributed.watchdog import check_time_to_leave
 from trainer.engine.state import WEIGHTS
 from trainer.errors import UserError
-from trainer.estimate.memory import checkpoint_bytes, estimate_memory, readable_bytes
+from trainer.estimate.memory import checkpoint_bytes, estimate_memory, local_pairs, readable_bytes
+from trainer.estimate.remedy import find_remedy, needed_bytes
 from trainer.estimate.rows import memory_rows, sent_rows
 from trainer.evaluation.suite import classification_sets, retrieval_shards
 from trainer.reporting.log_lines import log_to_terminal
@@ -99,24 +105,27 @@ def print_problems(problems: Iterable[str]) -> int:
 def examine(config: Config, world: int) -> Findings:
     """Look at everything that a run on `world` processes needs. Starts nothing and writes nothing."""
     found = Findings(Path(config.run.dir))
-    for check in layout_checks(config, world):
-        found.attempt(check)
-    fits = not found.problems
-    found.attempt(partial(check_schedule, config.schedule, config.train.steps))
+    wrong = layout_problems(config, world)
+    found.problems += wrong.values()
+    fits = not wrong
+    if "parallel.lost_after_seconds" not in wrong:
+        found.attempt(lambda: check_time_to_leave(config.parallel.lost_after_seconds, seconds_to_leave_from_environment()))
     progress, weights = _look_at_directory(config, found)
     ep = config.parallel.expert_parallel
     found.add("processes", f"{world}, the experts spread over groups of {ep}" if ep > 1 else str(world))
-    _look_at_data(config, world if fits else None, progress, found)
+    shards = None
+    if "data.kind" not in wrong:
+        shards = _look_at_data(config, world if fits else None, progress, found)
     _look_at_tokenizer(config, progress, weights, found)
-    wandb_mode = found.attempt(partial(check_login, config.log.wandb))
-    if wandb_mode:
-        found.add("Weights & Biases", wandb_mode)
+    if "log.wandb" not in wrong:
+        found.add("Weights & Biases", found.attempt(partial(check_login, config.log.wandb)) or "")
     if fits:
         _look_at_architecture(config, weights, found)
         _look_at_disk(config, found)
         found.rows += memory_rows(config, world)
         found.rows += sent_rows(config, world)
-        _look_at_device(config, world, found)
+        works = partial(_check_shards, shards, world, progress) if shards else lambda config: None
+        _look_at_device(config, world, works, found)
     return found
 
 
@@ -167,41 +176,49 @@ def _look_at_directory(config: Config, found: Findings) -> tuple[TrainingProgres
     return progress, checkpoint
 
 
-def _look_at_data(config: Config, world: int | None, progress: TrainingProgress, found: Findings) -> None:
-    """world: None when the layout is wrong, so that nobody can say who would read what."""
+def _look_at_data(config: Config, world: int | None, progress: TrainingProgress, found: Findings) -> int | None:
+    """How many shards there are, if they are sound. world: None when the layout is wrong: nobody can say who would read what."""
     before = len(found.problems)
-    found.attempt(partial(check_kind, config))
     written = ""
     if config.data.kind == "shapes":
-        folder = found.attempt(lambda: shapes_folder(config.data, config.model.image_size))
-        if folder is not None and folder.is_dir():
+        folder = shapes_folder(config.data, config.model.image_size)
+        if folder.is_dir():
             config = with_shapes(config, folder)
-        elif folder is not None:
+        else:
             written = f", to be written into {folder}"
-    if len(found.problems) > before:
-        return
-    shards = TRAIN_SHARDS
+    shards, training = TRAIN_SHARDS, None
     if not written or config.data.train is not None:
-        listed = found.attempt(partial(check_training_data, config))
-        shards = len(listed or [])
-    for check in found.attempt(partial(evaluation_checks, config)) or []:
-        found.attempt(check)
+        training = found.attempt(partial(check_training_data, config))
+        shards = len(training.names) if training else 0
+    checks = found.attempt(partial(evaluation_checks, config, training.names if training else [])) or []
+    evaluation = [found.attempt(check) for check in checks]
     if shards and world:
-        data = replace(config.data, streams=progress.streams or config.data.streams)
-        found.attempt(lambda: check_reading(data, shards, config.train.batch_size // config.train.accumulate, world))
+        found.attempt(partial(_check_shards, shards, world, progress, config))
     if len(found.problems) > before:
-        return
+        return None
     readers = f"{max(1, config.data.workers)} reader{'s' if config.data.workers > 1 else ''} a process"
     found.add("training data", f"{shards} shards, {readers}{written}")
-    found.add("evaluation data", "the same data set's own" if written else _evaluation(config))
+    if training:
+        found.add("  data.train", training.told())
+    found.add("evaluation data", "the same data set's own" if written else _evaluation(config, evaluation))
+    for shown in evaluation:
+        if shown is not None:
+            found.add(f"  {shown.what}", shown.told())
+    return shards
 
 
-def _evaluation(config: Config) -> str:
+def _check_shards(shards: int, world: int, progress: TrainingProgress, config: Config) -> None:
+    """Raise UserError when the processes cannot share so many shards and the batch."""
+    data = replace(config.data, streams=config.data.streams or progress.streams)
+    check_reading(data, shards, config.train.batch_size // config.train.accumulate, world)
+
+
+def _evaluation(config: Config, found: Sequence[Shards | None]) -> str:
     """`zero-shot (default, unseen), retrieval on 4 shards`"""
-    sets, shards = classification_sets(config.eval.zeroshot), retrieval_shards(config)
+    sets = classification_sets(config.eval.zeroshot)
     parts = [f"zero-shot ({', '.join(sets)})"] if sets else []
-    if shards is not None:
-        parts.append(f"retrieval on {len(list_shards(shards, 'eval.retrieval'))} shards")
+    if retrieval_shards(config) is not None:
+        parts.append(f"retrieval on {sum(len(shown.names) for shown in found[-1:] if shown)} shards")
     elif config.eval.retrieval is True:
         parts.append("no retrieval, because data.val is not set")
     return ", ".join(parts) or "none"
@@ -243,22 +260,42 @@ def _look_at_disk(config: Config, found: Findings) -> None:
     found.add("checkpoints", f"{config.checkpoint.keep} of {readable_bytes(size)}; {readable_bytes(free)} are free")
 
 
-def _look_at_device(config: Config, world: int, found: Findings) -> None:
+def _look_at_device(config: Config, world: int, works: Callable[[Config], None], found: Findings) -> None:
     """A GPU that is not here may well be in the allocation that a job waits for; inside of one it must be here."""
-    if config.run.device == "cuda" and not torch.cuda.is_available() and not in_allocation():
-        found.add("device", "cuda, of which there is none here")
-        return
+    told = config.run.gpu_memory_gib
+    has = found.attempt(lambda: gpu_memory_gib(told) * 2**30) if told is not None else None
+    if config.run.device != "cpu" and not torch.cuda.is_available() and not in_allocation():
+        if has:
+            found.add("device", f"cuda, of which there is none here; {readable_bytes(has)} by run.gpu_memory_gib")
+            _look_at_memory(config, world, has, works, found)
+            return
+        if config.run.device == "cuda":
+            found.add("device", "cuda, of which there is none here (run.gpu_memory_gib=80 checks whether the run fits one)")
+            return
     device = found.attempt(partial(choose_device, config.run.device, 0))
     if device is None or device.type != "cuda":
         found.add("device", "cpu")
         return
-    memory, has = estimate_memory(config, world), torch.cuda.get_device_properties(device).total_memory
+    has = has or torch.cuda.get_device_properties(device).total_memory
     found.add("device", f"{torch.cuda.get_device_name(device)} with {readable_bytes(has)}")
-    remedy = "more processes, parallel.zero_stage=3, more parallel.expert_parallel, or a smaller model"
-    if memory.state > has:
-        found.problems.append(
-            f"weights, gradients and optimizer take {readable_bytes(memory.state)} a process, but its GPU has "
-            f"{readable_bytes(has)}: {remedy}"
-        )
-    elif memory.total > has:
-        found.add("  may be too small", "train.activation_checkpointing=blocks or a larger train.accumulate need less")
+    _look_at_memory(config, world, has, works, found)
+
+
+def _look_at_memory(config: Config, world: int, has: float, works: Callable[[Config], None], found: Findings) -> None:
+    """Refuse what does not fit, with a change that does."""
+    needed = needed_bytes(config, world)
+    if needed <= has:
+        return
+    memory = estimate_memory(config, world)
+    remedy = find_remedy(config, world, has, works)
+    if remedy is None:
+        advice = "no other layout of these processes fits either: take more processes, or a smaller model"
+    else:
+        advice = f"add {' '.join(remedy.overrides)}, which takes about {readable_bytes(remedy.bytes)}"
+        if any(override.startswith("train.accumulate=") for override in remedy.overrides):
+            advice += " (each micro-batch is a contrastive batch of its own; more processes leave it whole)"
+    found.problems.append(
+        f"a process takes about {readable_bytes(needed)} ({readable_bytes(memory.state)} of weights, gradients and optimizer, "
+        f"{readable_bytes(memory.activations)} of activations for {local_pairs(config, world)} pairs, and CUDA's own), "
+        f"but its GPU has {readable_bytes(has)}: {advice}"
+    )

@@ -8,13 +8,11 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from trainer.config.compose import CONF, explain, parse_overrides
+from trainer.config.compose import explain
 from trainer.errors import UserError, did_you_mean
 
-LAUNCHERS = ("local", "slurm")
 GROUP = "hydra/launcher"
 PREFIX = "hydra.launcher."
-DEFAULTS = CONF / "hydra" / "launcher" / "slurm.yaml"
 SBATCH_OPTIONS = {
     "nodes": "--nodes",
     "gpus_per_node": "--gpus-per-node",
@@ -44,6 +42,8 @@ class SlurmOptions:
     qos: str | None = None
     array_parallelism: int | None = None
     additional: list[str] = field(default_factory=list)
+    wait: bool | None = None
+    result: Any = None
 
     @property
     def tasks(self) -> int:
@@ -68,38 +68,14 @@ class SlurmOptions:
         return [*options, f"--ntasks-per-node={self.tasks}", *self.additional]
 
 
-def read_launcher(overrides: list[str]) -> tuple[SlurmOptions | None, list[str]]:
-    """SLURM's options, None for a sweep that trains here, and the overrides that are not the launcher's.
-
-    Raises UserError for a launcher or a key that there is not, and for a value that cannot be.
-    """
-    launcher, values, others = "local", {}, []
-    for text, override in zip(overrides, parse_overrides(overrides), strict=True):
-        key = override.key_or_group
-        if key != GROUP and not key.startswith(PREFIX):
-            others.append(text)
-        elif override.is_sweep_override() or override.is_delete():
-            raise UserError(f"'{text}': every run of a sweep is started in the same way: give {key} one value")
-        elif key == GROUP:
-            launcher = str(override.value())
-        else:
-            values[key.removeprefix(PREFIX)] = override.value()
-    if launcher not in LAUNCHERS:
-        raise UserError(f"{GROUP}={launcher}: choose {' or '.join(LAUNCHERS)}{did_you_mean(launcher, LAUNCHERS)}")
-    if launcher == "slurm":
-        return _slurm_options(values), others
-    if values:
-        raise UserError(f"{', '.join(PREFIX + name for name in values)} is for SLURM: add {GROUP}=slurm, or leave it out")
-    return None, others
-
-
-def _slurm_options(values: Mapping[str, Any]) -> SlurmOptions:
+def read_options(values: Mapping[str, Any]) -> SlurmOptions:
+    """The launcher's configuration, typed. Raises UserError for a key that there is not and for a value that cannot be."""
     known = [entry.name for entry in fields(SlurmOptions)]
     for name in values:
         if name not in known:
             raise UserError(f"{GROUP}=slurm has no '{PREFIX}{name}'{did_you_mean(name, known)}; it has {', '.join(known)}")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(SlurmOptions), OmegaConf.load(DEFAULTS), dict(values))
+        merged = OmegaConf.merge(OmegaConf.structured(SlurmOptions), dict(values))
         options = OmegaConf.to_object(merged)
     except OmegaConfBaseException as problem:
         raise UserError(f"{PREFIX}{explain(problem)}") from problem

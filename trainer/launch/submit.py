@@ -5,96 +5,163 @@ reads its own line (trainer.launch.job_array).
 """
 
 import os
-import secrets
 import shlex
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-from trainer.config.checks import count_processes
-from trainer.config.compose import CONF, compose_config
+from hydra.core.utils import JobReturn
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from trainer.config.compose import CONF
+from trainer.distributed.signals import EXIT_INTERRUPTED
 from trainer.errors import UserError
 from trainer.launch.job_array import write_runs
-from trainer.launch.names import check_directories, differences, name_runs
-from trainer.launch.preflight import examine, print_problems, sweep_problems
-from trainer.launch.slurm_options import SlurmOptions
-from trainer.reporting.log_lines import log_to_terminal
+from trainer.launch.slurm_options import SlurmOptions, read_options
+from trainer.launch.sweep import PLUGINS, CheckedLauncher, Ended, SweepRun
 from trainer.reporting.tables import sweep_table
 
 PROJECT = CONF.parent
 SCRIPT = PROJECT / "slurm" / "train.sbatch"
-SWEEPS = Path("runs") / "sweeps"
 OVERRIDES = "overrides.jsonl"
+POLL_SECONDS = 20.0
 
 
-def submit_sweep(runs: list[list[str]], options: SlurmOptions) -> int:
-    """Submit the runs, each for `options.world` processes, and print where they lie; returns the exit code.
+class SlurmLauncher(CheckedLauncher):
+    """hydra/launcher=slurm: a batch of runs is a job array, each run a job of so many processes."""
 
-    With run.dry=true they are only checked. Raises UserError when sbatch is missing or refuses; then nothing is left behind.
-    """
-    if shutil.which("sbatch") is None:
-        raise UserError(
-            "hydra/launcher=slurm needs sbatch, which is not on PATH: start from a machine of the cluster, "
-            "or leave hydra/launcher out to train here, one run after the other"
-        )
-    folder = SWEEPS / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    own = differences(runs)
-    runs = name_runs(runs, folder)
-    configs = [compose_config(run) for run in runs]
-    check_directories(configs)
-    log_to_terminal(rank=0)
-    processes = f"{count_processes(options.world)} each"
-    problems = sweep_problems(own, [examine(config, options.world) for config in configs])
-    if problems:
-        code = print_problems(problems)
-        print(f"nothing is submitted (checked for {processes})", file=sys.stderr, flush=True)
-        return code
-    if any(config.run.dry for config in configs):
-        title = f"ready: {len(runs)} runs on {processes}; nothing is submitted (run.dry=true)"
-        notes = []
-    else:
-        job = _submit(runs, options, folder)
-        title = f"job array {job}: {len(runs)} runs on {processes}"
-        again = shlex.join(["sbatch", "--array=INDEX", *_arguments(options, folder)])
+    __module__ = PLUGINS
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Hydra's call before the sweep."""
+        given: dict[str, Any] = {
+            name: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for name, value in self.options.items()
+        }
+        self.slurm: SlurmOptions = read_options(given)
+        self._world = self.slurm.world
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        if shutil.which("sbatch") is None:
+            raise UserError(
+                "hydra/launcher=slurm needs sbatch, which is not on PATH: start from a machine of the cluster, "
+                "or leave hydra/launcher out to train here, one run after the other"
+            )
+        if not SCRIPT.is_file():
+            raise UserError(
+                f"{SCRIPT} is missing: an installed wheel has no batch script; start from a checkout of the project "
+                f"(pip install -e . in it gives the same commands)"
+            )
+        self.batches = 0
+
+    @property
+    def world(self) -> int:
+        """Processes of a run."""
+        return self._world
+
+    @property
+    def has_home(self) -> bool:
+        """The sweep's folder has the logs of its jobs, and their runs too."""
+        return True
+
+    @property
+    def waits(self) -> bool:
+        """Whether the runs' results are waited for."""
+        return not self.is_basic if self.slurm.wait is None else self.slurm.wait
+
+    def check(self, runs: list[SweepRun]) -> None:
+        """What a dry run checks, for every run."""
+        try:
+            super().check(runs)
+        except Ended:
+            print(f"nothing is submitted (checked for {self._each()})", file=sys.stderr, flush=True)
+            raise
+
+    def tell_ready(self, runs: list[SweepRun]) -> None:
+        """Say that runs which are only to be checked can be submitted."""
+        title = f"ready: {len(runs)} runs on {self._each()}; nothing is submitted (run.dry=true)"
+        sweep_table(title, [(str(run.number), " ".join(run.own), run.config.run.dir, "") for run in runs], [])
+
+    def start(self, runs: list[SweepRun]) -> list[JobReturn]:
+        """Submit the runs, print where they lie, and wait for them where somebody asks what they came to.
+
+        Raises UserError when sbatch refuses; then nothing is left behind.
+        """
+        # An optimiser may ask for the same run twice at once: one job is enough, and two would meet in its directory.
+        different = [run for place, run in enumerate(runs) if run.overrides not in [other.overrides for other in runs[:place]]]
+        batch = f"-{self.batches}" if self.batches else ""
+        self.batches += 1
+        listed = self.folder / OVERRIDES.replace(".", f"{batch}.")
+        job = self._submit(different, listed, batch)
+        title = f"job array {job}: {len(different)} runs on {self._each()}"
         notes = [
             ("watch", f"squeue --job {job}"),
             ("end all, or one", f"scancel {job}; scancel {job}_INDEX"),
-            ("one again", again),
+            ("one again", shlex.join(["sbatch", "--array=INDEX", *self._arguments(listed, batch)])),
         ]
-    rows = [
-        (str(index), " ".join(overrides), config.run.dir, str(folder / f"{index}.log"))
-        for index, (overrides, config) in enumerate(zip(own, configs, strict=True))
-    ]
-    sweep_table(title, rows, notes)
-    return 0
+        rows = [
+            (str(index), " ".join(run.own), run.config.run.dir, self._log(batch, str(index)))
+            for index, run in enumerate(different)
+        ]
+        sweep_table(title, rows, notes)
+        if not self.waits:
+            return [self.returned(run, None, None) for run in runs]
+        _wait_for(job)
+        return [self._returned(run) for run in runs]
+
+    def _returned(self, run: SweepRun) -> JobReturn:
+        from trainer.launch.results import has_ended, read_result
+
+        if not has_ended(run.config):
+            line = f"run {run.number + 1} ({' '.join(run.own)}) has not reached its end: see its log"
+            print(f"error: {line}", file=sys.stderr, flush=True)
+            return self.returned(run, line, None)
+        return self.returned(run, None, None if self.is_basic else read_result(run.config, self.result))
+
+    def _each(self) -> str:
+        from trainer.config.checks import count_processes  # and torch with it, which --help must not wait for
+
+        return f"{count_processes(self._world)} each"
+
+    def _submit(self, runs: list[SweepRun], listed: Path, batch: str) -> str:
+        """The job id of the array."""
+        at_once = f"%{self.slurm.array_parallelism}" if self.slurm.array_parallelism else ""
+        command = ["sbatch", "--parsable", f"--array=0-{len(runs) - 1}{at_once}", *self._arguments(listed, batch)]
+        try:
+            write_runs(listed, [run.arguments for run in runs])
+        except OSError as problem:
+            raise UserError(
+                f"the sweep's folder {self.folder} cannot be written ({problem.strerror}): start in a folder where it can be, "
+                f"or give another hydra.sweep.dir"
+            ) from problem
+        done = subprocess.run(command, capture_output=True, text=True, env={"LIMOE_HOME": str(PROJECT), **os.environ})
+        if done.returncode != 0:
+            listed.unlink()
+            self.clean_up()
+            said = [line.removeprefix("sbatch: ").removeprefix("error: ").strip() for line in done.stderr.splitlines()]
+            raise UserError(f"sbatch refuses the sweep: {'; '.join(filter(None, said)) or f'exit code {done.returncode}'}")
+        print(done.stderr, end="", file=sys.stderr, flush=True)  # warnings
+        return done.stdout.strip().partition(";")[0]  # and the cluster's name, where there are several
+
+    def _arguments(self, listed: Path, batch: str) -> list[str]:
+        """What sbatch gets for a whole batch and for a single run of it alike."""
+        return [f"--output={self._log(batch, '%a')}", *self.slurm.arguments(), str(_from_here(SCRIPT)), f"@{listed}"]
+
+    def _log(self, batch: str, index: str) -> str:
+        return f"{self.folder}/{batch[1:] + '-' if batch else ''}{index}.log"
 
 
-def _submit(runs: list[list[str]], options: SlurmOptions, folder: Path) -> str:
-    """The job id of the array."""
-    at_once = f"%{options.array_parallelism}" if options.array_parallelism else ""
-    command = ["sbatch", "--parsable", f"--array=0-{len(runs) - 1}{at_once}", *_arguments(options, folder)]
+def _wait_for(job: str) -> None:
+    """Until SLURM knows of no job of the array any more; one that is requeued it still knows."""
+    print(f"waiting for job array {job}: Ctrl-C ends the sweep, not its jobs", flush=True)
     try:
-        folder.mkdir(parents=True)
-        write_runs(folder / OVERRIDES, runs)
-    except OSError as problem:
-        raise UserError(
-            f"the sweep's folder {folder} cannot be written ({problem.strerror}): start where runs/ can be"
-        ) from problem
-    done = subprocess.run(command, capture_output=True, text=True, env={"LIMOE_HOME": str(PROJECT), **os.environ})
-    if done.returncode != 0:
-        (folder / OVERRIDES).unlink()
-        folder.rmdir()
-        said = [line.removeprefix("sbatch: ").removeprefix("error: ").strip() for line in done.stderr.splitlines()]
-        raise UserError(f"sbatch refuses the sweep: {'; '.join(filter(None, said)) or f'exit code {done.returncode}'}")
-    print(done.stderr, end="", file=sys.stderr, flush=True)  # warnings
-    return done.stdout.strip().partition(";")[0]  # and the cluster's name, where there are several
-
-
-def _arguments(options: SlurmOptions, folder: Path) -> list[str]:
-    """What sbatch gets for the whole sweep and for a single run of it alike."""
-    return [f"--output={folder}/%a.log", *options.arguments(), str(_from_here(SCRIPT)), f"@{folder / OVERRIDES}"]
+        while subprocess.run(["squeue", "--noheader", "--jobs", job], capture_output=True, text=True).stdout.strip():
+            time.sleep(POLL_SECONDS)
+    except KeyboardInterrupt:
+        print(f"interrupted: the jobs of {job} go on; scancel {job} ends them", file=sys.stderr, flush=True)
+        raise Ended(EXIT_INTERRUPTED) from None
 
 
 def _from_here(path: Path) -> Path:

@@ -1,101 +1,307 @@
-"""Several runs: `python -m trainer.train -m optim.lr=1e-3,3e-4`, one after the other or as a job array (trainer.launch.submit).
+"""Several runs: `python -m trainer.train -m optim.lr=1e-3,3e-4`. Hydra's sweeper says which; here they are checked and started.
 
-Here each run has a process of its own: what a training leaves in a process (groups, handlers, memory) would meet the next one.
+Each run has a process of its own: what a training leaves in a process (groups, handlers, memory) would meet the next one.
 """
 
-import itertools
+import logging
+import os
 import signal
 import subprocess
 import sys
+from abc import abstractmethod
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING, Any
 
-from hydra.errors import HydraException
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobReturn, JobStatus, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
 
-from trainer.config.compose import compose_config, parse_overrides
-from trainer.config.schema import Config
-from trainer.distributed.environment import launched
+from trainer.config.compose import parse_overrides, to_config
+from trainer.config.schema import Config, RunConfig
 from trainer.distributed.signals import EXIT_INTERRUPTED, EXIT_STOPPED, SIGNALS
-from trainer.errors import UserError
-from trainer.launch.names import check_directories, differences, name_runs
-from trainer.launch.slurm_options import read_launcher
+from trainer.errors import UserError, did_you_mean
+from trainer.launch.names import check_directories, is_named, suffixes, text_override
 from trainer.reporting.log_lines import log_to_terminal
 
-FLAGS = ("-m", "--multirun")
+if TYPE_CHECKING:
+    from trainer.launch.results import Result
+
+PLUGINS = "hydra_plugins.limoe"
+"""Hydra starts launchers of its package for plugins alone; ours are registered at run time under a name in it."""
+BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+OPTIMISERS = ("hydra_optuna_sweeper", "hydra_ax_sweeper", "hydra_nevergrad_sweeper", "hydra_orion_sweeper")
+"""Packages of sweepers whose next runs depend on what the runs before came to."""
+MULTIRUN = "multirun.yaml"
+"""What Hydra's sweepers write into hydra.sweep.dir."""
+OF_A_SWEEP = ("hydra.mode", "hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep")
+"""Overrides of Hydra's that a single run of a sweep does not get."""
+SWEEP_DIR = ("runs/sweeps/${now:%y%m%d-%H%M%S-%f}", "${run.name}")
+"""hydra.sweep.dir and hydra.sweep.subdir unless the user sets them."""
 
 
-def is_sweep(arguments: list[str]) -> bool:
-    """Whether a command line asks for several runs."""
-    return any(argument in FLAGS for argument in arguments)
+class Ended(BaseException):
+    """The sweep is over whatever its sweeper still had in mind: refused, only checked, or stopped. `code`: the exit code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
 
 
-def sweep(arguments: list[str]) -> int:
-    """Train with every combination of the values that commas separate; returns 0 when all runs reached their end.
+class RunFailed(Exception):
+    """What a sweeper gets in place of the result of a run that failed."""
 
-    A run that fails does not keep the others from their turn; one that was stopped ends the sweep, and the same command goes on.
-    Raises UserError, before the first run, when one of them cannot be: a mistyped key, or no directory of its own.
+
+@dataclass(frozen=True)
+class SweepRun:
+    """One run of a sweep.
+
+    number: in the sweep, from 0; own: the overrides that tell it from the others; overrides: all of them; settings: Hydra's
+    overrides and flags that the run's own process needs; config: what they come to.
     """
-    others = [argument for argument in arguments if argument.startswith("-") and argument not in FLAGS]
-    if others:
-        raise UserError(f"{' '.join(others)} does not go together with -m: leave one of them out")
-    if launched():
-        raise UserError(
-            "-m starts a process of its own for each run, which torchrun and srun do not allow: start the runs one by one "
-            "(for lr in 1e-3 3e-4; do torchrun … -m trainer.train optim.lr=$lr run.name=lr-$lr; done)"
+
+    number: int
+    own: list[str]
+    overrides: list[str]
+    settings: list[str]
+    config: Config
+
+    @property
+    def arguments(self) -> list[str]:
+        """The command line of the run itself."""
+        return [*self.settings, *self.overrides]
+
+
+class CheckedLauncher(Launcher):
+    """Names the runs of a batch, and checks all of them as a dry run does, before it starts any. A sweeper calls it."""
+
+    def __init__(self, **options: Any) -> None:
+        """options: of conf/hydra/launcher/, looked at in `setup`, for Hydra hides errors that are raised here."""
+        self.options = options
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Hydra's call before the sweep. Raises UserError for options that cannot be."""
+        from trainer.launch.hydra_app import App
+
+        assert isinstance(task_function, App)
+        self.app, self.context, self.config = task_function, hydra_context, config
+        setup_globals()
+        HydraConfig.instance().set_config(config)
+        self.is_basic = config.hydra.sweeper.get("_target_") == BASIC_SWEEPER
+        self.folder = Path(str(config.hydra.sweep.dir)).expanduser()
+        self.app.undo = self.clean_up
+        self._made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+        fixed = parse_overrides(as_typed(config.hydra.overrides.task))
+        self._fixed = {_key(override): str(override.input_line) for override in fixed if not override.is_sweep_override()}
+        self.result = self.options.pop("result", None)
+        if OmegaConf.is_config(self.result):
+            self.result = OmegaConf.to_container(self.result)
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        """Check the runs of a batch and start them; their results in the same order.
+
+        Raises Ended when one of them cannot be, when they are only to be checked, or when one was stopped.
+        """
+        if not job_overrides:
+            raise UserError(f"this sweep has no runs: nothing matches {' '.join(as_typed(self.config.hydra.overrides.task))}")
+        runs = self.prepare(job_overrides, initial_job_idx)
+        self.check_result(runs[0].config)
+        self.check(runs)
+        if any(run.config.run.dry for run in runs):
+            self.tell_ready(runs)
+            raise Ended(0)
+        self.app.undo = None
+        self.folder.mkdir(parents=True, exist_ok=True)  # where sweepers other than Hydra's own write what they found
+        return self.start(runs)
+
+    @property
+    @abstractmethod
+    def world(self) -> int:
+        """Processes of a run."""
+
+    @abstractmethod
+    def start(self, runs: list[SweepRun]) -> list[JobReturn]:
+        """Start the runs of a batch, which have been checked."""
+
+    def prepare(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[SweepRun]:
+        """The runs of a batch, each with a directory that no other has. Raises UserError where that cannot be.
+
+        Runs whose directories differ already keep them; else what differs is added to run.name: `limoe-lr-0.001`. first: the
+        number of the first of them in the sweep.
+        """
+        typed = [[self._as_typed(override) for override in parse_overrides(list(job))] for job in job_overrides]
+        jobs = [[text for _, text in job] for job in typed]
+        own = [[text for key, text in job if key not in self._fixed] for job in typed]
+        numbers = range(first, first + len(jobs))
+        if self.is_basic and (twice := [job for place, job in enumerate(jobs) if job in jobs[:place]]):
+            raise UserError(f"this sweep would train the same run twice: {' '.join(own[jobs.index(twice[0])])}")
+        is_user_s = is_named(jobs[0]) or self._raw("run", "dir") != RunConfig.dir
+        configs = [self.compose(job, number)[0] for job, number in zip(jobs, numbers, strict=True)]
+        names = [config.run.name for config in configs]
+        if self._needs_names(jobs, own, configs):
+            names = [f"{name}-{text}" if text else name for name, text in zip(names, suffixes(own, first), strict=True)]
+        if names != [config.run.name for config in configs] or not is_user_s:
+            # Said even where it is no news, lest the id of a job around the sweep be added to it.
+            jobs = [[*job, text_override("run.name", name)] for job, name in zip(jobs, names, strict=True)]
+        if self.has_home and not is_user_s:
+            folders = [self.compose(job, number)[1] for job, number in zip(jobs, numbers, strict=True)]
+            jobs = [[*job, text_override("run.dir", folder)] for job, folder in zip(jobs, folders, strict=True)]
+        runs = [
+            SweepRun(number, own[place], job, self._settings(number), self.compose(job, number)[0])
+            for place, (job, number) in enumerate(zip(jobs, numbers, strict=True))
+        ]
+        check_directories([run.config for place, run in enumerate(runs) if run.overrides not in jobs[:place]])
+        return runs
+
+    def compose(self, overrides: Sequence[str], number: int) -> tuple[Config, str]:
+        """The configuration of a run, and the folder that hydra.sweep gives it."""
+        job = [f"hydra.job.num={number}", f"hydra.job.id={number}"]
+        values = self.context.config_loader.load_sweep_config(self.config, [*overrides, *job])
+        HydraConfig.instance().set_config(values)  # for ${hydra:…}
+        folder = f"{self.folder}/{OmegaConf.select(values, 'hydra.sweep.subdir')}"
+        del_hydra = OmegaConf.masked_copy(values, [str(key) for key in values if key != "hydra"])
+        return to_config(del_hydra), folder
+
+    @property
+    def has_home(self) -> bool:
+        """Whether runs that their user has not named lie below hydra.sweep.dir: when it, or its subdir, is the user's."""
+        return (self._raw("hydra", "sweep", "dir"), self._raw("hydra", "sweep", "subdir")) != SWEEP_DIR
+
+    def check(self, runs: list[SweepRun]) -> None:
+        """What a dry run checks, for every run before the first: prints a line for each mistake and then raises Ended."""
+        from trainer.launch.preflight import examine, print_problems, sweep_problems  # torch takes seconds to import
+
+        if not logging.getLogger().handlers:  # those of hydra/hydra_logging, where the user asks for it
+            log_to_terminal(rank=0)
+        found = [examine(run.config, self.world) for run in runs]
+        if problems := sweep_problems([run.own for run in runs], found):
+            raise Ended(print_problems(problems))
+
+    def check_result(self, config: Config) -> None:
+        """Raise UserError when the sweeper would learn nothing from a run, or look for the worst of them."""
+        target = str(self.config.hydra.sweeper.get("_target_"))
+        if self.result is not None or not any(name in target for name in OPTIMISERS):
+            return
+        name, best = self.config.hydra.runtime.choices.get("hydra/sweeper"), config.checkpoint.best
+        if best is None:
+            raise UserError(
+                f"hydra/sweeper={name} needs a value of each run: checkpoint.best=eval/zeroshot/top1 (or another metric) "
+                f"takes the best of one, hydra.launcher.result=NAME the last, and hydra.launcher.result=[A,B] of several"
+            )
+        direction = self.config.hydra.sweeper.get("direction")
+        direction = getattr(direction, "name", direction)
+        if isinstance(direction, str) and not direction.startswith(config.checkpoint.best_mode):
+            raise UserError(
+                f"hydra.sweeper.direction={direction} would look for the worst {best}, of which checkpoint.best_mode="
+                f"{config.checkpoint.best_mode} is the best: hydra.sweeper.direction={config.checkpoint.best_mode}imize"
+            )
+
+    def tell_ready(self, runs: list[SweepRun]) -> None:
+        """Say that runs which are only to be checked can be started."""
+        for run in runs:
+            print(f"run {run.number + 1}: {' '.join(run.own)} in {run.config.run.dir}: ready to run", flush=True)
+
+    def returned(self, run: SweepRun, problem: str | None, result: "Result | None") -> JobReturn:
+        """What the sweeper gets of a run: its result, or the problem if it failed."""
+        self.app.started += 1
+        self.app.failed += problem is not None
+        failed = problem is not None and not self.is_basic  # Hydra's own would leave out the batches that are left
+        return JobReturn(
+            overrides=run.own,  # Hydra prints them beside a failure
+            working_dir=run.config.run.dir,
+            task_name="train",
+            status=JobStatus.FAILED if failed else JobStatus.COMPLETED,
+            _return_value=RunFailed(problem) if failed else result,
         )
-    slurm, overrides = read_launcher([argument for argument in arguments if argument not in FLAGS])
-    runs = list_runs(overrides)
-    if slurm:
-        from trainer.launch.submit import submit_sweep
 
-        return submit_sweep(runs, slurm)
-    return _train_all(runs)
+    def _as_typed(self, override: Override) -> tuple[str, str]:
+        """(key, override); what the command line fixes as it was typed: sweepers lose quotes, and make None of null."""
+        key = _key(override)
+        return key, self._fixed.get(key, str(override.input_line))
 
+    def _needs_names(self, jobs: list[list[str]], own: list[list[str]], configs: list[Config]) -> bool:
+        """Whether the user's own names, if any, do not tell the runs apart."""
+        directories = {tuple(job): config.run.dir for job, config in zip(jobs, configs, strict=True)}
+        if len(directories) > 1:
+            return len(set(directories.values())) < len(directories)
+        # A batch of one, as an optimiser asks for: does the name tell what differs from the other batches?
+        told = [self._raw("run", "name"), self._raw("run", "dir").replace("${run.name}", "")]
+        return any(own) and not is_named(own[0]) and not any("${" in text for text in told)
 
-def _train_all(runs: list[list[str]]) -> int:
-    own = differences(runs)
-    runs = name_runs(runs)
-    configs = [compose_config(overrides) for overrides in runs]
-    check_directories(configs)
-    if code := check_runs(own, configs):
-        return code
-    failed = 0
-    for number, overrides in enumerate(runs, start=1):
-        print(f"run {number} of {len(runs)}: {' '.join(own[number - 1])} in {configs[number - 1].run.dir}", flush=True)
-        code = _train(overrides)
-        if code in (EXIT_STOPPED, EXIT_INTERRUPTED):
-            return code
-        failed += code != 0
-    if failed:
-        print(f"error: {failed} of {len(runs)} runs failed, see above", file=sys.stderr, flush=True)
-    return int(failed > 0)
+    def _raw(self, *keys: str) -> str:
+        """A value of the sweep's configuration with its ${…} as they were written."""
+        values: Any = OmegaConf.to_container(self.config[keys[0]], resolve=False)
+        for key in keys[1:]:
+            values = values[key]
+        return str(values)
 
+    def _settings(self, number: int) -> list[str]:
+        """Hydra's part of a run's command line: where the configuration is, and Hydra's overrides that are not the sweep's."""
+        given = parse_overrides(as_typed(self.config.hydra.overrides.hydra))
+        kept = [
+            str(override.input_line)
+            for override in given
+            if not any(override.key_or_group == name or override.key_or_group.startswith(f"{name}.") for name in OF_A_SWEEP)
+        ]
+        return [*self.app.flags, *kept, f"hydra.job.num={number}", f"hydra.job.id={number}"]
 
-def list_runs(overrides: list[str]) -> list[list[str]]:
-    """The overrides of each run, the last key varying fastest. Values may be `a,b`, `choice(…)` and `range(…)`, as Hydra's."""
-    choices: list[list[str]] = []
-    for override in parse_overrides(overrides):
-        if not override.is_sweep_override():
-            choices.append([str(override.input_line)])
-            continue
-        try:
-            choices.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
-        except HydraException as problem:
-            raise UserError(f"'{override.input_line}': {problem}; write the values with commas between them") from problem
-    return [list(run) for run in itertools.product(*choices)]
-
-
-def check_runs(own: list[list[str]], configs: list[Config]) -> int:
-    """What a dry run checks, for every run before the first: prints a line for each mistake; the exit code, 0 for none."""
-    from trainer.launch.preflight import examine, print_problems, sweep_problems  # torch takes seconds to import
-
-    log_to_terminal(rank=0)
-    problems = sweep_problems(own, [examine(config, 1) for config in configs])
-    return print_problems(problems) if problems else 0
+    def clean_up(self) -> None:
+        """Leave nothing of a sweep that did not begin: its sweeper has written what it was about to do."""
+        with suppress(OSError):
+            if self.folder in self._made:
+                (self.folder / MULTIRUN).unlink(missing_ok=True)
+            for path in self._made:
+                path.rmdir()
 
 
-def _train(overrides: list[str]) -> int:
-    """One run; its exit code. It gets the signals that reach this process and, from the terminal, Ctrl-C."""
-    run = subprocess.Popen([sys.executable, "-m", "trainer.train", *overrides])
+class LocalLauncher(CheckedLauncher):
+    """hydra/launcher=local: one run after the other, here. A failure does not keep the others from their turn."""
+
+    __module__ = PLUGINS
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Hydra's call before the sweep."""
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        if self.options:
+            names = ", ".join(f"hydra.launcher.{name}" for name in self.options)
+            near = did_you_mean(next(iter(self.options)), ("result",))
+            raise UserError(f"{names} is for SLURM{near}: add hydra/launcher=slurm, or leave it out")
+
+    @property
+    def world(self) -> int:
+        """One process a run."""
+        return 1
+
+    def start(self, runs: list[SweepRun]) -> list[JobReturn]:
+        """Train one after the other. A stop ends the sweep, and the same command goes on."""
+        returns = []
+        of = f" of {len(runs)}" if self.is_basic and len(runs) > runs[-1].number else ""
+        for run in runs:
+            print(f"run {run.number + 1}{of}: {' '.join(run.own)} in {run.config.run.dir}", flush=True)
+            code = train(run.arguments)
+            if code in (EXIT_STOPPED, EXIT_INTERRUPTED):
+                raise Ended(code)
+            returns.append(self._returned(run, code))
+        return returns
+
+    def _returned(self, run: SweepRun, code: int) -> JobReturn:
+        from trainer.launch.results import read_result
+
+        if code:
+            return self.returned(run, f"run {run.number + 1} ({' '.join(run.own)}) failed with exit code {code}", None)
+        return self.returned(run, None, None if self.is_basic else read_result(run.config, self.result))
+
+
+def train(arguments: list[str]) -> int:
+    """One run in a process of its own; its exit code. It gets this process's signals and, from the terminal, Ctrl-C."""
+    environment = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
+    run = subprocess.Popen([sys.executable, "-m", "trainer.train", *arguments], env=environment)
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         if number != signal.SIGINT:  # the terminal has sent it to the run too, and a second one would end it without saving
@@ -107,3 +313,14 @@ def _train(overrides: list[str]) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def as_typed(overrides: Any) -> list[str]:
+    """A list that Hydra keeps, without its ${…} resolved."""
+    values = OmegaConf.to_container(overrides, resolve=False)
+    assert isinstance(values, list)
+    return [str(text) for text in values]
+
+
+def _key(override: Override) -> str:
+    return str(override.get_key_element()).lstrip("+")

@@ -16,10 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from trainer.errors import UserError, did_you_mean
-
 _log = logging.getLogger(__name__)
-_MODES = ("auto", "bar", "lines", "none")
 _REFRESHES_PER_SECOND = 4
 _MIN_BAR, _MAX_BAR = 10, 40  # characters
 _LOW_SUCCESS = 0.5  # below, a modality loses most of its tokens, which the bar shows in yellow
@@ -43,10 +40,8 @@ class Progress:
         """For a run to `total_steps` that has done `first_step` of them (0, or the step it resumes from).
 
         mode: "bar", "lines" (printed when `update` is told to report), "none", or "auto": a bar when stderr or stdout is a
-        terminal, else lines. Raises UserError for any other.
+        terminal, else lines.
         """
-        if mode not in _MODES:
-            raise UserError(f"log.progress={mode}: choose one of {', '.join(_MODES)}{did_you_mean(mode, _MODES)}")
         if mode == "auto":
             mode = "bar" if _terminal() else "lines"
         return cls(total_steps, first_step, mode)

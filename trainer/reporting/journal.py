@@ -8,7 +8,8 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from trainer.errors import UserError
+from trainer.errors import UserError, reason
+from trainer.files import write_whole
 
 _log = logging.getLogger(__name__)
 
@@ -27,12 +28,12 @@ class Journal:
         self._may_warn = True
         try:
             if resume_step is not None and path.exists():
-                _rewrite(path, resume_step)
+                write_whole(path, _lines_until(path, resume_step))
             # Unbuffered: each line is one write, and a failed one leaves nothing behind that would come out later.
             self._file = path.open("ab", buffering=0)
         except OSError as problem:
             raise UserError(
-                f"cannot write the metrics to {path} ({problem.strerror}): make room or choose another run.dir"
+                f"cannot write the metrics to {path} ({reason(problem)}): make room or choose another run.dir"
             ) from problem
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -43,7 +44,7 @@ class Journal:
             self._append(data)
         except OSError as problem:
             if self._may_warn:
-                _log.warning("cannot write the metrics to %s (%s): training goes on without them", self._path, problem.strerror)
+                _log.warning("cannot write the metrics to %s (%s): training goes on without them", self._path, reason(problem))
             self._may_warn = False
 
     def close(self) -> None:
@@ -65,16 +66,6 @@ class Journal:
 def _finite(value: float) -> float | None:
     number = float(value)
     return number if math.isfinite(number) else None
-
-
-def _rewrite(path: Path, last_step: int) -> None:
-    """Replace the file by its lines up to `last_step`, all at once, so that a crash meanwhile loses nothing."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as kept:
-        kept.writelines(_lines_until(path, last_step))
-        kept.flush()
-        os.fsync(kept.fileno())
-    temporary.replace(path)
 
 
 def _lines_until(path: Path, last_step: int) -> Iterator[bytes]:

@@ -3,7 +3,12 @@
 import contextlib
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+from trainer.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 
 class _StandardError(logging.Handler):
@@ -24,7 +29,7 @@ class _File(logging.FileHandler):
 def log_to_terminal(rank: int) -> None:
     """Warnings of this rank on standard error, a line each."""
     root = logging.getLogger()
-    root.setLevel(logging.INFO)
+    root.setLevel(min(root.level or logging.INFO, logging.INFO))  # hydra.verbose=true asks for more
     for handler in list(root.handlers):
         root.removeHandler(handler)
     terminal = _StandardError()
@@ -36,9 +41,25 @@ def log_to_terminal(rank: int) -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
-def log_to_file(run_dir: Path, rank: int) -> None:
-    """Rank 0 also keeps all lines in `train.log`, appended over resumes."""
-    if rank == 0:
-        handler = _File(run_dir / "train.log")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        logging.getLogger().addHandler(handler)
+@contextlib.contextmanager
+def log_to_file(run_dir: Path, rank: int) -> Iterator[None]:
+    """Rank 0 also keeps all lines in `train.log`, appended over resumes, and what ended the run, if it was an error."""
+    if rank != 0:
+        yield
+        return
+    handler = _File(run_dir / "train.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    except UserError as problem:
+        _log.info("error: %s", problem)
+        raise
+    except Exception:
+        _log.info("failed", exc_info=True)
+        raise
+    finally:
+        root.removeHandler(handler)
+        with contextlib.suppress(OSError):
+            handler.close()

@@ -22,10 +22,12 @@ import wandb
 from wandb.sdk.lib import wbauth
 
 from trainer.config.schema import LogConfig
-from trainer.errors import UserError, did_you_mean
+from trainer.errors import UserError, reason
+from trainer.files import write_whole
 
 _log = logging.getLogger(__name__)
-_MODES = ("auto", "online", "offline", "disabled")
+PROJECT = "limoe"
+"""W&B's project when neither log.project nor WANDB_PROJECT names one."""
 _CONNECT_SECONDS = 3.0
 _INIT_SECONDS = 30.0
 _FINISH_SECONDS = 60.0  # Then what is left to upload stays on disk for `wandb sync`.
@@ -43,22 +45,24 @@ class WandbRun:
     def start(cls, log: LogConfig, run_dir: Path, run_name: str, config: dict[str, Any]) -> "WandbRun":
         """Start or resume the run whose id lies in `run_dir/wandb_run_id`; its files go under `run_dir/wandb/`.
 
-        log.wandb=auto is online when logged in and the server can be reached, else offline.
-        Raises UserError for an unknown log.wandb, and for log.wandb=online without a login or a server that accepts it.
+        log.wandb=auto is online when logged in and the server can be reached, else offline. Project, entity, name and id: what
+        `log` says, else W&B's own variables (WANDB_PROJECT, WANDB_ENTITY, WANDB_NAME, WANDB_RUN_ID), else our defaults.
+        Raises UserError for log.wandb=online without a login or a server that accepts it.
         """
         mode = choose_mode(log.wandb)
         if mode == "disabled":
             return cls(None, "disabled")
+        _warn_of_unheeded()
         run_id = _run_id(run_dir)
         try:
             return cls(_init(log, run_dir, run_name, config, run_id, mode), mode)
         except Exception as problem:  # wandb raises its own errors, TimeoutError, OSError and more; none may end a run.
             if log.wandb == "online":
                 raise UserError(
-                    f"log.wandb=online, but wandb could not start ({_first_line(problem)}): use log.wandb=offline, or mend it"
+                    f"log.wandb=online, but wandb could not start ({reason(problem)}): use log.wandb=offline, or mend it"
                 ) from problem
             instead = "offline" if mode == "online" else "without it"
-            _log.warning("wandb could not start %s (%s): the run goes on %s", mode, _first_line(problem), instead)
+            _log.warning("wandb could not start %s (%s): the run goes on %s", mode, reason(problem), instead)
             wandb.teardown()  # What is left of the failed run holds its id.
             if mode == "offline":
                 return cls(None, "disabled")
@@ -71,7 +75,7 @@ class WandbRun:
         try:
             self._run.log({"step": step, **metrics})
         except Exception as problem:  # See `start`.
-            _log.warning("wandb failed at step %d (%s): training goes on without it", step, _first_line(problem))
+            _log.warning("wandb failed at step %d (%s): training goes on without it", step, reason(problem))
             self._run = None
 
     def finish(self, exit_code: int = 0, stopped: bool = False) -> None:
@@ -83,7 +87,7 @@ class WandbRun:
                 self._run.mark_preempting()
             self._run.finish(exit_code=exit_code)
         except Exception as problem:  # See `start`.
-            _log.warning("wandb could not finish (%s): its files are complete on disk", _first_line(problem))
+            _log.warning("wandb could not finish (%s): its files are complete on disk", reason(problem))
         self._run = None
 
 
@@ -114,8 +118,6 @@ def _from_here(path: Path) -> str:
 
 def choose_mode(wanted: str) -> str:
     """What log.wandb comes to here: "online", "offline" or "disabled". Raises UserError as `WandbRun.start` does."""
-    if wanted not in _MODES:
-        raise UserError(f"log.wandb={wanted}: choose one of {', '.join(_MODES)}{did_you_mean(wanted, _MODES)}")
     if wanted in ("offline", "disabled"):
         return wanted
     settings = _quiet_settings()
@@ -125,10 +127,8 @@ def choose_mode(wanted: str) -> str:
         logged_in = wbauth.authenticate_session(host=settings.base_url, source="limoe", prompt=False, update_session=False)
     except wandb.errors.AuthenticationError as problem:
         if wanted == "online":
-            raise UserError(
-                f"log.wandb=online, but {_first_line(problem)}: run `wandb login`, or use log.wandb=offline"
-            ) from problem
-        _log.warning("wandb stays offline: %s", _first_line(problem))
+            raise UserError(f"log.wandb=online, but {reason(problem)}: run `wandb login`, or use log.wandb=offline") from problem
+        _log.warning("wandb stays offline: %s", reason(problem))
         return "offline"
     if wanted == "online":
         if logged_in is None:
@@ -191,21 +191,52 @@ def _reachable(url: str) -> bool:
 
 
 def _run_id(run_dir: Path) -> str:
-    """The id that the run directory keeps, made at the first start."""
-    path = run_dir / "wandb_run_id"
+    """The id of the directory's run: what WANDB_RUN_ID says, else the one it keeps, else a new one; it is kept from then on.
+
+    `wandb_run_dir` keeps whose id it is, so that a copy of a run directory gets a run of its own: where the directory named
+    there is another one and has the same id. One that was only moved leaves nothing there, and goes on with its run.
+    """
+    path, home = run_dir / "wandb_run_id", run_dir / "wandb_run_dir"
+    here = str(run_dir.resolve())
     try:
-        kept = path.read_text().strip() if path.exists() else ""
-        if kept:
-            return kept
-        run_id = secrets.token_hex(4)  # Not from `random`: runs of one seed would share an id.
-        path.write_text(run_id + "\n")
+        kept, of = _word_in(path), _word_in(home)
+        run_id = _quiet_settings().run_id or kept
+        if run_id and run_id == kept and of and _is_copy(run_dir, Path(of), kept):
+            run_id = ""
+        run_id = run_id or secrets.token_hex(4)  # Not from `random`: runs of one seed would share an id.
+        if kept and run_id != kept:
+            because = f"{run_dir} is a copy of {of}" if not _quiet_settings().run_id else "WANDB_RUN_ID says so"
+            _log.warning("W&B run %s in place of %s, because %s", run_id, kept, because)
+        if run_id != kept:
+            write_whole(path, f"{run_id}\n".encode())
+        if of != here:
+            write_whole(home, f"{here}\n".encode())
     except OSError as problem:
-        raise UserError(f"cannot write {path} ({problem.strerror}): make room or choose another run.dir") from problem
+        raise UserError(f"cannot write {path} ({reason(problem)}): make room or choose another run.dir") from problem
     return run_id
 
 
+def _word_in(path: Path) -> str:
+    return path.read_text().strip() if path.exists() else ""
+
+
+def _is_copy(run_dir: Path, original: Path, run_id: str) -> bool:
+    """Whether `original` is another directory that has the same run."""
+    try:
+        return _word_in(original / "wandb_run_id") == run_id and not run_dir.samefile(original)
+    except OSError:  # not for us to read, so nobody goes on there either
+        return False
+
+
+def _warn_of_unheeded() -> None:
+    """A resume needs these two as they are."""
+    for name, instead in (("WANDB_DIR", "its files lie in the run directory"), ("WANDB_RESUME", "a run always goes on")):
+        if os.environ.get(name):
+            _log.warning("%s=%s is not heeded: %s", name, os.environ[name], instead)
+
+
 def _init(log: LogConfig, run_dir: Path, run_name: str, config: dict[str, Any], run_id: str, mode: str) -> wandb.Run:
-    _quiet_settings()
+    given = _quiet_settings()  # WANDB_PROJECT and its like, and what `wandb init` has written
     settings = wandb.Settings(
         mode="offline" if mode == "offline" else "online",
         silent=True,
@@ -223,9 +254,9 @@ def _init(log: LogConfig, run_dir: Path, run_name: str, config: dict[str, Any], 
         x_save_requirements=False,
     )
     run = wandb.init(
-        project=log.project,
-        entity=log.entity,
-        name=run_name,
+        project=log.project or given.project or PROJECT,
+        entity=log.entity or given.entity,
+        name=log.name or given.run_name or run_name,
         id=run_id,
         resume="allow",
         dir=os.fspath(run_dir),
@@ -236,7 +267,3 @@ def _init(log: LogConfig, run_dir: Path, run_name: str, config: dict[str, Any], 
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
     return run
-
-
-def _first_line(problem: Exception) -> str:
-    return (str(problem).strip() or type(problem).__name__).splitlines()[0]

@@ -8,17 +8,30 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from trainer.checkpoint.files import BEST, CONFIG, TOKENIZER, all_checkpoints, checkpoint_itself, step_of, sweep_up
-from trainer.checkpoint.load import check_sound, damage, newest_sound
+from trainer.checkpoint.files import (
+    BEST,
+    CONFIG,
+    TOKENIZER,
+    all_checkpoints,
+    checkpoint_itself,
+    complete_checkpoints,
+    is_finite,
+    step_of,
+    sweep_up,
+)
+from trainer.checkpoint.identity import check_identity, warn_of_other_pictures
+from trainer.checkpoint.load import check_sound, damage, newest_sound, read_progress
 from trainer.config.compose import load_config
 from trainer.config.schema import Config
 from trainer.distributed.agree import first_reads
 from trainer.distributed.processes import Processes
-from trainer.errors import UserError
+from trainer.errors import UserError, reason
+from trainer.files import write_whole
 from trainer.training.lock import check_unclaimed, claim
 
 METRICS = "metrics.jsonl"
 WANDB_ID = "wandb_run_id"
+NEW_WEIGHTS = "leave init_from out to begin with new weights"
 
 
 def open_run_directory(config: Config, processes: Processes) -> tuple[Path, Path | None]:
@@ -30,6 +43,8 @@ def open_run_directory(config: Config, processes: Processes) -> tuple[Path, Path
     """
     run_dir = Path(config.run.dir)
     checkpoint = resume_from(config, run_dir, processes)
+    if checkpoint is not None:
+        first_reads(lambda: _check_same_model(checkpoint, config, f"begin anew under {_another(config)}"), processes)
     first_reads(lambda: _prepare(run_dir, checkpoint), processes)
     if checkpoint is not None and processes.is_first:
         _warn_of_other_order(config, checkpoint)
@@ -53,9 +68,13 @@ def inspect_run_directory(config: Config, alone: Processes) -> tuple[Path | None
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
     except OSError as problem:
         raise _unwritable(run_dir, problem) from problem
+    if checkpoint is not None:
+        _check_same_model(checkpoint, config, f"begin anew under {_another(config)}")
     if checkpoint is not None or config.init_from is None:
         return checkpoint, None
-    return None, _sound_in(Path(config.init_from), f"init_from={config.init_from}", alone, digests=False)
+    initial = _sound_in(Path(config.init_from), f"init_from={config.init_from}", alone, digests=False)
+    _check_same_model(initial, config, NEW_WEIGHTS)
+    return None, initial
 
 
 def existing_part(path: Path) -> Path:
@@ -71,6 +90,7 @@ def initial_weights(config: Config, run_dir: Path, processes: Processes) -> Path
     if config.init_from is None:
         return None
     found = _sound_in(Path(config.init_from), f"init_from={config.init_from}", processes)
+    first_reads(lambda: _check_same_model(found, config, NEW_WEIGHTS), processes)
 
     def take_tokenizer() -> None:
         if config.data.tokenizer is None:
@@ -101,10 +121,8 @@ def _prepare(run_dir: Path, checkpoint: Path | None) -> None:
 
 def _write_config(config: Config, run_dir: Path) -> None:
     try:
-        # All at once: a start that is killed here must not leave half a file in the way of the next one.
-        temporary = run_dir / f"{CONFIG}.tmp"
-        temporary.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
-        temporary.replace(run_dir / CONFIG)
+        # Whole: a start that is killed here must not leave half a file in the way of the next one.
+        write_whole(run_dir / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
     except OSError as problem:
         raise _unwritable(run_dir, problem) from problem
 
@@ -112,7 +130,7 @@ def _write_config(config: Config, run_dir: Path) -> None:
 def _unwritable(run_dir: Path, problem: OSError) -> UserError:
     where = problem.filename2 or problem.filename or run_dir
     return UserError(
-        f"the run directory {run_dir} cannot be used ({where}: {problem.strerror}): mend it or choose another run.dir"
+        f"the run directory {run_dir} cannot be used ({where}: {reason(problem)}): mend it or choose another run.dir"
     )
 
 
@@ -127,7 +145,7 @@ def resume_from(config: Config, run_dir: Path, processes: Processes, digests: bo
     if config.resume == "never":
         sound = next((path for path in reversed(kept) if damage(path, processes, digests) is None), None)
         if sound:
-            raise UserError(f"resume=never, but {run_dir} holds a run ({sound.name}): choose another run.name, or resume=auto")
+            raise UserError(f"resume=never, but {run_dir} holds a run ({sound.name}): choose {_another(config)}, or resume=auto")
         return None
     same_command = first_reads(lambda: _was_started_with(config.resume, run_dir), processes)
     if kept and same_command:
@@ -135,9 +153,20 @@ def resume_from(config: Config, run_dir: Path, processes: Processes, digests: bo
     found = _sound_in(Path(config.resume), f"resume={config.resume}", processes, digests)
     if kept and not _is_of(run_dir, found):
         raise UserError(
-            f"resume={config.resume}, but {run_dir} holds another run ({kept[-1].name}): choose another run.name, or resume=auto"
+            f"resume={config.resume}, but {run_dir} holds another run ({kept[-1].name}): "
+            f"choose {_another(config)}, or resume=auto"
         )
     return found
+
+
+def _check_same_model(checkpoint: Path, config: Config, otherwise: str) -> None:
+    check_identity(checkpoint, config, otherwise)
+    warn_of_other_pictures(checkpoint, config)
+
+
+def _another(config: Config) -> str:
+    """What a user changes to have another run directory."""
+    return "another run.name" if config.run.dir == f"runs/{config.run.name}" else "another run.dir"
 
 
 def _sound_in(where: Path, asked: str, processes: Processes, digests: bool = True) -> Path:
@@ -146,7 +175,7 @@ def _sound_in(where: Path, asked: str, processes: Processes, digests: bool = Tru
     if itself is not None:
         check_sound(itself, processes, digests)
         return itself
-    found = newest_sound(where, processes, digests)
+    found = newest_sound(where, processes, digests, "mend them, or name another run or checkpoint")
     if found is None:
         raise UserError(f"{asked}: no complete checkpoint there; give a run directory, or one of its checkpoints")
     return found
@@ -164,6 +193,13 @@ def _warn_of_other_order(config: Config, checkpoint: Path) -> None:
     """A resume finds its place in the data by drawing it again, which these settings decide."""
     if not (checkpoint / CONFIG).is_file():
         return
+    streams = read_progress(checkpoint).streams if config.data.streams else None
+    if streams is not None and streams != config.data.streams:
+        logging.getLogger(__name__).warning(
+            "data.streams=%s, but %s was trained with %s: the data has another order from here on, so that some pairs of this "
+            "epoch come twice and some never",
+            *(config.data.streams, checkpoint.name, streams),
+        )
     before, now = load_config(checkpoint / CONFIG), OmegaConf.structured(config)
     for key in ("seed", "data.shuffle_buffer"):
         was, wanted = OmegaConf.select(before, key), OmegaConf.select(now, key)
@@ -192,11 +228,32 @@ def _set_aside_later(run_dir: Path, checkpoint: Path) -> None:
         return
     later = [path for path in all_checkpoints(run_dir) if step_of(path) > step_of(checkpoint)]
     if later:
-        earlier = _move(later, run_dir)
-        best = run_dir / "checkpoints" / BEST
-        if not best.exists():
-            best.unlink(missing_ok=True)  # it led to one of them
+        earlier = _set_aside(later, run_dir)
         logging.getLogger(__name__).warning("going back to %s: the checkpoints after it are now in %s", checkpoint.name, earlier)
+
+
+def leave_nonfinite(run_dir: Path, processes: Processes) -> tuple[Path | None, Path | None]:
+    """Put the checkpoints that were written since steps are not finite where no resume takes them. A collective.
+
+    Returns the newest one from before, if any, and where the others are now, if there were any.
+    """
+    return first_reads(lambda: _leave_nonfinite(run_dir), processes)
+
+
+def _leave_nonfinite(run_dir: Path) -> tuple[Path | None, Path | None]:
+    kept = complete_checkpoints(run_dir)
+    good = next((path for path in reversed(kept) if is_finite(path)), None)
+    bad = kept[kept.index(good) + 1 :] if good else kept
+    return good, _set_aside(bad, run_dir) if bad else None
+
+
+def _set_aside(checkpoints: list[Path], run_dir: Path) -> Path:
+    """Move checkpoints of a run into a folder of their own, which is returned."""
+    earlier = _move(checkpoints, run_dir)
+    best = run_dir / "checkpoints" / BEST
+    if not best.exists():
+        best.unlink(missing_ok=True)  # it led to one of them
+    return earlier
 
 
 def _move(paths: list[Path], run_dir: Path) -> Path:

@@ -1,25 +1,28 @@
 """From the configuration to data that can be read: shards, tokenizer, loader, evaluation sets."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from model.paths import user_path
 from trainer.checkpoint.files import TOKENIZER
 from trainer.config.schema import Config
 from trainer.data.loader import TrainingLoader, training_loader
 from trainer.data.order.progress import DataProgress
 from trainer.data.shapes.write import write_shapes
-from trainer.data.shards.captions import training_captions
+from trainer.data.shards.captions import CaptionRule, training_captions
 from trainer.data.shards.patterns import list_shards
-from trainer.data.sources import check_kind, check_training_data, load_tokenizer, with_shapes
+from trainer.data.sources import Shards, check_evaluation_data, check_training_data, load_tokenizer, with_shapes
 from trainer.data.tokenizer import Tokenizer, train_tokenizer
 from trainer.distributed.agree import first_reads
 from trainer.distributed.processes import Processes
-from trainer.errors import Check, UserError
+from trainer.errors import UserError, reason
 from trainer.evaluation.classification_set import read_classification_set
-from trainer.evaluation.suite import classification_sets, retrieval_shards
+from trainer.evaluation.suite import classification_sets, retrieval_key, retrieval_shards
+from trainer.files import write_whole
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +32,6 @@ def locate_data(config: Config, processes: Processes) -> Config:
 
     The embedded data set is written on the first use, once a host.
     """
-    check_kind(config)
     if config.data.kind == "webdataset":
         return config
     if processes.local_rank == 0:
@@ -46,17 +48,19 @@ class TrainingPairs:
     config: Config
     shards: list[str]
     tokenizer: Tokenizer
+    told: list[str]  # a line for the training data and one for each evaluation set
 
     def loader(
         self, processes: Processes, start: int, streams: int | None, progress: DataProgress | None = None
     ) -> TrainingLoader:
-        """Endless batches of this rank, as if `start` pairs had been drawn already from so many canonical streams.
+        """Endless batches of this rank, as if `start` pairs had been drawn already.
 
+        `streams`: canonical streams of the run so far, which go on unless data.streams says how many;
         `progress`: what all ranks knew of the data by then.
         """
         config = self.config
         return training_loader(
-            replace(config.data, streams=streams or config.data.streams),
+            replace(config.data, streams=config.data.streams or streams),
             shards=self.shards,
             tokenizer=self.tokenizer,
             image_size=config.model.image_size,
@@ -72,29 +76,40 @@ class TrainingPairs:
 
 def find_pairs(config: Config, run_dir: Path, processes: Processes) -> TrainingPairs:
     """Find and check all data of the run, and make its tokenizer unless the run directory has one. A collective."""
-    shards = first_reads(lambda: _check_all(config), processes)
+    training, *evaluation = first_reads(lambda: _check_all(config), processes)
+    shards = training.names
     first_reads(lambda: _make_tokenizer(config, shards, run_dir / TOKENIZER), processes)
-    return TrainingPairs(config, shards, load_tokenizer(config, run_dir / TOKENIZER))
+    told = [f"{found.what}: {found.told()}" for found in (training, *evaluation)]
+    return TrainingPairs(config, shards, load_tokenizer(config, run_dir / TOKENIZER), told)
 
 
-def _check_all(config: Config) -> list[str]:
-    """The training shards; evaluation data is looked at too, so that a mistake shows now and not after hours."""
-    shards = check_training_data(config)
-    for check in evaluation_checks(config):
-        check()
+def _check_all(config: Config) -> list[Shards]:
+    """The training shards, then those of each evaluation set: a mistake in them should show now and not after hours."""
+    training = check_training_data(config)
+    evaluation = [check() for check in evaluation_checks(config, training.names)]
     if config.eval.retrieval is True and retrieval_shards(config) is None:
         _log.warning("data.val is not set: retrieval is not evaluated (eval.retrieval=false says that this is meant)")
-    return shards
+    return [training, *evaluation]
 
 
-def evaluation_checks(config: Config) -> list[Check]:
-    """A check of each evaluation set that the configuration names. Raises UserError for a setting that names none."""
-    checks: list[Check] = [
-        partial(read_classification_set, folder) for folder in classification_sets(config.eval.zeroshot).values()
-    ]
-    shards = retrieval_shards(config)
-    if shards is not None:
-        checks.append(lambda: list_shards(shards, "data.val" if config.eval.retrieval is True else "eval.retrieval"))
+def evaluation_checks(config: Config, training: list[str]) -> list[Callable[[], Shards]]:
+    """A check of each evaluation set that the configuration names, which gives what it found.
+
+    Each raises UserError for data that cannot be used, `training` shards among them, and this one for a setting that names none.
+    """
+
+    def check_classes(name: str, folder: str) -> Shards:
+        what = "eval.zeroshot" if name == "default" else f"eval.zeroshot.{name}"
+        return check_evaluation_data(what, read_classification_set(folder).shards, training, config.data)
+
+    def check_retrieval(shards: Any) -> Shards:
+        what = retrieval_key(config)
+        return check_evaluation_data(what, list_shards(shards, what), training, config.data)
+
+    sets = classification_sets(config.eval.zeroshot)
+    checks: list[Callable[[], Shards]] = [partial(check_classes, name, folder) for name, folder in sets.items()]
+    if (shards := retrieval_shards(config)) is not None:
+        checks.append(partial(check_retrieval, shards))
     return checks
 
 
@@ -106,9 +121,9 @@ def _make_tokenizer(config: Config, shards: list[str], path: Path) -> None:
     try:
         if config.data.tokenizer:
             Tokenizer.load(config.data.tokenizer)
-            path.write_bytes(Path(config.data.tokenizer).expanduser().read_bytes())
+            write_whole(path, user_path(config.data.tokenizer).read_bytes())
             return
-        captions: Iterable[str] = training_captions(shards, config.data.caption_key, config.data.tokenizer_captions)
+        captions: Iterable[str] = training_captions(shards, CaptionRule.of(config.data), config.data.tokenizer_captions)
         train_tokenizer(captions, path, config.model.vocabulary, config.seed)
     except OSError as problem:
-        raise UserError(f"cannot write {path} ({problem.strerror}): make room or choose another run.dir") from problem
+        raise UserError(f"cannot write {path} ({reason(problem)}): make room or choose another run.dir") from problem

@@ -42,7 +42,7 @@ def _lock(file: int, run_dir: Path) -> None:
         if _is_earlier_start(owner):
             return
         raise UserError(
-            f"{run_dir} is in use by {owner or 'another run'}: wait until that ends, or choose another run.name or run.dir "
+            f"{run_dir} is in use by {owner or 'another run'}: wait until that ends, or choose another run.dir "
             f"(if it has ended, with its host perhaps, delete {run_dir / FILE})"
         ) from None
 

@@ -2,8 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import reduce
 from operator import add
 from typing import Any
@@ -17,28 +16,42 @@ from model.objective import Losses, training_losses
 from model.preprocess import normalise
 from trainer.checkpoint.progress import TrainingProgress
 from trainer.config.schema import Config
-from trainer.data.loader import TrainingLoader, check_bad_share, is_bad_share
+from trainer.data.limits import check_bad_shards, check_bad_share, is_bad_share, too_many_bad_shards
+from trainer.data.loader import TrainingLoader
+from trainer.data.order.progress import add_counts
 from trainer.distributed.device import dtype_of, memory_gib, utilisation
 from trainer.distributed.peers import DistributedPeers
 from trainer.distributed.processes import Processes
 from trainer.engine.ema import update_ema
-from trainer.errors import UserError
+from trainer.training.boundary import Boundary, Standing, agree
 from trainer.training.schedule import learning_rate
 
 
-@dataclass
+@dataclass(frozen=True)
+class StepOutcome:
+    """What a step came to on this rank; nobody has heard of it yet, and its tensors still lie on the device."""
+
+    losses: list[Losses]
+    """Of each micro-batch."""
+    scale: Tensor
+    """The logit scale that the last micro-batch saw."""
+    rate: float
+    applied: bool
+    """Whether the optimizer took the step, on all ranks or on none."""
+    started: float
+    """`time.perf_counter()` then."""
+    data_seconds: float
+
+
+@dataclass(frozen=True)
 class StepReport:
-    """What a step came to, the same on every rank. step: how many are done, this one counted."""
+    """What a step came to on all ranks, the same on each but for its perf/. step: how many are done, this one counted."""
 
     step: int
     loss: float
     success: dict[str, float]
-    stop_signal: int
-    """The signal that asked some rank to stop; 0 for none."""
-    all_written: bool
-    """Whether every rank is done with the checkpoint that was being written."""
-    seconds: float
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float]
+    boundary: Boundary
 
 
 class Trainer:
@@ -60,51 +73,69 @@ class Trainer:
         self.processes = processes
         self.peers = peers
         self._dtype = dtype_of(config.train.precision)
-        self._nonfinite_in_a_row = 0
+        self._broken = 0  # shards, when they were last looked at
         self._flops = step_flops(config.model, config.router, config.train.batch_size)
 
-    def step(self, stop_signal: Callable[[], int] = lambda: 0, written: Callable[[], bool] = lambda: False) -> StepReport:
-        """Draw the batch of the next step, learn from it, and agree with the other ranks on what came of it. A collective.
-
-        Asked at the end of the step: `stop_signal`, for a signal that this rank got, or 0, and `written`, for whether it is
-        done with writing a checkpoint.
-        Raises UserError when too many steps in a row were not finite, or too many samples unusable.
-        """
+    def step(self) -> StepOutcome:
+        """Draw the batch of the next step and learn from it, together with the other ranks."""
         started = time.perf_counter()
-        config, progress = self.config, self.progress
-        # The noise depends on seed, step and rank alone, so a resumed run draws what the uninterrupted one would.
-        torch.manual_seed((config.seed * 1_000_003 + progress.step) * self.processes.world + self.processes.rank)
-        rate = learning_rate(config.schedule, config.optim.lr, progress.step, config.train.steps)
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = rate
-        data_seconds = 0.0
-        micro_losses: list[Losses] = []
-        scale = torch.zeros(())
-        for _ in range(config.train.accumulate):
+        self._seed_noise()
+        rate = self._set_learning_rate()
+        losses, data_seconds, scale = [], 0.0, torch.zeros(())
+        for _ in range(self.config.train.accumulate):
             images, texts, waited = self._next_batch()
-            data_seconds += waited
             output = self.engine(images, texts)
-            losses = training_losses(output, config.router.aux, config.model.experts, self.peers)
-            self.engine.backward(losses.total)
+            losses.append(training_losses(output, self.config.router.aux, self.config.model.experts, self.peers))
+            self.engine.backward(losses[-1].total)
             self.engine.step()
-            micro_losses.append(losses)
+            data_seconds += waited
             scale = output.scale.detach()
         applied = not self.engine.optimizer.overflow
-        if applied and config.train.ema is not None:
-            update_ema(self.engine, config.train.ema)
-        progress.step += 1
-        progress.optimizer_steps += applied
-        progress.skipped_steps += not applied
-        metrics = _loss_metrics(micro_losses) | {"train/logit_scale": scale}
-        report = self._agree(metrics, stop_signal(), written())
-        report.seconds = time.perf_counter() - started
-        report.metrics |= {
-            "train/lr": rate,
-            "train/grad_norm": float(self.engine.get_global_grad_norm()),
-            "train/skipped_steps": float(progress.skipped_steps),
-        } | self._performance(report.seconds, data_seconds)
-        self._check_finite(applied and math.isfinite(report.loss))
-        return report
+        if applied and self.config.train.ema is not None:
+            update_ema(self.engine, self.config.train.ema)
+        return StepOutcome(losses, scale, rate, applied, started, data_seconds)
+
+    def conclude(
+        self, outcome: StepOutcome, stop_signal: int = 0, written: bool = False, minutes_over: bool = False
+    ) -> StepReport:
+        """Count the step, and agree with the other ranks on what came of it and on what they are asked for. A collective.
+
+        For the rest of the arguments see `Standing`. Raises UserError when too many samples or shards were unusable.
+        """
+        tensors = _loss_metrics(outcome.losses) | {"train/logit_scale": outcome.scale}
+        loader = self.loader
+        mine = Standing(
+            contrastive=tensors["train/loss_contrastive"],
+            read=loader.read,
+            bad=sum(loader.bad.values()),
+            shards_read=loader.shards_read,
+            bad_shards=sum(loader.bad_shards.values()),
+            truncated=loader.truncated,
+            stop_signal=stop_signal,
+            written=written,
+            minutes_over=minutes_over,
+        )
+        boundary = agree(mine, self.processes)
+        if is_bad_share(boundary.read, boundary.bad, self.config.data.max_bad_share):
+            self._refuse_bad(boundary.read)
+        self._judge_shards(boundary.shards_read, boundary.bad_shards)
+        values = dict(zip(tensors, torch.stack([value.double() for value in tensors.values()]).tolist(), strict=True))
+        values["train/loss_contrastive"] = boundary.contrastive
+        loss = boundary.contrastive + values["train/loss_aux"]
+        self._count(outcome.applied, math.isfinite(loss))
+        metrics = {"train/loss": loss} | values | self._counts(outcome, boundary) | self._performance(outcome)
+        success = {name.rpartition("/")[2]: value for name, value in values.items() if name.startswith("routing/success/")}
+        return StepReport(self.progress.step, loss, success, metrics, boundary)
+
+    def _seed_noise(self) -> None:
+        """It depends on seed, step and rank alone, so a resumed run draws what the uninterrupted one would."""
+        torch.manual_seed((self.config.seed * 1_000_003 + self.progress.step) * self.processes.world + self.processes.rank)
+
+    def _set_learning_rate(self) -> float:
+        rate = learning_rate(self.config.schedule, self.config.optim.lr, self.progress.step, self.config.train.steps)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
 
     def _next_batch(self) -> tuple[Tensor, Tensor, float]:
         """Normalised images, tokens, and the seconds that were waited for them."""
@@ -116,44 +147,47 @@ class Trainer:
         images = normalise(batch.images.to(device, non_blocking=True), data.mean, data.std, self._dtype)
         return images, batch.texts.to(device, non_blocking=True), waited
 
-    def _agree(self, metrics: dict[str, Tensor], stop_signal: int, written: bool) -> StepReport:
-        """Sum over ranks what differs between them, and read everything on the host at once."""
-        names, values = list(metrics), torch.stack([value.double() for value in metrics.values()])
-        counts = [float(self.loader.read), float(sum(self.loader.bad.values())), float(stop_signal != 0), float(written)]
-        differing = torch.cat([metrics["train/loss_contrastive"].double().view(1), values.new_tensor(counts)])
-        contrastive, read, bad, stop, done = self.processes.sum(differing).tolist()
-        read_out = dict(zip(names, values.tolist(), strict=True))
-        read_out["train/loss_contrastive"] = contrastive / self.processes.world
-        read_out = {"train/loss": read_out["train/loss_contrastive"] + read_out["train/loss_aux"]} | read_out
-        if bad:
-            if is_bad_share(int(read), int(bad), self.config.data.max_bad_share):
-                self._refuse_bad(int(read))
-            read_out["data/bad_samples"] = bad
-        asked = max(self.processes.gather_objects(stop_signal)) if stop else 0
-        success = {name.rpartition("/")[2]: value for name, value in read_out.items() if name.startswith("routing/success/")}
-        all_written = int(done) == self.processes.world
-        return StepReport(self.progress.step, read_out["train/loss"], success, asked, all_written, 0.0, read_out)
+    def _count(self, applied: bool, finite: bool) -> None:
+        progress = self.progress
+        progress.step += 1
+        progress.optimizer_steps += applied
+        progress.skipped_steps += not applied
+        progress.nonfinite_in_a_row = 0 if applied and finite else progress.nonfinite_in_a_row + 1
+
+    def _counts(self, outcome: StepOutcome, boundary: Boundary) -> dict[str, float]:
+        met = {
+            "data/bad_samples": float(boundary.bad),
+            "data/bad_shards": float(boundary.bad_shards),
+            "data/truncated_captions": boundary.truncated / self.progress.pairs,
+        }
+        return {name: value for name, value in met.items() if value} | {
+            "train/lr": outcome.rate,
+            "train/grad_norm": float(self.engine.get_global_grad_norm()),
+            "train/skipped_steps": float(self.progress.skipped_steps),
+        }
 
     def _refuse_bad(self, read: int) -> None:
         """Name the worst shards of all ranks, which are asked for only now."""
-        by_shard: dict[str, int] = {}
-        for counts in self.processes.gather_objects(self.loader.bad):
-            for shard, count in counts.items():
-                by_shard[shard] = by_shard.get(shard, 0) + count
-        check_bad_share(read, by_shard, self.config.data.max_bad_share)
+        check_bad_share(read, self._of_all_ranks(self.loader.bad), self.config.data.max_bad_share)
 
-    def _check_finite(self, finite: bool) -> None:
-        self._nonfinite_in_a_row = 0 if finite else self._nonfinite_in_a_row + 1
-        if self._nonfinite_in_a_row >= self.config.train.max_nonfinite_steps:
-            raise UserError(
-                f"the loss or its gradient was not finite in {self._nonfinite_in_a_row} steps in a row, the last of them step "
-                f"{self.progress.step}: lower optim.lr, lengthen schedule.warmup_steps, or use train.precision=fp32"
-            )
+    def _judge_shards(self, read: int, broken: int) -> None:
+        """Look at which shards broke off, when more did than before and their share is too large."""
+        limit, shards = self.config.data.max_bad_shards, self.loader.shards
+        if broken > self._broken and too_many_bad_shards(shards, read, broken, limit):
+            check_bad_shards(shards, read, self._of_all_ranks(self.loader.bad_shards), limit)
+        self._broken = broken
 
-    def _performance(self, seconds: float, data_seconds: float) -> dict[str, float]:
+    def _of_all_ranks(self, counts: dict[str, int]) -> dict[str, int]:
+        total: dict[str, int] = {}
+        for of_rank in self.processes.gather_objects(counts):
+            add_counts(total, of_rank)
+        return total
+
+    def _performance(self, outcome: StepOutcome) -> dict[str, float]:
+        seconds = time.perf_counter() - outcome.started
         measured = {
             "perf/step_seconds": seconds,
-            "perf/data_seconds": data_seconds,
+            "perf/data_seconds": outcome.data_seconds,
             "perf/pairs_per_second": self.config.train.batch_size / seconds,
             "perf/memory_gib": memory_gib(self.processes.device),
         }

@@ -4,6 +4,7 @@
 #   wait                end when a signal comes, as a run does: saved, 85
 #   told                end with 2, all but rank 0 with a word about it
 #   deaf                be killed by it, as a run is that has not come as far as listening
+[ "$1" != -Ic ] || exit 1  # it runs no Python
 if [ "${*: -1}" = run.dry=true ]; then  # seconds and exit code of each start's check: nothing is wrong with the job
   read -ra checks <<< "${CHECKS:-}"
   IFS=: read -r seconds code <<< "${checks[${SLURM_RESTART_COUNT:-0}]:-0:0}"

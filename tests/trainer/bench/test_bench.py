@@ -7,17 +7,18 @@ from trainer.errors import UserError
 
 
 def test_a_benchmark_and_its_models():
-    assert read_arguments(["checkpoint"]) == ("checkpoint", [])
+    assert read_arguments(["checkpoint"]) == read_arguments(["--name", "checkpoint"]) == ("checkpoint", [])
     assert read_arguments(["models=dense_s32,limoe_s32", "checkpoint"]) == ("checkpoint", ["dense_s32", "limoe_s32"])
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ([], "say which benchmark"),
-        (["checkpoint", "step"], "say which benchmark"),
-        (["checkpoints"], "no benchmark 'checkpoints' (did you mean 'checkpoint'?)"),
-        (["checkpoint", "models=a", "models=b"], "say which benchmark"),
+        ([], "name=NAME is missing (the benchmark: checkpoint)"),
+        (["checkpoint", "step"], "'step'"),
+        (["checkpoints"], "name=checkpoints: choose checkpoint (did you mean 'checkpoint'?)"),
+        (["checkpoint", "models=a", "models=b"], "models is given twice"),
+        (["checkpoint", "model=a"], "trainer.bench has no 'model' (did you mean 'models'?)"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(arguments: list[str], told: str):

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 from pathlib import Path
 from typing import NoReturn
 
@@ -9,6 +10,7 @@ import pytest
 
 from trainer.checkpoint.files import (
     BEST,
+    PROGRESS,
     FileRecord,
     all_checkpoints,
     checkpoint_path,
@@ -58,6 +60,32 @@ def test_the_best_is_kept_until_another_is_better(tmp_path: Path):
     assert save_in_turn(tmp_path, [10, 20, 30, 40], keep=1, best=20) == [20, 40]
     assert find_checkpoint(tmp_path / "checkpoints" / BEST) == checkpoint_path(tmp_path, 20).resolve()
     assert save_in_turn(tmp_path, [50, 60], keep=1, best=50) == [50, 60]
+
+
+def save_steps(run_dir: Path, steps: list[int], nonfinite: list[int], keep: int) -> list[int]:
+    """Write checkpoints in turn, some of them while steps are not finite; those that are kept."""
+    for step in steps:
+        final = saved(run_dir, step)
+        (final / PROGRESS).write_text(json.dumps({"step": step, "nonfinite_in_a_row": int(step in nonfinite)}))
+        delete_old(run_dir, final, keep, None)
+    return kept(run_dir)
+
+
+@pytest.mark.parametrize(
+    ("steps", "nonfinite", "keep", "expected"),
+    [
+        ([10, 20, 30], [30], 2, [10, 20, 30]),
+        ([10, 20, 30, 40, 50], [30, 40, 50], 2, [10, 20, 50]),
+        ([10, 20], [20], 1, [10, 20]),
+        ([10, 20, 30], [20, 30], 1, [10, 30]),
+        ([10, 20, 30, 40], [30], 2, [20, 40]),
+        ([10, 20], [10, 20], 2, [20]),
+    ],
+)
+def test_one_of_steps_that_are_not_finite_pushes_no_good_one_out(
+    tmp_path: Path, steps: list[int], nonfinite: list[int], keep: int, expected: list[int]
+):
+    assert save_steps(tmp_path, steps, nonfinite, keep) == expected
 
 
 def test_an_old_one_that_cannot_be_deleted_yet_is_out_of_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,13 +1,19 @@
 """Which configurations are refused for how many processes, and that the line says why."""
 
+import json
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from trainer.config.checks import check_evaluation, check_layout
+from trainer.config.checks import check_evaluation, check_layout, layout_problems
+from trainer.config.keys import KEYS, Key, value_of
 from trainer.config.schema import Config
+from trainer.data.shapes.write import TRAIN_SHARDS, VAL_SHARDS
 from trainer.distributed.processes import Processes
 from trainer.engine.placement import layout_rows
 from trainer.errors import UserError
@@ -54,12 +60,12 @@ def test_what_can_run_is_let_through(world: int, values: dict[str, Any]):
         (1, {"parallel__expert_parallel": 2}, ("parallel.expert_parallel=2", "1 process ", "--nproc-per-node 2")),
         (6, {"parallel__expert_parallel": 4}, ("parallel.expert_parallel=4", "6 processes", "parallel.expert_parallel=2")),
         (1, {"parallel__expert_parallel": 0}, ("parallel.expert_parallel=0",)),
-        (3, {"parallel__expert_parallel": 3}, ("model.experts=8", "parallel.expert_parallel=3")),
+        (3, {"parallel__expert_parallel": 3}, ("model.experts=8", "=3", "use parallel.expert_parallel=1")),
         (2, {"parallel__expert_parallel": 2, "model__expert_layers": []}, ("parallel.expert_parallel=2", "no expert layers")),
         (1, {"parallel__timeout_minutes": 0}, ("parallel.timeout_minutes=0",)),
         (2, {"train__batch_size": 15}, ("train.batch_size=15", "2 processes", "multiple of 2")),
         (4, {"train__batch_size": 8, "train__accumulate": 4}, ("train.batch_size=8", "4 processes x 4", "multiple of 16")),
-        (4, {"train__batch_size": 0}, ("train.batch_size=0", "multiple of 4")),
+        (4, {"train__batch_size": 0}, ("train.batch_size=0", "at least 1")),
         (3, {"train__batch_size": 12}, ("eval.batch_size=256", "3 processes", "multiple of 3")),
         (1, {"eval__batch_size": 0}, ("eval.batch_size=0",)),
         (2, {"router__group_size": 5, "train__batch_size": 32}, ("router.group_size=5", "16 pairs")),
@@ -80,13 +86,15 @@ def test_what_can_run_is_let_through(world: int, values: dict[str, Any]):
         (1, {"model__expert_layers": [1, 4]}, ("model.expert_layers", "[4]", "0 to 3")),
         (1, {"model__expert_layers": [1, 1]}, ("model.expert_layers=[1, 1]", "twice")),
         (1, {"train__precision": "fp16"}, ("train.precision=fp16", "bf16 or fp32")),
+        (1, {"train__grad_dtype": "fp16"}, ("train.grad_dtype=fp16", "fp32 or bf16")),
+        (1, {"train__precision": "fp32", "train__grad_dtype": "bf16"}, ("train.grad_dtype=bf16", "train.precision=bf16")),
         (1, {"train__activation_checkpointing": "all"}, ("train.activation_checkpointing=all", "none, blocks or offload")),
-        (1, {"data__mean": [0.5]}, ("data.mean=[0.5]", "three")),
+        (1, {"data__mean": [0.5]}, ("data.mean=[0.5]", "three numbers")),
         (1, {"data__std": [0.5, 0.5, float("nan")]}, ("data.std", "three")),
         (1, {"data__std": [0.5, 0.5, 0.0]}, ("data.std=[0.5, 0.5, 0.0]", "above 0")),
         (1, {"train__steps": 0}, ("train.steps=0",)),
         (1, {"train__max_nonfinite_steps": 0}, ("train.max_nonfinite_steps=0",)),
-        (1, {"train__ema": 1.0}, ("train.ema=1.0", "between 0 and 1")),
+        (1, {"train__ema": 1.0}, ("train.ema=1.0", "above 0 and below 1")),
         (1, {"train__ema": 0.0}, ("train.ema=0.0",)),
         (1, {"optim__lr": 0.0}, ("optim.lr=0.0",)),
         (1, {"optim__lr": float("nan")}, ("optim.lr=nan",)),
@@ -100,7 +108,31 @@ def test_what_can_run_is_let_through(world: int, values: dict[str, Any]):
         (1, {"checkpoint__best_mode": "most"}, ("checkpoint.best_mode=most", "max or min")),
         (1, {"checkpoint__on_failure": "retry"}, ("checkpoint.on_failure=retry", "stop or continue")),
         (1, {"checkpoint__timeout_minutes": 0.0}, ("checkpoint.timeout_minutes=0.0",)),
-        (1, {"seed": -1}, ("seed=-1",)),
+        (1, {"seed": -1}, ("seed=-1", "at least 0 and at most 4294967295")),
+        (1, {"seed": 2**32}, ("seed=4294967296",)),
+        (1, {"data__kind": "shape"}, ("data.kind=shape: choose shapes or webdataset (did you mean 'shapes'?)",)),
+        (1, {"data__workers": -1}, ("data.workers=-1 must be at least 0",)),
+        (1, {"data__shuffle_buffer": -1}, ("data.shuffle_buffer=-1", "no shuffling within shards")),
+        (1, {"data__streams": 0}, ("data.streams=0 must be at least 1 (null has it chosen)",)),
+        (1, {"data__crop_scale": [0.9, 0.5]}, ("data.crop_scale=[0.9, 0.5] must be two numbers, the smaller first",)),
+        (1, {"data__crop_scale": [0.5, 1.5]}, ("data.crop_scale=[0.5, 1.5]", "each above 0 and at most 1")),
+        (1, {"data__crop_ratio": [1.0]}, ("data.crop_ratio=[1.0] must be two numbers",)),
+        (1, {"data__crop_ratio": [1.0, float("inf")]}, ("data.crop_ratio=[1.0, inf]", "and finite")),
+        (1, {"data__background": [255, 255]}, ("data.background=[255, 255] must be three numbers, each at least 0 and at most",)),
+        (1, {"data__background": [0, 0, 256]}, ("data.background=[0, 0, 256]",)),
+        (1, {"data__max_bad_share": 1.5}, ("data.max_bad_share=1.5", "at most 1")),
+        (1, {"data__shapes_train": 15}, ("data.shapes_train=15 must be at least 16 (one pair a shard)",)),
+        (1, {"data__tokenizer": ""}, ("data.tokenizer must not be empty",)),
+        (1, {"log__progress": "line"}, ("log.progress=line: choose", "(did you mean 'lines'?)")),
+        (1, {"log__wandb": "offlin"}, ("log.wandb=offlin: choose", "(did you mean 'offline'?)")),
+        (1, {"run__device": "gpu"}, ("run.device=gpu: choose auto, cpu or cuda",)),
+        (1, {"router__aux__z": float("nan")}, ("router.aux.z=nan must be a finite number",)),
+        (1, {"optim__lr": float("inf")}, ("optim.lr=inf must be above 0 and finite",)),
+        (1, {"schedule__kind": "cosinus"}, ("schedule.kind=cosinus", "(did you mean 'cosine'?)")),
+        (1, {"schedule__warmup_steps": -1}, ("schedule.warmup_steps=-1 must be at least 0",)),
+        (1, {"schedule__timescale": 0}, ("schedule.timescale=0 must be at least 1",)),
+        (1, {"schedule__final_factor": -0.5}, ("schedule.final_factor=-0.5",)),
+        (1, {"schedule__kind": "rsqrt", "schedule__cooldown_steps": 901}, ("do not fit train.steps=1000",)),
         (1, {"run__name": ""}, ("run.name",)),
     ],
 )
@@ -110,6 +142,79 @@ def test_what_cannot_run_is_refused_in_one_line(world: int, values: dict[str, An
     told = str(caught.value)
     assert "\n" not in told
     assert all(part in told for part in parts), told
+
+
+SIZES = st.integers(1, 24)
+KEY_AND_VALUE = re.compile(r"\b([a-z]+(?:\.[a-z_]+)+)=(\[[\d,]*\]|\d+)")
+
+
+@given(
+    world=st.integers(1, 8),
+    values=st.fixed_dictionaries(
+        {
+            "model__width": SIZES,
+            "model__heads": SIZES,
+            "model__image_size": SIZES,
+            "model__patch": SIZES,
+            "model__layers": st.integers(1, 4),
+            "model__experts": SIZES,
+            "model__expert_layers": st.lists(st.integers(0, 5), max_size=3),
+            "model__towers": st.sampled_from([1, 2]),
+            "router__top_k": SIZES,
+            "router__group_size": st.none() | SIZES,
+            "data__workers": st.integers(0, 4),
+            "parallel__expert_parallel": SIZES,
+            "train__batch_size": st.integers(1, 100),
+            "train__accumulate": st.integers(1, 4),
+            "train__steps": SIZES,
+            "eval__batch_size": st.integers(1, 100),
+            "schedule__kind": st.sampled_from(["cosine", "rsqrt"]),
+            "schedule__warmup_steps": st.integers(0, 30),
+            "schedule__cooldown_steps": st.integers(0, 30),
+        }
+    ),
+)
+def test_who_does_what_the_lines_propose_gets_a_run(world: int, values: dict[str, Any]):
+    config = config_with(**values)
+    for _ in range(10):
+        problems = list(layout_problems(config, world).values())
+        if not problems:
+            return
+        proposals = problems[0].rpartition(": ")[2].split(", or ")
+        changes = next(found for proposal in proposals if (found := KEY_AND_VALUE.findall(proposal)))
+        for key, value in changes:
+            section, _, leaf = key.rpartition(".")
+            setattr(value_of(config, section), leaf, json.loads(value))
+        assert problems[0] not in layout_problems(config, world).values(), problems[0]
+    raise AssertionError(problems)
+
+
+def test_all_that_is_wrong_is_found_at_once_and_each_thing_once():
+    config = config_with(optim__lr=0.0, model__heads=0, train__batch_size=3, log__wandb="no", eval__batch_size=5)
+    problems = layout_problems(config, 2)
+    assert list(problems) == ["model.heads", "optim.lr", "log.wandb", "train router.group_size data.workers", "eval.batch_size"]
+    with pytest.raises(UserError, match=r"model\.heads=0 must be at least 1 \(and 4 more, which run\.dry=true tells\)"):
+        check_layout(config, 2)
+
+
+@pytest.mark.parametrize(("name", "key"), KEYS.items())
+def test_every_key_says_what_it_means_and_its_default_can_be(name: str, key: Key):
+    assert key.option.meaning, f"{name}: declare it with model.option.option in trainer/config/schema.py or model/config.py"
+    assert key.refusal(key.default) is None
+
+
+@pytest.mark.parametrize("key", [key for key in KEYS.values() if key.kind in (float, float | None, list[float])])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_no_number_may_be_infinite_or_none(key: Key, value: float):
+    told = key.refusal([value] * (key.option.length or 1) if key.kind == list[float] else value)
+    assert told is not None
+    assert told.startswith(f"{key.name}=")
+    assert "finite" in told
+
+
+def test_the_embedded_data_set_has_a_pair_for_each_shard():
+    assert KEYS["data.shapes_train"].option.at_least == TRAIN_SHARDS
+    assert KEYS["data.shapes_val"].option.at_least == VAL_SHARDS
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from trainer.config.compose import KEYS, compose_config, load_config, overrides_among, quote_text, to_config
+from trainer.config.compose import KEYS, compose_config, load_config, quote_text, to_config
+from trainer.config.keys import KEYS as KEYS_WITH_VALUES
+from trainer.config.keys import Key, value_of
 from trainer.config.schema import Config
 from trainer.errors import UserError
 
@@ -63,7 +65,6 @@ def test_a_mistyped_choice_is_named_with_the_nearest(override: str, near: str):
         ("model.expert_layers=3", ("model.expert_layers",)),
         ("train=3", ("train", "3")),
         ("run.dir=${nope}", ("run.dir", "nope")),
-        ("~train.steps", ("train.steps",)),
     ],
 )
 def test_a_wrong_value_is_named_with_its_key(override: str, parts: tuple[str, ...]):
@@ -101,6 +102,63 @@ def test_a_shard_pattern_is_typed_as_it_is(pattern: str):
     assert compose_config([f"data.train={pattern}"]).data.train == pattern
 
 
+@pytest.mark.parametrize("key", [key for key in KEYS_WITH_VALUES.values() if key.option.path], ids=lambda key: key.name)
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("~/x/", "/home/me/x"), ("$SCRATCH/x", "/scratch/x"), ("file:///a/x", "/a/x"), ("x", "x")]
+)
+def test_every_path_is_read_by_one_rule(key: Key, typed: str, meant: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    config = compose_config([f"{key.name}={typed}"])
+    assert value_of(config, key.name) == meant
+    assert value_of(to_config(OmegaConf.structured(config)), key.name) == meant, "config.yaml is read again"
+
+
+def test_paths_in_lists_and_mappings_too_but_neither_commands_nor_defaults(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    overrides = ["data.train=[~/a.tar, /b.tar, pipe:cat ~/c.tar]", "eval.zeroshot={a: ~/a, b: null}", "resume=never"]
+    config = compose_config([overrides[0].replace("pipe:cat ~/c.tar", "'pipe:cat ~/c.tar'"), *overrides[1:]])
+    assert config.data.train == ["/home/me/a.tar", "/b.tar", "pipe:cat ~/c.tar"]
+    assert config.eval.zeroshot == {"a": "/home/me/a", "b": None}
+    assert (config.resume, config.data.cache, config.eval.retrieval) == ("never", "~/.cache/limoe", True)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("run.dir=~no-such-user/x", "run.dir=~no-such-user/x: no home directory"),
+        ("data.train=$NO_SUCH_VARIABLE/x.tar", "the environment has no $NO_SUCH_VARIABLE"),
+        ("eval.zeroshot={a: ~no-such-user}", "eval.zeroshot.a=~no-such-user: no home directory"),
+    ],
+)
+def test_a_path_that_means_nothing_is_named_with_its_key(override: str, told: str):
+    assert told in message([override])
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("~train.ema", "a key is not deleted but switched off: train.ema=null"),
+        ("~train.steps", "the default is train.steps=1000"),
+        ("~router", "every run has one router: choose classic, limoe, none"),
+        ("~train", "the section train stays; set its keys, such as train.steps"),
+        ("~experiment", "leave experiment= out"),
+        ("experiment=null", "leave experiment= out"),
+        ("router=null", "every run has one router: choose classic, limoe, none"),
+        ("schedule=3", "every run has one schedule: choose cosine, rsqrt"),
+        ("~train.emma", "did you mean 'train.ema'?"),
+        ("~eval.zeroshot", "eval.zeroshot=null"),
+    ],
+)
+def test_what_deleting_would_not_do_is_told(override: str, told: str):
+    assert told in message(["experiment=limoe_h14", override])
+
+
+@pytest.mark.parametrize("override", ["train.ema=null", "router=none"])
+def test_what_is_told_in_place_of_deleting_works(override: str):
+    assert compose_config([override]).train.ema is None
+
+
 def test_lists_and_quoted_texts_keep_their_meaning():
     assert compose_config(['data.train=["/a-{0..1}.tar",/b.tar]']).data.train == ["/a-{0..1}.tar", "/b.tar"]
     assert compose_config(["run.name='a,b'"]).run.name == "a,b"
@@ -112,11 +170,6 @@ def test_only_values_that_hydra_cannot_read_are_quoted():
     assert quote_text("model.expert_layers=[1,2") == "model.expert_layers=[1,2"
     assert quote_text("--cfg") == "--cfg"
     assert quote_text("data.val=/a-{0..1}.tar") == 'data.val="/a-{0..1}.tar"'
-
-
-def test_flags_and_their_values_are_no_overrides():
-    assert overrides_among(["train.steps=3", "--cfg", "job"]) == ["train.steps=3"]
-    assert overrides_among(["train.steps=3", "oops"]) == ["train.steps=3", "oops"]
 
 
 def test_every_key_of_the_default_configuration_is_known():

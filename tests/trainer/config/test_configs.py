@@ -25,7 +25,7 @@ SIZES = [name.removeprefix("limoe_") for name in choices("model") if name.starts
 def test_a_model_builds_and_counts_what_it_has(name: str):
     config = compose_config([f"model={name}"])
     assert config.model.name == name
-    check_model(config.model, config.router)
+    check_model(config)
     with torch.device("meta"):
         model = LIMoE(config.model, config.router)
     counts = count_parameters(config.model, config.router)

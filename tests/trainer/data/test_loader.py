@@ -15,7 +15,8 @@ import torch
 from tests.trainer.data.shards_on_disk import jpeg, pair, small_tokenizer, write_shard, write_shards
 from trainer.config.schema import DataConfig
 from trainer.data.batch import Batch
-from trainer.data.loader import TrainingLoader, check_bad_share, training_loader
+from trainer.data.limits import check_bad_share
+from trainer.data.loader import TrainingLoader, training_loader
 from trainer.data.order.progress import DataProgress
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import UserError
@@ -41,6 +42,7 @@ def open_loader(
     start: int = 0,
     batch_size: int = BATCH,
     progress: DataProgress | None = None,
+    text_length: int = 12,
     **data: Any,
 ) -> TrainingLoader:
     return training_loader(
@@ -48,7 +50,7 @@ def open_loader(
         shards=shards,
         tokenizer=tokenizer,
         image_size=16,
-        text_length=12,
+        text_length=text_length,
         batch_size=batch_size,
         rank=rank,
         world=world,
@@ -161,7 +163,8 @@ def test_bad_samples_are_replaced_counted_and_logged_once(
     assert not seen & (undecodable | without)
     assert len(seen) == 96 - 6 - 2  # the cut-off shard has 10 of 12
     bad = sum((Counter(batch.bad) for batch in made), Counter())
-    assert set(bad) == {shards[2], shards[5], shards[6]}
+    assert set(bad) == {shards[2], shards[5]}
+    assert set().union(*(batch.bad_shards for batch in made)) == {shards[6]}
     assert caplog.text.count("the shard breaks off") == 1
     assert all(caplog.text.count(f"{shards[shard]}: unusable samples") == 1 for shard in (2, 5))
 
@@ -202,10 +205,14 @@ def trained(
 
 def test_counters_and_lengths_go_on_after_a_resume_with_other_processes(tmp_path: Path, tokenizer: Tokenizer) -> None:
     shards = damaged(tmp_path)
-    pairs = dict.fromkeys(shards, 12) | {shards[2]: 9, shards[6]: 10}
+    pairs = dict.fromkeys(shards, 12) | {shards[2]: 9}
+    del pairs[shards[6]]  # never read to its end: it has no length, but a number of places in each epoch
     whole, expected = trained(shards, tokenizer, 0, 21, 1, DataProgress())
     assert expected.lengths == pairs
-    assert len(expected.bad) == 3
+    assert len(expected.bad) == 2
+    assert set(expected.bad_shards) == {shards[6]}
+    assert set(expected.short.values()) == {10}
+    assert expected.bad_shards[shards[6]] == len(expected.short) == 21 * BATCH // (96 - 3 - 2) + 1
     ids, progress = [], DataProgress()
     for start, count, world, workers in ((0, 3, 2, 2), (3, 7, 4, 0), (10, 4, 1, 2), (14, 7, 2, 0)):
         more, progress = trained(shards, tokenizer, start, count, world, progress, workers=workers)
@@ -222,7 +229,8 @@ def test_what_is_known_is_not_reported_again(shards: list[str], tokenizer: Token
     assert loader.report().lengths == dict.fromkeys(shards, 12)
     for _ in range(9):
         next(loader)
-    assert loader.report() == DataProgress(18 * BATCH)
+    report = loader.report()
+    assert (report.read, report.bad, report.lengths, report.shards) == (18 * BATCH, {}, {}, 3 * len(shards))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -239,10 +247,76 @@ def test_no_pair_twice_in_a_batch_for_a_bad_one(tmp_path: Path, tokenizer: Token
         assert len(set(batch.ids)) == BATCH
 
 
-def test_a_line_of_many_captions_is_drawn(tmp_path: Path, tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize(
+    ("lines", "expected"), [(None, {"picture number set"}), (False, {"picture number set"}), (True, {"picture", "number", "set"})]
+)
+def test_a_text_file_is_one_caption_unless_its_lines_are(
+    tmp_path: Path, tokenizer: Tokenizer, lines: bool | None, expected: set[str]
+) -> None:
     shards = [write_shard(tmp_path / "a.tar", [{"jpg": jpeg(1), "txt": "picture\nnumber\nset"}] * BATCH)]
-    (batch,) = batches(shards, tokenizer, 1)
-    assert {tokenizer.decode(row) for row in batch.texts.tolist()} == {"picture", "number", "set"}
+    (batch,) = batches(shards, tokenizer, 1, caption_lines=lines, text_length=32)
+    assert {tokenizer.decode(row) for row in batch.texts.tolist()} == expected
+
+
+STRANGE = {
+    "half an emoji": {"json": rb'{"caption": "picture \ud83d"}'},
+    "half an emoji alone": {"json": rb'{"caption": "\ud83d"}'},
+    "too deep": {"json": b"[" * 100_000},
+    "huge integer": {"json": b'{"caption": "picture", "id": ' + b"9" * 5000 + b"}"},
+    "nul": {"txt": b"pic\0ture"},
+    "latin-1": {"txt": "caf\xe9".encode("latin-1")},
+    "unknown to the tokenizer": {"txt": "漢字".encode()},
+    "no image": {"jpg": b"<html>404</html>", "txt": b"picture"},
+    "a drawing": {"jpg": b"<svg></svg>", "txt": b"picture"},
+    "megabytes": {"txt": b"picture " * 500_000},
+}
+USABLE = {"half an emoji", "huge integer", "megabytes"}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_no_sample_ends_a_run_and_the_run_goes_on_behind_it(tmp_path: Path, tokenizer: Tokenizer, workers: int) -> None:
+    samples = [pair(number) for number in range(20)]
+    samples += [{"jpg": jpeg(number), **strange} for number, strange in enumerate(STRANGE.values())]
+    shards = [write_shard(tmp_path / "a.tar", samples)]
+    loader_of = {"workers": workers, "max_bad_share": 1.0, "shuffle_buffer": 4}
+    whole = batches(shards, tokenizer, 10, **loader_of)
+    assert same(batches(shards, tokenizer, 4, start=6, **loader_of), whole[6:])
+    used = {int(pair_id.rpartition("/")[2]) for batch in whole for pair_id in batch.ids}
+    assert used == set(range(20)) | {20 + index for index, name in enumerate(STRANGE) if name in USABLE}
+
+
+def test_why_samples_are_unusable_is_told(tmp_path: Path, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture) -> None:
+    for name in STRANGE.keys() - USABLE:
+        shards = [write_shard(tmp_path / f"{name}.tar", [{"jpg": jpeg(0), **STRANGE[name]}, *[pair(n) for n in range(20)]])]
+        batches(shards, tokenizer, 2, shuffle_buffer=2)
+    for told in ("nested too deeply", "NUL bytes", "not UTF-8", "knows nothing in its caption '漢字'", "HTML", "SVG"):
+        assert told in caplog.text
+
+
+def test_truncated_captions_are_counted_over_ranks_workers_and_resumes(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    samples = [{"jpg": jpeg(n), "txt": "picture " * (30 if n % 4 == 0 else 1)} for n in range(32)]
+    shards = [write_shard(tmp_path / f"{index}.tar", samples) for index in range(4)]
+    _, expected = trained(shards, tokenizer, 0, 16, 1, DataProgress(), streams=4)
+    assert expected.truncated == 16 * BATCH // 4
+    progress = DataProgress()
+    for start, count, world, workers in ((0, 3, 2, 2), (3, 6, 4, 0), (9, 7, 1, 2)):
+        _, progress = trained(shards, tokenizer, start, count, world, progress, streams=4, workers=workers)
+    assert progress.truncated == expected.truncated
+
+
+def test_one_warning_tells_what_to_set_when_many_captions_are_cut(
+    tmp_path: Path, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = "picture number 12 of a small set"
+    needed = tokenizer.encode([long], 1).counts[0]
+    shards = [write_shard(tmp_path / "a.tar", [{"jpg": jpeg(n), "txt": long if n % 2 else "set"} for n in range(40)])]
+    batches(shards, tokenizer, 20, text_length=needed - 1)
+    (line,) = [record.getMessage() for record in caplog.records if "lose their ends" in record.getMessage()]
+    assert f"longer than model.text_length={needed - 1}" in line
+    assert f"model.text_length={needed}, in a new run" in line
+    caplog.clear()
+    batches(shards, tokenizer, 20, text_length=needed)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -266,10 +340,6 @@ def test_warnings_of_workers_are_logged_by_the_training_process(
 def test_misfits_are_told_before_anything_is_read(shards: list[str], tokenizer: Tokenizer, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"3 shards for 4 readers \(2 ranks x 2 workers\)"):
         batches(shards[:3], tokenizer, 1, world=2, workers=2)
-    with pytest.raises(UserError, match=r"data.workers=-1"):
-        batches(shards, tokenizer, 1, workers=-1)
-    with pytest.raises(UserError, match=r"data.crop_scale"):
-        batches(shards, tokenizer, 1, crop_scale=[0.9, 0.5])
     bare = write_shard(tmp_path / "bare.tar", [{"jpg": jpeg(1)}])
     with pytest.raises(UserError, match="no captions in shard"):
         batches([bare], tokenizer, 1)

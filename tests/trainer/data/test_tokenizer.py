@@ -2,12 +2,16 @@
 
 import io
 import pickle
+import random
+import re
 from pathlib import Path
 
 import pytest
 import sentencepiece
 
-from trainer.data.tokenizer import END, PADDING, Tokenizer, train_tokenizer
+from model.config import ModelConfig
+from trainer.data.shapes.scenes import training_scene
+from trainer.data.tokenizer import END, PADDING, UNKNOWN, Tokenizer, train_tokenizer
 from trainer.errors import UserError
 
 CAPTIONS = [
@@ -78,5 +82,46 @@ def test_errors(tmp_path: Path) -> None:
             Tokenizer.load(tmp_path / name)
     with pytest.raises(UserError, match="no captions"):
         train_tokenizer(["", "  "], tmp_path / "t.model", 100)
-    with pytest.raises(UserError, match=r"model.vocabulary=5"):
+
+
+@pytest.mark.parametrize(
+    ("captions", "vocabulary", "told"),
+    [
+        (CAPTIONS, 5, r"model.vocabulary=5 can.* on 8 captions: the characters in them alone take 15 tokens; set model.vocab"),
+        (CAPTIONS, 2, r"padding, the unknown and the end take three tokens; set a larger model.vocabulary"),
+        (CAPTIONS, 0, r"set a larger model.vocabulary"),
+        (CAPTIONS, -3, r"set a larger model.vocabulary"),
+        (["\u200c"], 100, r"they hold no text; give others \(data.train, data.caption_key\) or set data.tokenizer"),
+        (["\u2585\u2585", "\ud83d"], 100, r"no captions to train a tokenizer on"),
+    ],
+)
+def test_what_keeps_a_tokenizer_from_being_trained_is_told_in_our_words(
+    tmp_path: Path, captions: list[str], vocabulary: int, told: str
+) -> None:
+    with pytest.raises(UserError, match=told) as caught:
+        train_tokenizer(captions, tmp_path / "t.model", vocabulary)
+    for foreign in ("--", ".cc", "character_coverage", "vocab_size", "\n"):
+        assert foreign not in str(caught.value)
+
+
+def test_the_proposed_vocabulary_is_large_enough(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
         train_tokenizer(CAPTIONS, tmp_path / "t.model", 5)
+    proposed = re.search(r"model.vocabulary=(\d+) or more", str(caught.value))
+    assert proposed
+    assert train_tokenizer(CAPTIONS, tmp_path / "t.model", int(proposed[1])).vocabulary <= int(proposed[1])
+
+
+@pytest.mark.parametrize("caption", ["wombat " * 2000, "wombat \u2585 quokka", "wombat \ud83d", "wombat\0quokka"])
+def test_no_caption_is_left_out_in_silence(tmp_path: Path, caption: str) -> None:
+    tokenizer = train_tokenizer([*CAPTIONS, caption], tmp_path / "t.model", 100)
+    ids = tokenizer(["wombat"], 30)[0].tolist()
+    assert UNKNOWN not in ids
+
+
+def test_the_words_of_a_small_data_set_become_tokens(tmp_path: Path):
+    rng = random.Random(0)
+    captions = [training_scene(rng).caption for _ in range(2000)]
+    tokenizer = train_tokenizer(captions, tmp_path / "t.model", ModelConfig().vocabulary)
+    assert len(tokenizer.encode(["a red circle"], 16).ids[0].nonzero()) == 4
+    assert max(tokenizer.encode(captions, 16).counts) <= ModelConfig().text_length, "a caption of the demo is cut"

@@ -28,20 +28,23 @@ def counted(overrides: list[str]) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize(
-    ("stage", "weights", "gradients"),
+    ("stage", "weights", "kept"),
     [
         (1, lambda dense, own, all_: dense + own, lambda dense, own, all_: dense + own),
         (2, lambda dense, own, all_: dense + own, lambda dense, own, all_: all_ / 8),
         (3, lambda dense, own, all_: all_ / 8, lambda dense, own, all_: all_ / 8),
     ],
 )
-def test_state_is_spread_as_zero_spreads_it(stage, weights, gradients):
+@pytest.mark.parametrize("grad_dtype", ["fp32", "bf16"])
+def test_state_is_spread_as_zero_spreads_it(stage, weights, kept, grad_dtype):
     total, experts = counted(["model=limoe_tiny"])
     parts = (total - experts, experts / 2, total)
-    config = compose_config(["parallel.expert_parallel=2", f"parallel.zero_stage={stage}"])
+    config = compose_config(["parallel.expert_parallel=2", f"parallel.zero_stage={stage}", f"train.grad_dtype={grad_dtype}"])
     memory = estimate_memory(config, world=8)
     assert memory.weights == pytest.approx(2 * weights(*parts))
-    assert memory.gradients == pytest.approx(2 * gradients(*parts) + 4 * total / 8 + 2 * bucket_elements(config))
+    each = 4 if grad_dtype == "fp32" else 2
+    bucket = each if stage == 1 or each == 2 else 2 + 4  # as the gradients come, and as they are sent
+    assert memory.gradients == pytest.approx(each * kept(*parts) + 4 * total / 8 + bucket * bucket_elements(config))
     assert memory.optimizer == pytest.approx(12 * total / 8)
     assert memory.total == memory.state + memory.activations
 

@@ -9,7 +9,14 @@ from trainer.estimate.memory import local_pairs
 from trainer.estimate.rows import leaving_rows
 from trainer.estimate.traffic import estimate_leaving, estimate_sent
 
-MODEL = ["model=limoe_tiny", "model.width=64", "model.experts=8", "router.capacity_factor=1", "train.precision=bf16"]
+MODEL = [
+    "model=limoe_tiny",
+    "model.width=64",
+    "model.experts=8",
+    "router.capacity_factor=1",
+    "train.precision=bf16",
+    "train.grad_dtype=bf16",
+]
 
 
 def config(*overrides: str):
@@ -66,6 +73,13 @@ def test_what_goes_around_by_stage(overrides: list[str], times: int):
     assert leaving.synchronised == pytest.approx(times * dense / 2)
 
 
+@pytest.mark.parametrize(("stage", "bytes_each"), [(1, 2 * 4 + 2), (2, 2 * 4 + 2), (3, 4 + 2 * 2)])
+def test_float32_gradients_send_twice_the_bytes_and_weights_do_not(stage: int, bytes_each: int):
+    whole = config("parallel.expert_parallel=8", f"parallel.zero_stage={stage}", "train.grad_dtype=fp32")
+    dense, _ = sizes()
+    assert estimate_leaving(whole, world=8, local=4).synchronised == pytest.approx(bytes_each * dense / 2 / 2)
+
+
 def test_groups_that_begin_amid_a_node_are_refused():
     with pytest.raises(UserError, match="LOCAL_WORLD_SIZE=3: it should divide the 8 processes"):
         estimate_leaving(config("parallel.expert_parallel=4"), world=8, local=3)
@@ -97,7 +111,9 @@ def test_a_step_sends_each_token_there_and_back_twice():
 
 @pytest.mark.parametrize(("stage", "accumulate", "times"), [(1, 1, 3), (1, 4, 3), (2, 4, 9), (3, 1, 3), (3, 4, 12)])
 def test_zero_sends_weights_and_gradients(stage: int, accumulate: int, times: int):
-    built = compose_config(["model=dense_tiny", f"parallel.zero_stage={stage}", f"train.accumulate={accumulate}"])
+    built = compose_config(
+        ["model=dense_tiny", f"parallel.zero_stage={stage}", f"train.accumulate={accumulate}", "train.grad_dtype=bf16"]
+    )
     total = count_parameters(built.model, built.router).total
     assert estimate_sent(built, 4).synchronised == pytest.approx(times * 2 * total * 3 / 4)
 

@@ -81,7 +81,7 @@ def setting(
     return Setting(
         encoder=Table(image_rows, text_rows, processes),
         tokenizer=Dictionary(texts),
-        data=DataConfig(workers=0),
+        data=DataConfig(workers=0, caption_lines=True),
         image_size=SIZE,
         text_length=3,
         batch_size=batch_size,

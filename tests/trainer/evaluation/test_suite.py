@@ -18,6 +18,7 @@ def configuration(folder, **changes):
     config.model.image_size, config.model.text_length = helpers.SIZE, 3
     config.eval.batch_size = 6
     config.data.val = str(folder / "val")
+    config.data.caption_lines = True
     config.eval.zeroshot = {"default": str(folder / "seen"), "unseen": str(folder / "unseen")}
     for name, value in changes.items():
         setattr(config.eval, name, value)

@@ -151,7 +151,7 @@ def test_a_missing_or_empty_text_file(tmp_path, name):
     (folder / name).write_text("\n")
     assert f"{name} is empty" in outcome(folder)
     (folder / name).write_bytes(b"caf\xe9")
-    assert f"{name} cannot be read" in outcome(folder)
+    assert f"{name} is not UTF-8 (byte 0xe9 at 3, perhaps Latin-1): convert it" in outcome(folder)
     (folder / name).unlink()
     assert f"{name} is missing" in outcome(folder)
 

@@ -1,6 +1,7 @@
 """The dry run: a good job prints what it would be, a bad one a line for each thing that is wrong; neither leaves a trace."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from omegaconf import OmegaConf
 
 from model.limoe import LIMoE
 from tests.trainer.data.shards_on_disk import pair, small_tokenizer, write_shard, write_shards
-from trainer.checkpoint.files import PROGRESS, STATE, TOKENIZER, checkpoint_path, record_of, write_marker
+from trainer.checkpoint.files import CONFIG, PROGRESS, STATE, TOKENIZER, checkpoint_path, record_of, write_marker
 from trainer.config.compose import compose_config
 from trainer.config.schema import Config
 from trainer.estimate.memory import checkpoint_bytes
@@ -22,7 +24,16 @@ from trainer.launch.preflight import Findings, dry_run, examine, space_problems
 from trainer.training.directory import METRICS
 
 ROOT = Path(__file__).parents[3]
-LAUNCHERS = ("WORLD_SIZE", "RANK", "SLURM_JOB_NUM_NODES", "SLURM_NTASKS_PER_NODE", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_JOB_ID")
+LAUNCHERS = (
+    "WORLD_SIZE",
+    "RANK",
+    "SLURM_JOB_NUM_NODES",
+    "SLURM_NTASKS_PER_NODE",
+    "SLURM_NTASKS",
+    "SLURM_PROCID",
+    "SLURM_JOB_ID",
+    "LIMOE_WAIT",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +92,13 @@ def another_architecture(config: Config, folder: Path) -> None:
     config.model.width *= 2
 
 
+def other_heads(config: Config, folder: Path) -> None:
+    """The tensors have the same shapes, but are another function."""
+    saved(config, 5, folder / "t.model")
+    (checkpoint_path(Path(config.run.dir), 5) / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    config.model.heads //= 2
+
+
 def a_damaged_checkpoint(config: Config, folder: Path) -> None:
     saved(config, 5, folder / "t.model")
     (checkpoint_path(Path(config.run.dir), 5) / PROGRESS).write_text("{")
@@ -124,7 +142,7 @@ def a_file_for_the_checkpoints(config: Config, tmp_path: Path) -> None:
         (set_to("eval.zeroshot", "DIR/none"), ("eval.zeroshot", "none is no folder")),
         (set_to("data.tokenizer", "DIR/none.model"), ("tokenizer", "none.model")),
         (set_to("data.kind", "shape"), ("data.kind=shape", "shapes")),
-        (set_to("data.workers", 3), ("2 shards for 3 readers", "fewer data.workers")),
+        (set_to("data.workers", 4), ("2 shards for 4 readers", "use data.workers=2")),
         (set_to("model.vocabulary", 50), ("t.model", "model.vocabulary=50")),
         (set_to("optim.lr", -1.0), ("optim.lr=-1.0",)),
         (set_to("schedule.kind", "cosin"), ("schedule.kind=cosin", "cosine")),
@@ -133,6 +151,7 @@ def a_file_for_the_checkpoints(config: Config, tmp_path: Path) -> None:
         (a_file_in_the_way, ("the run directory", "runs: Not a directory")),
         (a_file_for_the_checkpoints, ("checkpoints cannot be used (Not a directory)",)),
         (another_architecture, ("step-00000005", "another architecture")),
+        (other_heads, ("step-00000005", "is of another model (model.heads was 4, is 2): use model.heads=4, or begin anew")),
         (a_damaged_checkpoint, ("none of the 1 checkpoints", "progress.json has 1 bytes")),
         (set_to_top("init_from", "DIR/nothing"), ("init_from=", "no complete checkpoint there")),
         (set_to_top("resume", "DIR/nothing"), ("resume=", "no complete checkpoint there")),
@@ -207,12 +226,18 @@ def test_a_run_that_begins_with_the_weights_of_another_has_its_tokenizer(config:
     assert "another architecture" in " ".join(examine(config, 1).problems)
 
 
-def test_a_resume_keeps_the_streams_of_its_data(config: Config, tmp_path: Path):
+def test_a_resume_keeps_the_streams_of_its_data_unless_it_is_told_others(config: Config, tmp_path: Path):
     saved(config, 7, tmp_path / "t.model")
-    config.data.streams = 1
+    config.data.workers = 2
+    (told,) = examine(config, 2).problems
+    assert told.startswith("2 shards for 4 readers (2 ranks x 2 workers): use data.workers=1")
+    config.data.workers = 1
     assert examine(config, 2).problems == []
-    config.resume, config.run.dir = "auto", str(tmp_path / "other")
-    assert "data.streams=1" in " ".join(examine(config, 2).problems)
+    config.data.streams = 1
+    (told,) = examine(config, 2).problems
+    assert "data.streams=1 is no multiple of the 2 readers" in told
+    config.data.streams = 2
+    assert examine(config, 2).problems == []
 
 
 def test_the_embedded_data_set_need_not_be_there_and_is_not_written(config: Config, tmp_path: Path):
@@ -241,7 +266,30 @@ def test_a_model_larger_than_the_gpu_is_refused(config: Config, monkeypatch: pyt
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Small")
     (told,) = examine(config, 1).problems
-    assert "a process, but its GPU has 1.0 MiB: more processes" in told
+    assert "but its GPU has 1.0 MiB: no other layout of these processes fits either" in told
+
+
+def test_a_run_too_large_for_the_gpus_of_the_job_is_refused_with_what_fits(config: Config, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config.run.device = "auto"
+    config.train.batch_size = 4096
+    config.run.gpu_memory_gib = 80
+    assert examine(config, 1).problems == []
+    config.run.gpu_memory_gib = 4
+    (told,) = examine(config, 1).problems
+    assert "but its GPU has 4.0 GiB: add " in told
+    advice = told.partition(": add ")[2].partition(", which takes")[0].split()
+    assert advice
+    for override in advice:
+        key, _, value = override.partition("=")
+        part, _, leaf = key.partition(".")
+        setattr(getattr(config, part), leaf, type(getattr(getattr(config, part), leaf))(value))
+    assert examine(config, 1).problems == []
+
+
+def test_an_unknown_gpu_is_refused(config: Config, monkeypatch: pytest.MonkeyPatch):
+    config.run.gpu_memory_gib = "H999"
+    assert "run.gpu_memory_gib=H999" in examine(config, 1).problems[0]
 
 
 def test_a_gpu_that_is_missing_here_is_missed_only_inside_the_allocation(config: Config, monkeypatch: pytest.MonkeyPatch):
@@ -276,3 +324,19 @@ def test_the_program_checks_and_leaves_no_trace(tmp_path: Path):
         assert done.returncode == code, done.stderr
         assert part in (done.stderr if code else done.stdout)
         assert everything_below(tmp_path).keys() == {str(home), str(here)}
+
+
+@pytest.mark.parametrize(
+    ("wait", "told"),
+    [
+        ("75", None),
+        ("0", None),
+        ("74", "parallel.lost_after_seconds=60: srun ends all tasks 74 s after the first.*set LIMOE_WAIT=75 or more"),
+        ("1:30", "LIMOE_WAIT=1:30 in the environment should be a whole number of seconds"),
+    ],
+)
+def test_srun_waits_until_a_lost_rank_can_be_named(config: Config, monkeypatch: pytest.MonkeyPatch, wait: str, told: str | None):
+    monkeypatch.setenv("LIMOE_WAIT", wait)
+    problems = examine(config, world=1).problems
+    assert len(problems) == bool(told)
+    assert not told or re.match(told, problems[0])

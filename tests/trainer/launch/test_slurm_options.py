@@ -1,30 +1,29 @@
 """hydra/launcher=slurm and its keys: what sbatch is told, and which mistakes are named."""
 
+import re
+from pathlib import Path
+from typing import Any
+
 import pytest
 from omegaconf import OmegaConf
 
+from tests.trainer.launch.conftest import no_run
+from trainer.config.compose import CONF, parse_overrides
 from trainer.errors import UserError
-from trainer.launch.slurm_options import DEFAULTS, SlurmOptions, read_launcher
+from trainer.launch.hydra_app import run_app
+from trainer.launch.slurm_options import PREFIX, SlurmOptions, read_options
 
 
 def options(*overrides: str) -> SlurmOptions:
-    slurm, others = read_launcher(["hydra/launcher=slurm", *overrides])
-    assert slurm is not None
-    assert others == []
-    return slurm
-
-
-def test_the_launchers_own_overrides_are_taken_out():
-    slurm, others = read_launcher(["optim.lr=1,2", "hydra/launcher=slurm", "hydra.launcher.nodes=3", "run.name='a,b'"])
-    assert slurm == SlurmOptions(nodes=3)
-    assert others == ["optim.lr=1,2", "run.name='a,b'"]
-    assert read_launcher(["seed=1", "hydra/launcher=local"]) == (None, ["seed=1"])
-    assert read_launcher(["seed=1"]) == (None, ["seed=1"])
+    values: dict[str, Any] = {each.key_or_group.removeprefix(PREFIX): each.value() for each in parse_overrides(list(overrides))}
+    return read_options(values)
 
 
 def test_every_key_is_in_the_file_that_explains_it():
-    assert OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SlurmOptions), OmegaConf.load(DEFAULTS))) == SlurmOptions()
-    assert set(OmegaConf.load(DEFAULTS)) == set(SlurmOptions.__dataclass_fields__)
+    explained = OmegaConf.load(CONF / "hydra" / "launcher" / "slurm.yaml")
+    assert explained.pop("_target_") == "hydra_plugins.limoe.SlurmLauncher"
+    assert OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SlurmOptions), explained)) == SlurmOptions()
+    assert set(explained) == set(SlurmOptions.__dataclass_fields__)
 
 
 def test_sbatch_is_told_what_was_given_and_nothing_else():
@@ -67,7 +66,7 @@ def test_there_is_a_process_a_gpu_unless_it_is_said(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("hydra.launcher.partitoin=x", "no 'hydra.launcher.partitoin' (did you mean 'partition'?); it has nodes, "),
+        ("hydra.launcher.partitoin=x", "no 'hydra.launcher.partitoin' (did you mean 'hydra.launcher.partition'?)"),
         ("hydra.launcher.nodes=1,2", "give hydra.launcher.nodes one value"),
         ("hydra.launcher.nodes=0", "hydra.launcher.nodes=0 must be at least 1"),
         ("hydra.launcher.nodes=two", "hydra.launcher.nodes: Value 'two'"),
@@ -77,13 +76,23 @@ def test_there_is_a_process_a_gpu_unless_it_is_said(monkeypatch: pytest.MonkeyPa
         ("hydra/launcher=slurm,local", "give hydra/launcher one value"),
     ],
 )
-def test_a_mistake_is_named(override: str, told: str):
+def test_a_mistake_is_named(here: Path, override: str, told: str):
     with pytest.raises(UserError) as caught:
-        read_launcher(["hydra/launcher=slurm", override])
+        run_app(["-m", "hydra/launcher=slurm", "seed=0,1", override], no_run)
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert not list(here.iterdir())
 
 
-def test_a_number_of_gpus_that_is_none_is_named():
+def test_a_number_of_gpus_that_is_none_is_named(here: Path):
     with pytest.raises(UserError, match=r"hydra.launcher.gpus_per_node=all should be a number"):
-        _ = options("hydra.launcher.gpus_per_node=all").world
+        run_app(["-m", "hydra/launcher=slurm", "seed=0,1", "hydra.launcher.gpus_per_node=all"], no_run)
+
+
+@pytest.mark.parametrize("target", ["hydra_plugins.limoe.SlurmLauncher", "hydra_plugins.limoe.LocalLauncher"])
+def test_a_launcher_of_the_user_s_own_may_hold_other_values(here: Path, target: str):
+    group = here / "cfg" / "hydra" / "launcher"
+    group.mkdir(parents=True)
+    (group / "mine.yaml").write_text(f"_target_: {target}\nnodse: 3\n")
+    with pytest.raises(UserError, match=re.escape("hydra.launcher.nodse")):
+        run_app(["-m", "--config-dir", "cfg", "hydra/launcher=mine", "seed=0,1"], no_run)

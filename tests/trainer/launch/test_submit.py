@@ -6,25 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.trainer.launch.conftest import no_run
 from trainer.config.compose import compose_config
 from trainer.errors import UserError
+from trainer.launch.hydra_app import run_app
 from trainer.launch.job_array import read_array_line, write_runs
-from trainer.launch.sweep import sweep
 
 SLURM = ["-m", "hydra/launcher=slurm", "log.wandb=disabled", "run.device=cpu"]
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder without a launcher around it, and with a PATH of its own."""
-    for name in ("WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS", "SBATCH_GPUS_PER_NODE", "SLURM_ARRAY_TASK_ID"):
-        monkeypatch.delenv(name, raising=False)
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "work").mkdir()
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.chdir(tmp_path / "work")
-    return tmp_path / "work"
+def sweep(arguments: list[str]) -> int:
+    return run_app(arguments, no_run)
 
 
 def sbatch_that(here: Path, does: str) -> None:
@@ -54,7 +46,7 @@ def test_a_sweep_is_one_array_and_tells_where_each_run_lies(here: Path, capsys: 
         for part in (f"optim.lr={lr}", f"{relative}/limoe-lr-{lr}", f"{relative}/{index}.log"):
             assert part in said.out
     assert "job array 4711: 2 runs on 4 processes each" in said.out
-    assert list(here.rglob("*.*")) == [folder / "overrides.jsonl"], "no run has written anything"
+    assert set(folder.iterdir()) == {folder / "overrides.jsonl", folder / "multirun.yaml"}, "no run has written anything"
 
 
 def test_each_task_of_the_array_takes_its_own_line(here: Path, monkeypatch: pytest.MonkeyPatch):
@@ -97,7 +89,7 @@ def test_one_bad_value_submits_nothing(here: Path, capsys: pytest.CaptureFixture
     assert said.out == ""
     assert said.err.splitlines() == [
         "error: schedule.kind=cosin: choose cosine or rsqrt (did you mean 'cosine'?)",
-        "error: run 1 (optim.lr=-1): optim.lr=-1.0 must be above 0 and finite",
+        "error: run 1 (optim.lr=-1): optim.lr=-1.0 must be above 0",
         "nothing is submitted (checked for 2 processes each)",
     ]
     assert not (here.parent / "told").exists()
@@ -121,7 +113,7 @@ def test_what_sbatch_says_is_told_in_one_line_and_nothing_is_left(here: Path):
         UserError, match=r"^sbatch refuses the sweep: invalid partition specified: x; Batch job submission failed$"
     ):
         sweep([*SLURM, "seed=0,1", "hydra.launcher.partition=x"])
-    assert not list(here.rglob("*.*"))
+    assert not list(here.iterdir())
 
 
 def test_without_sbatch_the_way_out_is_named(here: Path):
@@ -139,3 +131,34 @@ def test_the_list_of_runs_is_there_before_the_job_is_submitted(here: Path):
     sbatch_that(here, f'for last; do :; done\nread -r first < "${{last#@}}"\necho "$first" > {here.parent}/first\necho 7')
     assert sweep([*SLURM, "seed=0,1", "run.name=x"]) == 0
     assert "seed=0" in json.loads((here.parent / "first").read_text())
+
+
+def test_the_jobs_get_what_says_where_the_configuration_is(here: Path, capsys: pytest.CaptureFixture[str]):
+    sbatch_that(here, "echo 7")
+    (here / "cfg").mkdir()
+    (here / "cfg" / "own.yaml").write_text("defaults: [config, _self_]\nseed: 7\n")
+    own = ["--config-dir", str(here / "cfg"), "-cn", "own", "+hydra.job.env_set.A=b"]
+    assert sweep([*SLURM, *own, "optim.lr=1e-3,3e-4", "hydra.sweep.dir=swept"]) == 0
+    lines = [json.loads(line) for line in (here / "swept" / "overrides.jsonl").read_text().splitlines()]
+    given = [part for part in lines[1] if part.startswith(("--", "hydra", "+hydra", "own", "/"))]
+    assert given[:4] == ["--config-name", "own", "--config-dir", str(here / "cfg")]
+    assert given[4:] == ["+hydra.job.env_set.A=b", "hydra.job.num=1", "hydra.job.id=1"]
+    assert lines[1][-2:] == ["run.name=limoe-lr-0.0003", "run.dir=swept/limoe-lr-0.0003"]
+
+
+def test_runs_that_are_waited_for_are_told_apart_by_what_they_left(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The queue is empty at once, and only the first run has recorded its last step."""
+    ended = here / "swept" / "limoe-seed-0"
+    line = '{"step": 3, "train/loss": 2.5}'
+    sbatch_that(here, f"/bin/mkdir -p {ended}\necho '{line}' > {ended}/metrics.jsonl\necho 7")
+    queue = here.parent / "bin" / "squeue"
+    queue.write_text("#!/bin/sh\n")
+    queue.chmod(queue.stat().st_mode | stat.S_IXUSR)
+    assert sweep([*SLURM, "seed=0,1", "hydra.sweep.dir=swept", "hydra.launcher.wait=true", "train.steps=3"]) == 1
+    said = capsys.readouterr()
+    assert said.err.splitlines() == [
+        "error: run 2 (seed=1) has not reached its end: see its log",
+        "error: 1 of 2 runs failed, see above",
+    ]

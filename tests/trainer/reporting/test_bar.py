@@ -10,7 +10,6 @@ import pty
 import pytest
 from rich.console import Console
 
-from trainer.errors import UserError
 from trainer.reporting.bar import Progress, _Status, duration
 
 SUCCESS = {"image": 0.98, "text": 0.95}
@@ -77,11 +76,6 @@ def test_none_prints_nothing(capfd):
         progress.update(1, loss=3.0, report=True)
         progress.message("text")
     assert capfd.readouterr() == ("", "")
-
-
-def test_an_unknown_mode_is_refused():
-    with pytest.raises(UserError, match=r"log\.progress=line: .*did you mean 'lines'"):
-        Progress.start(10, 0, "line")
 
 
 @pytest.mark.parametrize("width", [200, 120, 100, 80, 60, 40, 30])

@@ -2,11 +2,13 @@
 
 import http.server
 import shlex
+import shutil
 import socket
 import subprocess
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import wandb
@@ -23,7 +25,7 @@ def nobody_is_logged_in(tmp_path, monkeypatch):
     """A home without credentials, and a wandb that has read nothing yet."""
     home = tmp_path / "home"
     home.mkdir()
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_IDENTITY_TOKEN_FILE", "NETRC", "WANDB_DIR"):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_IDENTITY_TOKEN_FILE", "NETRC", "WANDB_DIR", *VARIABLES):
         monkeypatch.delenv(name, raising=False)
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
@@ -167,11 +169,6 @@ def test_online_says_what_the_server_answered(run_dir, refusing_server, monkeypa
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_mode_is_refused(run_dir):
-    with pytest.raises(UserError, match=r"log\.wandb=offlin: .*did you mean 'offline'"):
-        start(run_dir, "offlin")
-
-
 def test_disabled_leaves_nothing(run_dir):
     run = start(run_dir, "disabled")
     run.log(1, {"train/loss": 3.0})
@@ -205,3 +202,109 @@ def test_the_command_is_relative_where_it_can_be(run_dir, monkeypatch):
     assert leet_command(run_dir).endswith(" leet 'a run/wandb'")
     monkeypatch.setenv("PATH", "/nowhere")
     assert leet_command(run_dir).split(" leet ")[0] != "wandb"
+
+
+VARIABLES = {"WANDB_PROJECT": "theirs", "WANDB_ENTITY": "us", "WANDB_NAME": "their-name", "WANDB_RUN_ID": "their-id"}
+
+
+def asked_of_wandb(monkeypatch, run_dir: Path, **log: str) -> dict[str, object]:
+    """What wandb.init is given."""
+    asked: dict[str, object] = {}
+
+    def init(**arguments: object) -> object:
+        asked.update(arguments)
+        return SimpleNamespace(define_metric=lambda *_, **__: None, finish=lambda **_: None)
+
+    monkeypatch.setattr(wandb, "init", init)
+    WandbRun.start(LogConfig(wandb="offline", **log), run_dir, "demo", {}).finish()
+    return {name: asked[name] for name in ("project", "entity", "name", "id")}
+
+
+@pytest.fixture
+def begun(monkeypatch):
+    """A function that starts a run in a directory and gives its id."""
+    return lambda run_dir: asked_of_wandb(monkeypatch, run_dir)["id"]
+
+
+def test_a_copy_of_a_run_directory_is_a_run_of_its_own(begun, run_dir, caplog):
+    first = begun(run_dir)
+    copy = run_dir.with_name("copy")
+    shutil.copytree(run_dir, copy)
+    second = begun(copy)
+    assert second != first
+    assert f"W&B run {second} in place of {first}, because {copy} is a copy of {run_dir}" in caplog.text
+    assert begun(run_dir) == first, "the original keeps its run"
+    assert begun(copy) == second, "and so does the copy from now on"
+
+
+def test_a_copy_of_a_copy_and_one_whose_original_went_on_under_its_name(begun, run_dir):
+    first = begun(run_dir)
+    second, third = run_dir.with_name("second"), run_dir.with_name("third")
+    shutil.copytree(run_dir, second)
+    shutil.copytree(second, third)  # before the second was started
+    ids = {begun(place) for place in (third, second, run_dir)}
+    assert len(ids) == 3
+    assert first in ids
+
+
+@pytest.mark.parametrize("back_again", [False, True])
+def test_a_directory_that_was_moved_goes_on_with_its_run(begun, run_dir, back_again, caplog):
+    first = begun(run_dir)
+    moved = run_dir.rename(run_dir.with_name("moved"))
+    assert begun(moved) == first
+    if back_again:
+        assert begun(moved.rename(run_dir)) == first
+    else:
+        run_dir.mkdir()
+        assert begun(run_dir) != first, "a new run where it was"
+        assert begun(moved) == first
+    assert "copy" not in caplog.text
+
+
+def test_a_link_to_a_run_directory_is_no_copy(begun, run_dir):
+    first = begun(run_dir)
+    link = run_dir.with_name("link")
+    link.symlink_to(run_dir)
+    assert begun(link) == begun(run_dir) == first
+
+
+def test_an_id_from_before_its_directory_was_kept_stays(begun, run_dir):
+    (run_dir / "wandb_run_id").write_text("abcd1234\n")
+    assert begun(run_dir) == "abcd1234"
+
+
+def test_our_defaults_stand_where_nobody_says_anything(monkeypatch, run_dir):
+    asked = asked_of_wandb(monkeypatch, run_dir)
+    assert asked == {"project": "limoe", "entity": None, "name": "demo", "id": (run_dir / "wandb_run_id").read_text().strip()}
+
+
+def test_wandbs_variables_come_before_our_defaults(monkeypatch, run_dir):
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    asked = asked_of_wandb(monkeypatch, run_dir)
+    assert asked == {"project": "theirs", "entity": "us", "name": "their-name", "id": "their-id"}
+    assert (run_dir / "wandb_run_id").read_text() == "their-id\n"
+
+
+def test_what_is_typed_comes_before_wandbs_variables(monkeypatch, run_dir):
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    asked = asked_of_wandb(monkeypatch, run_dir, project="ours", entity="me", name="our-name")
+    assert asked == {"project": "ours", "entity": "me", "name": "our-name", "id": "their-id"}
+
+
+def test_an_id_that_is_given_takes_the_place_of_the_one_that_was_kept(begun, monkeypatch, run_dir, caplog):
+    first = begun(run_dir)
+    monkeypatch.setenv("WANDB_RUN_ID", "their-id")
+    wandb.teardown()
+    assert asked_of_wandb(monkeypatch, run_dir)["id"] == "their-id"
+    assert f"W&B run their-id in place of {first}, because WANDB_RUN_ID says so" in caplog.text
+
+
+def test_variables_that_a_resume_forbids_are_named(monkeypatch, run_dir, tmp_path, caplog):
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_RESUME", "never")
+    start(run_dir, "offline").finish()
+    assert list(run_dir.glob("wandb/offline-run-*/*.wandb"))
+    assert f"WANDB_DIR={tmp_path} is not heeded" in caplog.text
+    assert "WANDB_RESUME=never is not heeded" in caplog.text

@@ -1,13 +1,26 @@
 """Where a run goes on from, and that a start neither overwrites nor deletes what was there."""
 
 import errno
+import os
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
-from trainer.checkpoint.files import BEST, CONFIG, MARKER, TOKENIZER, checkpoint_path, point_best_to, record_of, write_marker
+from trainer.checkpoint.files import (
+    BEST,
+    CONFIG,
+    MARKER,
+    PROGRESS,
+    TOKENIZER,
+    checkpoint_path,
+    point_best_to,
+    record_of,
+    write_marker,
+)
 from trainer.checkpoint.load import checkpoint_of
 from trainer.config.compose import load_config, to_config
 from trainer.config.schema import Config
@@ -160,7 +173,7 @@ def test_another_run_does_not_replace_one(tmp_path: Path):
     saved(tmp_path / "old", 5)
     saved(tmp_path / "mine", 3)
     before = files(tmp_path)
-    with pytest.raises(UserError, match=r"mine holds another run \(step-00000003\): choose another run.name"):
+    with pytest.raises(UserError, match=r"mine holds another run \(step-00000003\): choose another run.dir"):
         open_run_directory(configured(tmp_path / "mine", str(tmp_path / "old")), ALONE)
     assert files(tmp_path) == before
 
@@ -245,13 +258,11 @@ def test_a_setting_that_gives_the_data_another_order_is_warned_of(
 
 def test_a_configuration_is_kept_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / CONFIG).write_text("run:\n  name: first\n")
-    kept = Path.write_text
 
-    def write_half(path: Path, text: str) -> int:
-        kept(path, text[: len(text) // 2])
+    def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", write_half)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match=r"cannot be used \(.*No space left on device\)"):
         write_config(configured(tmp_path), tmp_path, ALONE)
     assert load_config(tmp_path / CONFIG).run.name == "first"
@@ -270,3 +281,52 @@ def test_a_configuration_that_cannot_be_written_is_named(tmp_path: Path):
     (tmp_path / CONFIG).mkdir()
     with pytest.raises(UserError, match=r"cannot be used \(.*config.yaml: Is a directory\)"):
         write_config(configured(tmp_path), tmp_path, ALONE)
+
+
+@pytest.mark.parametrize(
+    ("key", "was", "wanted"),
+    [("model.heads", 4, 2), ("router.top_k", 1, 2), ("model.expert_layers", [1], [1, 3]), ("model.patch", 4, 8)],
+)
+@pytest.mark.parametrize("how", ["resume", "init_from"])
+def test_weights_are_not_taken_for_those_of_another_model(tmp_path: Path, how: str, key: str, was: Any, wanted: Any):
+    checkpoint = saved(tmp_path / "old", 5)
+    config = configured(tmp_path / "old")
+    config.model.expert_layers = [1]
+    (checkpoint / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    section, _, leaf = key.partition(".")
+    setattr(getattr(config, section), leaf, wanted)
+    if how == "init_from":
+        config.run.dir, config.init_from = str(tmp_path / "new"), str(tmp_path / "old")
+    told = rf"step-00000005 is of another model \({key} was {re.escape(str(was))}, is {re.escape(str(wanted))}\): use {key}="
+    with pytest.raises(UserError, match=told):
+        inspect_run_directory(config, ALONE)
+    with pytest.raises(UserError, match=told):
+        initial_weights(config, *open_run_directory(config, ALONE)[:1], ALONE)
+
+
+def test_what_is_no_part_of_the_model_may_change(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    checkpoint = saved(tmp_path, 5)
+    config = configured(tmp_path)
+    (checkpoint / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    config.router.capacity_factor, config.router.noise, config.router.aux.z, config.model.name = 2.0, 0.0, 0.5, "other"
+    assert open_run_directory(config, ALONE)[1] == checkpoint
+    assert not caplog.text
+    config.data.std = [0.2, 0.2, 0.2]
+    open_run_directory(config, ALONE)
+    assert "data.std=[0.2, 0.2, 0.2], but step-00000005 was trained with [0.5, 0.5, 0.5]" in caplog.text
+
+
+def test_other_streams_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    checkpoint = saved(tmp_path, 5)
+    config = configured(tmp_path)
+    (checkpoint / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    (checkpoint / PROGRESS).write_text('{"step": 5, "streams": 8}')
+    written = [path for path in checkpoint.rglob("*") if path.is_file() and path.name != MARKER]
+    write_marker(checkpoint, {str(path.relative_to(checkpoint)): record_of(path) for path in written})
+    for same in (None, 8):
+        config.data.streams = same
+        open_run_directory(config, ALONE)
+    assert not caplog.text
+    config.data.streams = 4
+    open_run_directory(config, ALONE)
+    assert "data.streams=4, but step-00000005 was trained with 8: the data has another order from here on" in caplog.text

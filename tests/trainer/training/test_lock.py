@@ -40,7 +40,7 @@ def test_a_second_run_is_told_who_is_there(
     for name, value in variables.items():
         job.setenv(name, value)
     for attempt in (claim, check_unclaimed):
-        with pytest.raises(UserError, match=rf"{tmp_path} is in use by job 7 \(start 0\) on .*choose another run.name"):
+        with pytest.raises(UserError, match=rf"{tmp_path} is in use by job 7 \(start 0\) on .*choose another run.dir"):
             attempt(tmp_path)
 
 

@@ -25,40 +25,78 @@ def stream_shards(shards: list[str], seed: int, stream: int, streams: int) -> It
     return islice(all_epochs(), stream, None, streams)
 
 
-def choose_streams(shards: int, batch_size: int, readers: int, wanted: int | None = None, layout: str = "") -> int:
-    """How many canonical streams C a run has; C never exceeds the shards and divides the global batch, and `readers` divides C.
+def choose_streams(shards: int, batch_size: int, ranks: int, workers: int, wanted: int | None = None) -> int:
+    """How many canonical streams C a run has; C never exceeds the shards and divides the global batch, and the readers divide C.
 
     When not `wanted`: the largest power of two up to 64, so that most numbers of ranks and workers agree on it; where the
-    readers do not divide that, the largest of their multiples that fits. `layout` tells readers in words for the errors.
-    Raises UserError when there is no such number.
+    readers do not divide that, the largest of their multiples that fits. Raises UserError when there is no such number, with
+    values that would do.
     """
-    said = f"{readers} readers{layout}"
-    if shards < readers:
-        raise UserError(f"{shards} shards for {said}: use fewer data.workers or more shards")
-    if batch_size % readers:
-        raise UserError(
-            f"a batch of {batch_size} pairs cannot be shared evenly by {said}: use a multiple of {readers}, or other data.workers"
-        )
-    if wanted is not None:
-        _check_wanted(wanted, shards, batch_size, readers, said)
-        return wanted
-    powers = [
-        2**exponent for exponent in range(MOST_STREAMS.bit_length()) if 2**exponent <= shards and batch_size % 2**exponent == 0
-    ]
-    if powers[-1] % readers == 0:
-        return powers[-1]
+    readers = ranks * workers
     most = min(shards, max(MOST_STREAMS, readers))
-    return next(streams for streams in range(most // readers * readers, 0, -readers) if batch_size % streams == 0)
+    if wanted is not None:
+        if _fit(wanted, shards, batch_size, readers):
+            return wanted
+    else:
+        powers = [2**exponent for exponent in range(MOST_STREAMS.bit_length())]
+        largest = max(power for power in powers if _fit(power, shards, batch_size, 1))
+        if largest % readers == 0:
+            return largest
+        for streams in range(most // readers * readers, 0, -readers):
+            if batch_size % streams == 0:
+                return streams
+    said = f"{readers} reader{'s' if readers > 1 else ''} ({_counted(ranks, 'rank')} x {_counted(workers, 'worker')})"
+    raise UserError(
+        f"{_misfit(shards, batch_size, readers, wanted, said)}: {_remedy(shards, batch_size, ranks, workers, wanted)}"
+    )
 
 
-def _check_wanted(wanted: int, shards: int, batch_size: int, readers: int, said: str) -> None:
-    if wanted < 1:
-        raise UserError(f"data.streams={wanted} should be at least 1, or null to have it chosen")
+def _fit(streams: int, shards: int, batch_size: int, readers: int) -> bool:
+    return streams <= shards and streams % readers == 0 and batch_size % streams == 0
+
+
+def _misfit(shards: int, batch_size: int, readers: int, wanted: int | None, said: str) -> str:
+    """What does not go together."""
+    if shards < readers:
+        return f"{shards} shards for {said}"
+    if batch_size % readers:
+        return f"a micro-batch of {batch_size} pairs cannot be shared evenly by {said}"
+    assert wanted is not None  # else as many streams as readers would do
     if wanted > shards:
-        raise UserError(f"data.streams={wanted} is more than the {shards} shards: use fewer streams, or null to have it chosen")
+        return f"data.streams={wanted} is more than the {shards} shards"
     if wanted % readers:
-        raise UserError(f"data.streams={wanted} is no multiple of the {said}: change data.workers or data.streams")
-    if batch_size % wanted:
-        raise UserError(
-            f"a batch of {batch_size} pairs is no multiple of data.streams={wanted}: change train.batch_size or data.streams"
-        )
+        return f"data.streams={wanted} is no multiple of the {said}"
+    return f"a micro-batch of {batch_size} pairs is no multiple of data.streams={wanted}"
+
+
+def _remedy(shards: int, batch_size: int, ranks: int, workers: int, wanted: int | None) -> str:
+    """Values that would do, each by itself."""
+    remedies = []
+    for fewer in range(workers - 1, 0, -1):  # as many readers as can be, with the same order of the data
+        streams = [wanted] if wanted is not None else range(ranks * fewer, shards + 1, ranks * fewer)
+        if any(_fit(number, shards, batch_size, ranks * fewer) for number in streams):
+            remedies.append(f"data.workers={fewer}")
+            break
+    if wanted is not None:
+        others = [streams for streams in range(1, shards + 1) if _fit(streams, shards, batch_size, ranks * workers)]
+        if others:
+            nearest = min(others, key=lambda streams: abs(streams - wanted))
+            remedies.append(f"data.streams={nearest} (in mid-training it changes the order of the data)")
+    if remedies:
+        return f"use {' or '.join(remedies)}"
+    if shards < ranks:
+        return f"use at most {_counted(shards, 'process', 'es')}, or cut the data into {ranks} shards or more"
+    readers = ranks * workers if shards >= ranks * workers else ranks
+    parts = [] if readers == ranks * workers else ["data.workers=1"]
+    of = readers
+    if wanted is not None:
+        keeps = wanted % readers == 0 and wanted <= shards
+        of = wanted if keeps else readers
+        parts += [] if keeps else [f"data.streams={readers}"]
+    parts.append(f"a train.batch_size whose micro-batches are a multiple of {of}")
+    return f"use {' with '.join(parts)}"
+
+
+def _counted(number: int, what: str, plural: str = "s") -> str:
+    """`1 rank`, `2 ranks`."""
+    return f"{number} {what}{plural if number != 1 else ''}"

@@ -1,9 +1,12 @@
 """What a run has learned about its training data, and takes along when it is resumed."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from trainer.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -11,48 +14,82 @@ class DataProgress:
     """Counters and shard lengths, over all ranks in a checkpoint, of one rank in what its loader reports.
 
     read, bad: samples read since the start of the run, and the unusable ones among them by shard.
+    shards, bad_shards: shards opened since then, and by name how often one broke off before its end.
+    truncated: captions among those drawn that are longer than the model reads.
     lengths: usable pairs by shard, of the shards that were read to their end; a pair has an image file and a caption.
+    short: by `epoch/shard`, how many pairs a shard gave in an epoch in which it broke off. The order of the data has so many
+    places for it then, and as many as its length in other epochs.
     """
 
     read: int = 0
     bad: dict[str, int] = field(default_factory=dict)
     lengths: dict[str, int] = field(default_factory=dict)
+    shards: int = 0
+    bad_shards: dict[str, int] = field(default_factory=dict)
+    short: dict[str, int] = field(default_factory=dict)
+    truncated: int = 0
 
     def merged(self, reports: Iterable["DataProgress"]) -> "DataProgress":
         """The progress after this one, from the reports of all ranks: their counters are totals, their lengths are news."""
-        after = DataProgress(lengths=dict(self.lengths))
+        after = DataProgress(lengths=dict(self.lengths), short=dict(self.short))
         for report in reports:
             after.read += report.read
+            after.shards += report.shards
+            after.truncated += report.truncated
             add_counts(after.bad, report.bad)
+            add_counts(after.bad_shards, report.bad_shards)
             keep_longest(after.lengths, report.lengths)
+            after.short |= report.short
         return after
 
 
 class ShardLengths:
     """The lengths of shards as far as a reader knows them, and which of them are news."""
 
-    def __init__(self, known: Mapping[str, int] | None = None) -> None:
+    def __init__(self, known: Mapping[str, int] | None = None, short: Mapping[str, int] | None = None) -> None:
         self._known = dict(known or {})
+        self._short = dict(short or {})
         self._news: dict[str, int] = {}
+        self._short_news: dict[str, int] = {}
 
-    def get(self, shard: str) -> int | None:
-        """The usable pairs of a shard, or None while it has not been read to its end."""
-        return self._known.get(shard)
+    def get(self, shard: str, epoch: int | None = None) -> int | None:
+        """The pairs that a shard gave in an epoch, or would give; None while that is not known."""
+        return self._short.get(_place(epoch, shard), self._known.get(shard))
 
-    def learn(self, shard: str, pairs: int, whole: bool) -> None:
-        """Note what a shard held; `whole` is False where it broke off, perhaps for this once: then more may have been known.
+    def is_short(self, shard: str, epoch: int) -> bool:
+        """Whether a shard broke off in an epoch."""
+        return _place(epoch, shard) in self._short
+
+    def learn(self, epoch: int, shard: str, pairs: int, whole: bool) -> None:
+        """Note what a shard held; `whole` is False where it broke off, perhaps for this once: that counts for its epoch alone.
 
         Raises UserError when a whole shard holds fewer than before, since the order of the data depends on it.
         """
-        known = self._known.get(shard, -1)
-        if whole and pairs < known:
+        known = self._known.get(shard)
+        if not whole:
+            self.cut(epoch, shard, pairs)
+        elif known is not None and pairs < known:
             raise changed(shard, pairs, known)
-        if pairs > known:
+        elif pairs != known:
+            if known is not None:
+                logger.warning(
+                    "%s holds %d usable pairs, %d when it was read before: their order is not kept", shard, pairs, known
+                )
             self._known[shard] = self._news[shard] = pairs
 
+    def cut(self, epoch: int, shard: str, pairs: int) -> None:
+        """Note that a shard gave so many pairs in this epoch, whatever it holds."""
+        place = _place(epoch, shard)
+        self._short[place] = self._short_news[place] = pairs
+
     def take_news(self) -> dict[str, int]:
-        """What was learned since the last call."""
+        """The lengths that were learned since the last call."""
         news, self._news = self._news, {}
+        return news
+
+    def take_short_news(self) -> dict[str, int]:
+        """What shards gave in epochs in which they broke off, as far as that was learned since the last call."""
+        news, self._short_news = self._short_news, {}
         return news
 
 
@@ -71,6 +108,10 @@ def add_counts(total: dict[str, int], more: Mapping[str, int]) -> None:
 
 
 def keep_longest(lengths: dict[str, int], more: Mapping[str, int]) -> None:
-    """Add lengths to others; of two for one shard the longer is true, since a reading may have broken off."""
+    """Add lengths to others; of two for one shard the longer is true, since it may have grown."""
     for shard, pairs in more.items():
         lengths[shard] = max(pairs, lengths.get(shard, 0))
+
+
+def _place(epoch: int | None, shard: str) -> str:
+    return f"{epoch}/{shard}"

@@ -1,32 +1,39 @@
-"""Reading the shards of one stream: their usable pairs, how many each holds, and the unusable samples among them."""
+"""Reading the shards of one stream: their usable pairs, how many each holds, and what could not be used."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from trainer.data.order.progress import ShardLengths
-from trainer.data.shards.captions import require_pair
-from trainer.data.shards.samples import Unusable, read_samples, warn_once
+from trainer.data.shards.archive import warn_once
+from trainer.data.shards.captions import CaptionRule, require_pair
+from trainer.data.shards.opening import Remote
+from trainer.data.shards.samples import Unusable, read_samples
 from trainer.errors import UserError
+
+REASONS_SHOWN = 3
 
 
 @dataclass
 class Pair:
-    """An undecoded image and what is said about it. `image` is emptied once it proved undecodable."""
+    """An undecoded image and what is said about it. `image` is emptied once it proved unusable, `problem` says why."""
 
     shard: str
     id: str
     image: bytes
     captions: list[str]
-    opened: int  # shards that its stream had opened by then
+    lost: bool = False  # stands where a pair was that cannot be read any more
+    problem: str = ""
 
 
 @dataclass
 class Tally:
-    """Samples read, and the unusable ones among them by shard, since the last `take`."""
+    """What was read since the last `take`: samples and shards, and by shard the unusable samples and the breaks among them."""
 
     read: int = 0
     bad: Counter[str] = field(default_factory=Counter)
+    shards: int = 0  # opened
+    bad_shards: Counter[str] = field(default_factory=Counter)
 
     def note_bad(self, shard: str, sample_id: str, problem: Unusable) -> None:
         """Count an unusable sample, and log the first of its shard."""
@@ -37,58 +44,100 @@ class Tally:
         """Count what another counted, too."""
         self.read += other.read
         self.bad.update(other.bad)
+        self.shards += other.shards
+        self.bad_shards.update(other.bad_shards)
 
     def take(self) -> "Tally":
         """What was counted so far; counting starts again at zero."""
-        taken = Tally(self.read, self.bad)
-        self.read, self.bad = 0, Counter()
+        taken = Tally(self.read, self.bad, self.shards, self.bad_shards)
+        self.read, self.bad, self.shards, self.bad_shards = 0, Counter(), 0, Counter()
         return taken
+
+
+class Patience:
+    """Ends a search for a usable pair that has led through too many different shards, and says what was found instead.
+
+    Different ones, since with few shards chance may well bring an empty one many times in a row.
+    """
+
+    def __init__(self, shards: int, samples: int = 0) -> None:
+        """It ends at so many shards without a usable pair, if at least so many samples of them were seen."""
+        self._most = shards
+        self._least_samples = samples
+        self._shards: dict[str, None] = {}
+        self._reasons: dict[str, tuple[int, str]] = {}  # how often, and the first sample of it
+
+    def found(self) -> None:
+        """There was a usable pair."""
+        if self._shards:
+            self._shards.clear()
+            self._reasons.clear()
+
+    def missed(self, shard: str) -> None:
+        """A shard had none, as far as it was read. Raises UserError when it was one too many."""
+        self._shards[shard] = None
+        samples = sum(count for count, _ in self._reasons.values())
+        if len(self._shards) >= self._most and samples >= self._least_samples:
+            seen = list(self._shards)
+            raise UserError(
+                f"{len(seen)} shard{'s in a row' if len(seen) > 1 else ''} without one usable pair, "
+                f"from {seen[0]} to {seen[-1]}: {self._said()}"
+            )
+
+    def saw(self, sample_id: str, problem: object) -> None:
+        """A sample, or the rest of a shard, could not be used."""
+        count, first = self._reasons.get(str(problem), (0, sample_id))
+        self._reasons[str(problem)] = (count + 1, first)
+
+    def _said(self) -> str:
+        if not self._reasons:
+            return "they hold no samples, which are files such as 000.jpg and 000.txt"
+        often = sorted(self._reasons.items(), key=lambda reason: -reason[1][0])[:REASONS_SHOWN]
+        return "; ".join(f"{problem} ({count} times, such as {first})" for problem, (count, first) in often)
 
 
 class ShardReader:
     """Reads shards one after the other. It counts the shards, learns their lengths, and notes the samples that are no pairs."""
 
-    def __init__(self, caption_key: str | None, lengths: ShardLengths, patience: int) -> None:
-        """`patience`: shards in a row that may be without a usable pair."""
+    def __init__(self, captions: CaptionRule, lengths: ShardLengths, patience: Patience, remote: Remote | None = None) -> None:
+        """`patience` ends a row of shards that have no usable pair."""
         self.lengths = lengths
         self.noted = Tally()
-        self.opened = 0
-        self.last_usable = 0  # in shards opened
-        self._caption_key = caption_key
-        self._patience = patience
+        self.patience = patience
+        self._captions = captions
+        self._remote = remote
 
-    def read(self, shards: Sequence[str]) -> Iterator[Pair]:
+    def read(self, epoch: int, shards: Sequence[str]) -> Iterator[Pair]:
         """The usable pairs of shards, opened in turn. Raises UserError when too many in a row have none."""
         for shard in shards:
-            self.opened += 1
-            self.check_patience(self.opened - self.last_usable, shard)
-            yield from self.read_one(shard, self.opened)
+            yield from self.read_one(epoch, shard)
 
-    def read_one(self, shard: str, opened: int) -> Iterator[Pair]:
-        """The usable pairs of the shard that is number `opened` of its stream."""
+    def read_one(self, epoch: int, shard: str) -> Iterator[Pair]:
+        """The usable pairs of one shard of an epoch. Raises UserError for one that is not what it was, and as `read` does."""
         pairs, whole = 0, True
-        for sample in read_samples(shard):
+        self.noted.shards += 1
+        for sample in read_samples(shard, self._remote):
+            if sample.broken:
+                whole = False
+                self.noted.bad_shards[shard] += 1
+                self.patience.saw(shard, sample.broken)
+                continue
             try:
-                image, captions = require_pair(sample, self._caption_key)
+                image, captions = require_pair(sample, self._captions)
             except Unusable as problem:
-                whole = whole and not sample.broken
                 self.noted.read += 1
                 self.noted.note_bad(shard, sample.id, problem)
+                self.patience.saw(sample.id, problem)
             else:
                 pairs += 1
-                self.last_usable = opened
-                yield Pair(shard, sample.id, image, captions, opened)
-        self.lengths.learn(shard, pairs, whole)
+                self.patience.found()
+                yield Pair(shard, sample.id, image, captions)
+        self.lengths.learn(epoch, shard, pairs, whole)
+        if not pairs:
+            self.patience.missed(shard)
 
-    def pass_over(self, shards: Sequence[str]) -> None:
+    def pass_over(self, epoch: int, shards: Sequence[str]) -> None:
         """Count shards as if they had been opened and read, which they are not; they are of known length."""
         for shard in shards:
-            self.opened += 1
-            self.check_patience(self.opened - self.last_usable, shard)
-            if self.lengths.get(shard):
-                self.last_usable = self.opened
-
-    def check_patience(self, shards: int, last: str) -> None:
-        """Raise UserError when so many shards in a row, to the `last`, should not have been without a usable pair."""
-        if shards > self._patience:
-            raise UserError(f"{shards} shards in a row without one usable pair, the last is {last}: see the warnings above")
+            if self.lengths.get(shard, epoch):
+                self.patience.found()

@@ -12,11 +12,13 @@ from operator import itemgetter
 
 from trainer.data.order.dealing import stream_shards
 from trainer.data.order.progress import ShardLengths
-from trainer.data.order.reading import Pair, ShardReader, Tally
+from trainer.data.order.reading import Pair, Patience, ShardReader, Tally
 from trainer.data.order.replay import replay_epoch
 from trainer.data.order.shuffle import shuffled
+from trainer.data.shards.captions import CaptionRule
+from trainer.data.shards.opening import Remote
 
-PATIENCE = 8  # shards in a row, beyond two epochs of a stream's own, that may be without a single usable pair
+PATIENCE = 16  # different shards in a row, beyond two epochs of a stream's own, that may be without a single usable pair
 
 
 class Stream:
@@ -29,9 +31,10 @@ class Stream:
         stream: int,
         streams: int,
         shuffle_buffer: int,
-        caption_key: str | None = None,
+        captions: CaptionRule | None = None,
         start: int = 0,
         lengths: ShardLengths | None = None,
+        remote: Remote | None = None,
     ) -> None:
         """Stream number `stream` of so many, as if `start` pairs had been taken from it, uncounted.
 
@@ -41,11 +44,10 @@ class Stream:
         self.position = start
         self._name = f"{seed}/{stream}"
         self._buffer = max(1, shuffle_buffer)
-        patience = 2 * -(-len(shards) // streams) + min(len(shards), PATIENCE)
-        self._reader = ShardReader(caption_key, lengths or ShardLengths(), patience)
+        self._most_missed = min(len(shards), 2 * -(-len(shards) // streams) + PATIENCE)
+        self._reader = ShardReader(captions or CaptionRule(), lengths or ShardLengths(), self.patience(), remote)
         self._epochs = groupby(stream_shards(shards, seed, stream, streams), itemgetter(0))
         self._ahead: deque[tuple[Pair, Tally]] = deque()
-        self._last_taken = 0  # number of its shard among those opened
         self._pairs = self._all_epochs(start)
 
     def next(self) -> tuple[Pair, random.Random]:
@@ -56,21 +58,20 @@ class Stream:
         pair, noted = self._ahead.popleft() if self._ahead else self._pull()
         rng = random.Random(f"{self._name}/{self.position}")
         self.position += 1
-        self.tally.read += 1
+        self.tally.read += not pair.lost
         self.tally.add(noted)
-        self._last_taken = pair.opened
         return pair, rng
 
     def look_ahead(self, distance: int) -> Pair:
-        """The pair that `next` will return after `distance` others, to stand in for an undecodable one; the position stays.
-
-        Raises UserError when this leads so far ahead that the stream must be taken for useless.
-        """
+        """The pair that `next` will return after `distance` others, to stand in for an undecodable one; the position stays."""
         while len(self._ahead) <= distance:
             self._ahead.append(self._pull())
         pair, _ = self._ahead[distance]
-        self._reader.check_patience(pair.opened - self._last_taken, pair.shard)
         return pair
+
+    def patience(self, samples: int = 0) -> Patience:
+        """A new limit for a search through this stream's shards, that at least so many samples must be seen for."""
+        return Patience(self._most_missed, samples)
 
     def _pull(self) -> tuple[Pair, Tally]:
         """A pair, and what was noted on the way to it: it counts when the pair is taken, not when it is looked at."""
@@ -80,20 +81,19 @@ class Stream:
         # The buffer is emptied at the end of an epoch, so that the stream has each of its samples once an epoch.
         for epoch, group in self._epochs:
             shards = [shard for _, shard in group]
-            lengths = [self._reader.lengths.get(shard) for shard in shards]
+            lengths = [self._reader.lengths.get(shard, epoch) for shard in shards]
             known = [length for length in lengths if length is not None]
             # An epoch that ends right here is drawn again: what follows its last pair is still to be read, and counted.
             if len(known) == len(shards) and sum(known) < skipped:
-                self._reader.pass_over(shards)
+                self._reader.pass_over(epoch, shards)
                 skipped -= sum(known)
                 continue
             rng = random.Random(f"{self._name}/shuffle/{epoch}")
             held: list[Pair] = []
             if skipped:
-                resumed = replay_epoch(self._reader, shards, self._buffer, rng, skipped)
+                resumed = replay_epoch(self._reader, epoch, shards, self._buffer, rng, skipped)
                 skipped -= resumed.drawn
                 held, rest = resumed.held, resumed.rest
-                self._last_taken = self._reader.opened
             else:
-                rest = self._reader.read(shards)
+                rest = self._reader.read(epoch, shards)
             yield from shuffled(rest, self._buffer, rng, held)

@@ -17,6 +17,7 @@ import numpy as np
 import webdataset
 from PIL import Image
 
+from model.paths import user_path
 from trainer.config.schema import DataConfig
 from trainer.data.shapes.draw import draw
 from trainer.data.shapes.scenes import (
@@ -48,8 +49,7 @@ def write_shapes(data: DataConfig, image_size: int) -> Path:
 
     It has `train-000.tar` …, `val-000.tar` … (image and caption; see TRAIN_PATTERN and VAL_PATTERN), and `zeroshot/` and
     `zeroshot_unseen/` (CLIP_benchmark's classification layout, with the colour and shape of each class in
-    `class_attributes.json`). Several processes may call it at once. Raises UserError when the counts are too small or the
-    folder cannot be written.
+    `class_attributes.json`). Several processes may call it at once. Raises UserError when the folder cannot be written.
     """
     folder = shapes_folder(data, image_size)
     if folder.is_dir():
@@ -70,12 +70,9 @@ def write_shapes(data: DataConfig, image_size: int) -> Path:
 
 
 def shapes_folder(data: DataConfig, image_size: int) -> Path:
-    """Where `write_shapes` puts the data set of these settings. Raises UserError when the counts are too small."""
-    for key, count, least in (("train", data.shapes_train, TRAIN_SHARDS), ("val", data.shapes_val, VAL_SHARDS)):
-        if count < least:
-            raise UserError(f"data.shapes_{key}={count} should be at least {least}, one image a shard")
+    """Where `write_shapes` puts the data set of these settings."""
     settings = [VERSION, image_size, data.shapes_train, data.shapes_val, data.shapes_seed]
-    return Path(data.cache).expanduser() / f"shapes-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]}"
+    return user_path(data.cache, "data.cache") / f"shapes-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]}"
 
 
 def _rename(unfinished: Path, folder: Path) -> None:

@@ -1,104 +1,212 @@
 """What is said about an image: captions and labels out of a sample's files."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
+from model.text import clean_text
+from trainer.config.schema import DataConfig
 from trainer.data.shards.images import image_bytes
+from trainer.data.shards.names import DOTS_REMEDY, file_named
 from trainer.data.shards.samples import Sample, Unusable, read_samples
+from trainer.data.text_files import decode_text, split_lines
 from trainer.errors import UserError
 
 CHECKED_SAMPLES = 100
 CHECKED_SHARDS = 8  # tried for one that holds samples at all
 CAPTION_SHARDS = 64  # at most these are opened for a sample of the captions
+CLASS_DIGITS = 9  # more would not fit into the label's integer
+SHOWN_KEYS = 5
+CLIP_BENCHMARK = "nshards.txt"  # lies beside the shards in CLIP_benchmark's layout
 
 
-def captions_of(sample: Sample, caption_key: str | None) -> list[str]:
-    """All captions of a sample, stripped, without empty ones; [] when there is none that can be read.
+@dataclass(frozen=True)
+class CaptionRule:
+    """Where a sample's captions are. key: `data.caption_key`; lines: `data.caption_lines`."""
 
-    From `.json[caption_key]`, a string or a list of strings, when the key is set and the sample has a `.json` (evaluation sets
-    often have none); else a caption a line from `.txt`; else from `.json["caption"]`.
-    """
-    if "txt" in sample.files and (caption_key is None or "json" not in sample.files):
-        try:
-            found: object = sample.files["txt"].decode("utf-8-sig").splitlines()
-        except UnicodeDecodeError:
-            return []
-    else:
-        found = _from_json(sample.files.get("json", b"null"), caption_key or "caption")
-    captions = found if isinstance(found, list) else [found]
-    return [text for text in (" ".join(caption.split()) for caption in captions if isinstance(caption, str)) if text]
+    key: str | None = None
+    lines: bool | None = None
+
+    @classmethod
+    def of(cls, data: DataConfig) -> "CaptionRule":
+        """The rule that a configuration gives."""
+        return cls(data.caption_key, data.caption_lines)
+
+    def splits(self, shard: str) -> bool:
+        """Whether each line of a `.txt` in this shard is a caption of its own."""
+        return _is_clip_benchmark(str(Path(shard).parent)) if self.lines is None else self.lines
 
 
-def _from_json(content: bytes, key: str) -> object:
+@lru_cache
+def _is_clip_benchmark(folder: str) -> bool:
     try:
-        values = json.loads(content)
-    except ValueError:
-        return None
-    return values.get(key) if isinstance(values, dict) else None
+        return (Path(folder) / CLIP_BENCHMARK).is_file()
+    except (OSError, ValueError):  # of a command or a URL, whose "folder" may be no path at all
+        return False
+
+
+class NoCaption(Unusable):
+    """A sample without a caption that can be read; `remedy` says what would help when all are like it."""
+
+    def __init__(self, found: str, remedy: str = "") -> None:
+        super().__init__(found)
+        self.remedy = remedy
+
+
+def read_captions(sample: Sample, rule: CaptionRule) -> list[str]:
+    """All captions of a sample, at least one, each cleaned (model.text). Raises NoCaption, which says what was found instead.
+
+    From `.json[rule.key]`, a string or a list of strings, when the key is set and the sample has a `.json` (evaluation sets
+    often have none); else from `.txt`; else from `.json["caption"]`. A `.txt` is one caption, its line breaks are spaces,
+    unless the rule makes each line one.
+    """
+    text, values = file_named(sample.files, "txt"), file_named(sample.files, "json")
+    if text is not None and (rule.key is None or values is None):
+        return _from_text(text, rule.splits(sample.shard))
+    if values is not None:
+        return _from_json(values, rule.key)
+    found = " ".join(f".{extension}" for extension in sorted(sample.files)) or "nothing"
+    if any("." in extension for extension in sample.files):
+        raise NoCaption(f"no caption: it holds {found}", DOTS_REMEDY)
+    raise NoCaption(f"no caption: it holds {found}", "add .txt files, or set data.caption_key to the caption's key in .json")
+
+
+def captions_of(sample: Sample, rule: CaptionRule) -> list[str]:
+    """`read_captions`, or [] where there is none."""
+    try:
+        return read_captions(sample, rule)
+    except NoCaption:
+        return []
+
+
+def _from_text(content: bytes, lines: bool) -> list[str]:
+    try:
+        text = decode_text(content)
+    except UserError as problem:
+        raise NoCaption(f"its .txt {problem}") from None
+    captions = _cleaned(split_lines(text) if lines else [text])
+    if not captions:
+        raise NoCaption(f"its .txt {'holds nothing that can be seen' if content.strip() else 'is empty'}")
+    return captions
+
+
+def _from_json(content: bytes, key: str | None) -> list[str]:
+    remedy = "set the key that .json has, or null for .txt" if key else "set data.caption_key to the caption's key in .json"
+    try:
+        # The numbers are not ours: Python refuses integers of more than 4,300 digits.
+        values: Any = json.loads(content, parse_int=float)
+    except RecursionError:
+        raise NoCaption("its .json is nested too deeply") from None
+    except ValueError as problem:
+        raise NoCaption(f"its .json is not JSON ({problem})") from None
+    if not isinstance(values, dict):
+        raise NoCaption(f"its .json is {_kind(values)}, not an object", remedy)
+    name = key or "caption"
+    if name not in values:
+        keys = ", ".join(repr(clean_text(known)) for known in islice(values, SHOWN_KEYS)) or "none"
+        raise NoCaption(f"its .json has no '{name}' (its keys: {keys})", remedy)
+    found = values[name]
+    captions = _cleaned(found if isinstance(found, list) else [found])
+    if not captions:
+        empty = isinstance(found, list | str)
+        raise NoCaption(f"'{name}' of its .json {'has no text' if empty else f'is {_kind(found)}, not text'}", remedy)
+    return captions
+
+
+def _cleaned(captions: list[Any]) -> list[str]:
+    return [text for text in (clean_text(caption) for caption in captions if isinstance(caption, str)) if text]
+
+
+def _kind(value: object) -> str:
+    if value is None:
+        return "null"
+    kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", float: "a number"}
+    return kinds[type(value)]
 
 
 def label_of(sample: Sample) -> int:
     """The class index in `.cls`, or -1 when there is no such file. Raises Unusable when the file holds no index."""
-    content = sample.files.get("cls")
+    content = file_named(sample.files, "cls")
     if content is None:
         return -1
-    text = content.decode("ascii", "replace").strip()
-    if not text.isdigit():
-        raise Unusable(f".cls holds '{text[:20]}', not a class index")
+    text = content[:100].decode("ascii", "replace").strip()
+    if not text.isdigit() or len(text) > CLASS_DIGITS:
+        raise Unusable(f".cls holds '{clean_text(text)[:20]}', not a class index")
     return int(text)
 
 
-def require_pair(sample: Sample, caption_key: str | None) -> tuple[bytes, list[str]]:
+def require_pair(sample: Sample, rule: CaptionRule) -> tuple[bytes, list[str]]:
     """A sample's encoded image and its captions, at least one. Raises Unusable when either is missing."""
     if sample.broken:
         raise Unusable(sample.broken)
-    image = image_bytes(sample)
-    captions = captions_of(sample, caption_key)
-    if not captions:
-        raise Unusable("no caption")
-    return image, captions
+    return image_bytes(sample), read_captions(sample, rule)
 
 
-def check_captions(shards: list[str], caption_key: str | None) -> None:
+def check_captions(shards: list[str], rule: CaptionRule) -> None:
     """Raise UserError when none of the first 100 samples of the first shard (that holds samples) has a caption."""
     for shard in shards[:CHECKED_SHARDS]:
         extensions: set[str] = set()
+        reasons: Counter[tuple[str, str]] = Counter()
         with closing(read_samples(shard)) as samples:
             for sample in islice(samples, CHECKED_SAMPLES):
-                if captions_of(sample, caption_key):
-                    return
                 extensions.update(sample.files)
+                try:
+                    read_captions(sample, rule)
+                    return
+                except NoCaption as problem:
+                    reasons[str(problem), problem.remedy] += bool(sample.files)
         if extensions:
-            raise UserError(_no_captions(shard, extensions, caption_key))
+            raise UserError(_no_captions(shard, extensions, reasons, rule))
     raise UserError(
         f"no samples in {', '.join(shards[:CHECKED_SHARDS])}: WebDataset shards hold files such as 000.jpg and 000.txt"
     )
 
 
-def _no_captions(shard: str, extensions: set[str], caption_key: str | None) -> str:
-    found = " ".join(f".{extension}" for extension in sorted(extensions))
-    if caption_key is None:
-        missing, remedy = "no captions", "add .txt files, or set data.caption_key to the caption's key in .json"
-    else:
-        missing, remedy = f"no captions under data.caption_key={caption_key}", "set the key that .json has, or null for .txt"
-    return f"{missing} in shard {shard}: it holds {found}; {remedy}"
+def _no_captions(shard: str, extensions: set[str], reasons: Counter[tuple[str, str]], rule: CaptionRule) -> str:
+    found = " ".join(f".{extension}" for extension in sorted(extensions)[:10])
+    missing = f"no captions in shard {shard}" if rule.key is None else f"no captions under data.caption_key={rule.key}"
+    where = "" if rule.key is None else f" in shard {shard}"
+    scattered = _scattered_key(shard)
+    if scattered:
+        return (
+            f"{missing}{where}: it holds {found}, but the files of a sample, such as {scattered}, do not lie side by side: "
+            f"write the shard again, sorted by name (tar --sort=name)"
+        )
+    (reason, remedy), _ = reasons.most_common(1)[0]
+    told = "" if reason.startswith("no caption:") else f"; most often, {reason}"
+    return f"{missing}{where}: it holds {found}{told}{f'; {remedy}' if remedy else ''}"
 
 
-def training_captions(shards: list[str], caption_key: str | None, limit: int) -> Iterator[str]:
+def _scattered_key(shard: str) -> str:
+    """A key that comes again in a shard after another one has come; "" when there is none."""
+    seen: set[str] = set()
+    with closing(read_samples(shard)) as samples:
+        for sample in samples:
+            if sample.key in seen:
+                return sample.key
+            seen.add(sample.key)
+    return ""
+
+
+def training_captions(shards: list[str], rule: CaptionRule, limit: int) -> Iterator[str]:
     """At most `limit` captions, the same ones every time: the first of shards spread evenly over the list."""
     chosen = shards[:: max(1, -(-len(shards) // CAPTION_SHARDS))]
     remaining = limit
     for position, shard in enumerate(chosen):
         # What a short shard leaves unused goes to those after it.
         share = -(-remaining // (len(chosen) - position))
-        for caption in islice(_captions(shard, caption_key), share):
+        for caption in islice(_captions(shard, rule), share):
             remaining -= 1
             yield caption
 
 
-def _captions(shard: str, caption_key: str | None) -> Iterator[str]:
+def _captions(shard: str, rule: CaptionRule) -> Iterator[str]:
     with closing(read_samples(shard)) as samples:
         for sample in samples:
-            yield from captions_of(sample, caption_key)
+            yield from captions_of(sample, rule)

@@ -1,25 +1,42 @@
 """The image of a sample, whatever lies in it."""
 
+import warnings
+from collections.abc import Sequence
+
 from PIL import Image
 
 from model import preprocess
+from trainer.data.shards.names import DOTS_REMEDY, IMAGES, WORDS, file_named
 from trainer.data.shards.samples import Sample, Unusable
 from trainer.errors import UserError
 
-EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+# Pillow warns of damaged EXIF and the like, for which nobody can do anything; what is bad enough is an error.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def image_bytes(sample: Sample) -> bytes:
-    """The encoded image of a sample. Raises Unusable when it has none."""
-    for extension in EXTENSIONS:
-        if sample.files.get(extension):
-            return sample.files[extension]
-    raise Unusable("no image")
+    """The encoded image of a sample: by its extension, else the only file that begins as an image does.
+
+    Raises Unusable when it has none, or when several could be it.
+    """
+    for extension in IMAGES:
+        if content := file_named(sample.files, extension):
+            return content
+    others = [content for name, content in sample.files.items() if name.rpartition(".")[2] not in (*IMAGES, *WORDS)]
+    images = [content for content in others if preprocess.is_image(content)]
+    if len(images) == 1:
+        return images[0]
+    held = " ".join(f".{name}" for name in sorted(sample.files)[:10]) or "nothing"
+    if sum("." in name and name.rpartition(".")[2] in IMAGES for name in sample.files) > 1:
+        raise Unusable(f"no image: it holds {held}; {DOTS_REMEDY}")
+    if any(name.rpartition(".")[2] in IMAGES for name in sample.files):
+        raise Unusable(f"its image is empty: it holds {held}")
+    raise Unusable(f"{'several images' if images else 'no image'}: it holds {held}")
 
 
-def decode_image(content: bytes, least_side: int = 0) -> Image.Image:
+def decode_image(content: bytes, least_side: int = 0, background: Sequence[int] = preprocess.WHITE) -> Image.Image:
     """model.preprocess.decode_image of a sample's file. Raises Unusable for anything that cannot be decoded whole."""
     try:
-        return preprocess.decode_image(content, least_side)
+        return preprocess.decode_image(content, least_side, background)
     except UserError as problem:
         raise Unusable(str(problem)) from None

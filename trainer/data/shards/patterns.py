@@ -1,36 +1,79 @@
 """Which shards a pattern means, and whether they are there."""
 
+import logging
 import re
-import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from braceexpand import braceexpand
 
+from trainer.data.shards.archive import Archive
+from trainer.data.shards.litter import is_litter
+from trainer.data.shards.opening import is_remote, unreadable_scheme
 from trainer.errors import UserError
 
 HEADERS_CHECKED = 64  # shards whose first header is read at the start; opening tens of thousands would delay every run
 NAMES_SHOWN = 3
 
+PARTS = {
+    "training": ("train", "training"),
+    "validation": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing", "eval"),
+}
+"""Words by which a folder or a shard says which part of a data set it is."""
+ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+"""What shards in a folder are called; compressed ones are looked for where there are no others."""
+
+Identity = str | tuple[int, int]
+"""What two names of one shard have in common: device and inode of a file; a command or URL is itself."""
+
+logger = logging.getLogger(__name__)
+
 
 def list_shards(pattern: Any, what: str) -> list[str]:
-    """The shards that a pattern names: paths, `pipe:` commands and URLs as webdataset opens them.
+    """The shards that a pattern names, each once: paths, `pipe:` commands and URLs.
 
-    A pattern is a path with braces (`{000..019}`, `{a,b}`) or wildcards, a directory (its *.tar, or the folder layout of
-    CLIP_benchmark with nshards.txt), `pipe:COMMAND`, a URL, or a list of those. `what` names the configuration key in errors.
-    Raises UserError when a local shard is missing, empty or no tar archive, or when nothing matches. Commands and URLs are
-    not opened here.
+    A pattern is a path with braces (`{000..019}`, `{a,b}`) or wildcards, a directory, `pipe:COMMAND`, a URL, or a list of
+    those. A directory means its *.tar, or CLIP_benchmark's layout (nshards.txt, 0.tar, …), in itself or in a folder for each
+    part of the data set, such as train/ and test/. `what` is the configuration key, which says what part is wanted: where a
+    directory or wildcard has several parts by their names, data.train gets training shards alone, other keys never those.
+    Raises UserError when a local shard is missing, empty or no tar archive, when nothing matches or only another part does,
+    and for a URL that nothing can read. Commands and URLs are not opened here.
     """
-    shards = [shard for text in _texts(pattern, what) for shard in _expand(text, what)]
+    try:
+        shards = [shard for text in _texts(pattern, what) for shard in _expand(text, what)]
+    except OSError as problem:  # of a folder that may not be looked into
+        raise UserError(f"{what}={pattern}: {problem.filename}: {problem.strerror}") from None
     if not shards:
         raise UserError(
             f"{what}={pattern}: no shards match; give a pattern such as /path/name-{{000..123}}.tar or a directory of *.tar"
         )
-    local = [Path(shard) for shard in shards if not _is_remote(shard)]
+    for shard in shards:
+        if advice := unreadable_scheme(shard):
+            raise UserError(f"{what}: {advice}")
+    local = [Path(shard) for shard in shards if not is_remote(shard)]
     _check_sizes(local, what)
     _check_headers(local, what)
-    return shards
+    return _each_once(shards, what)
+
+
+def identify(shards: Sequence[str]) -> list[Identity]:
+    """The identity of each shard. Raises OSError for a file that is not there."""
+
+    def identity(shard: str) -> Identity:
+        if is_remote(shard):
+            return shard
+        status = Path(shard).stat()
+        return status.st_dev, status.st_ino
+
+    return [identity(shard) for shard in shards]
+
+
+def name_some(shards: Sequence[str | Path]) -> str:
+    """`a.tar, b.tar, c.tar and 7 more`"""
+    shown = ", ".join(str(shard) for shard in shards[:NAMES_SHOWN])
+    return shown if len(shards) <= NAMES_SHOWN else f"{shown} and {len(shards) - NAMES_SHOWN} more"
 
 
 def _texts(pattern: Any, what: str) -> list[str]:
@@ -48,16 +91,12 @@ def _texts(pattern: Any, what: str) -> list[str]:
     return texts
 
 
-def _is_remote(shard: str) -> bool:
-    return re.match(r"pipe:|[a-zA-Z][a-zA-Z0-9+.-]*://", shard) is not None
-
-
 def _expand(text: str, what: str) -> list[str]:
     try:
         names = list(braceexpand(text.removeprefix("file://")))
     except ValueError:
         raise UserError(f"{what}={text}: the braces of this pattern do not pair up") from None
-    if _is_remote(names[0]):
+    if is_remote(names[0]):
         return names
     shards = []
     for name in names:
@@ -65,27 +104,102 @@ def _expand(text: str, what: str) -> list[str]:
         if path.is_dir():
             shards += _in_directory(path, what)
         elif not path.exists() and re.search(r"[*?\[]", name):
-            shards += sorted(str(found) for found in Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+            shards += _matching(path, what)
         else:
             shards.append(str(path))
     return shards
 
 
+def _wanted_parts(what: str) -> tuple[str, ...]:
+    """Names of PARTS for a configuration key, the best first."""
+    if what == "data.train":
+        return ("training",)
+    return ("validation", "test") if what == "data.val" else ("test", "validation")
+
+
+def _part_of(name: str) -> str | None:
+    """The part of a data set that a folder's or shard's name says it is: `test-000.tar`, `cc12m_train_0001.tar`."""
+    words = set(re.split(r"[^a-z]+", name.lower()))
+    return next((part for part, names in PARTS.items() if words.intersection(names)), None)
+
+
+def _tars_in(folder: Path) -> list[Path]:
+    names = sorted(path for path in folder.iterdir() if path.name.lower().endswith(ENDINGS) and not is_litter(path.name))
+    plain = [path for path in names if path.name.lower().endswith(".tar")]
+    return plain or names
+
+
 def _in_directory(path: Path, what: str) -> list[str]:
-    for folder in (path, path / "test"):
-        if (folder / "nshards.txt").is_file():
-            return _counted(folder, what)
-        # A folder may hold training shards beside a test/ of CLIP_benchmark: what lies directly in it is meant.
-        if shards := sorted(str(shard) for shard in folder.glob("*.tar")):
-            return shards
-    raise UserError(f"{what}={path}: no shards match; the directory holds no *.tar, no nshards.txt and no test/nshards.txt")
+    direct = _tars_in(path)
+    for part in _wanted_parts(what):
+        for name in PARTS[part]:
+            if (path / name).is_dir() and (shards := _counted(path / name, what) or _tars_in(path / name)):
+                return [str(shard) for shard in shards]
+        if shards := [shard for shard in direct if _part_of(shard.name) == part]:
+            return [str(shard) for shard in shards]
+    own = next((part for part, names in PARTS.items() if path.resolve().name.lower() in names), None)
+    if own is None or own in _wanted_parts(what):
+        shards = _counted(path, what) or [shard for shard in direct if _part_of(shard.name) is None]
+        if shards:
+            return [str(shard) for shard in shards]
+    elif direct:
+        direct = [path]
+    direct = direct or [path / name for names in PARTS.values() for name in names if (path / name).is_dir()]
+    if direct:
+        example = path / "*.tar" if direct[0].is_dir() else direct[0]
+        raise UserError(
+            f"{what}={path}: no shards match; {name_some(direct)} {'are' if len(direct) > 1 else 'is'} another part of the data "
+            f"set by name, or empty: if you mean it, name the shards, such as {example}"
+        )
+    lacking = "no *.tar and no nshards.txt, nor does a folder in it that is named after its part of a data set, such as"
+    folder = "train/" if what == "data.train" else "test/: there are no test shards"
+    raise UserError(f"{what}={path}: no shards match; the directory holds {lacking} {folder}")
 
 
-def _counted(folder: Path, what: str) -> list[str]:
+def _counted(folder: Path, what: str) -> list[Path]:
+    """The shards of CLIP_benchmark's layout, [] for another folder."""
+    if not (folder / "nshards.txt").is_file():
+        return []
     count = (folder / "nshards.txt").read_text().strip()
     if not count.isdigit() or int(count) == 0:
         raise UserError(f"{what}: {folder / 'nshards.txt'} should hold the number of shards, but holds '{count[:40]}'")
-    return [str(folder / f"{index}.tar") for index in range(int(count))]
+    return [folder / f"{index}.tar" for index in range(int(count))]
+
+
+def _matching(pattern: Path, what: str) -> list[str]:
+    """The files that a path with wildcards matches, without litter and without other parts of a data set than the wanted one."""
+    written = set(pattern.parts)
+
+    def found_by_wildcard(path: Path) -> list[str]:
+        return [part for part in path.parts if part not in written]
+
+    found = sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
+    found = [path for path in found if not any(map(is_litter, found_by_wildcard(path)))]
+    by_part: dict[str | None, list[Path]] = {}
+    for path in found:
+        part = next((part for part in map(_part_of, reversed(found_by_wildcard(path))) if part), None)
+        by_part.setdefault(part, []).append(path)
+    if len(by_part) > 1:  # or the pattern itself says which part it means
+        wanted = next((part for part in _wanted_parts(what) if part in by_part), None)
+        kept = by_part.get(wanted, [])
+        if kept:
+            left = [path for path in found if path not in set(kept)]
+            logger.warning("%s=%s: %s left out, another part of the data set by name", what, pattern, name_some(left))
+            found = kept
+    return [str(path) for path in found]
+
+
+def _each_once(shards: list[str], what: str) -> list[str]:
+    """The shards without those that are there already, by whatever name."""
+    first: dict[Identity, str] = {}
+    again = []
+    for shard, identity in zip(shards, identify(shards), strict=True):
+        if identity in first:
+            again.append(shard)
+        first.setdefault(identity, shard)
+    if again:
+        logger.warning("%s names %d shards more than once, which are read once: %s", what, len(again), name_some(again))
+    return list(first.values())
 
 
 def _check_sizes(shards: list[Path], what: str) -> None:
@@ -99,25 +213,20 @@ def _check_sizes(shards: list[Path], what: str) -> None:
             raise UserError(f"{what}: cannot look at shard {shard}: {problem.strerror}") from None
     missing = [shard for shard in shards if shard not in sizes]
     if missing and not sizes:
-        raise UserError(f"{what}: no shards match; {_some(missing)} {'does' if len(missing) == 1 else 'do'} not exist")
+        raise UserError(f"{what}: no shards match; {name_some(missing)} {'does' if len(missing) == 1 else 'do'} not exist")
     if missing:
-        raise UserError(f"{what}: {len(missing)} of {len(shards)} shards are missing: {_some(missing)}")
+        raise UserError(f"{what}: {len(missing)} of {len(shards)} shards are missing: {name_some(missing)}")
     if empty := [shard for shard in shards if sizes[shard] == 0]:
-        raise UserError(f"{what}: {len(empty)} of {len(shards)} shards are empty files: {_some(empty)}")
+        raise UserError(f"{what}: {len(empty)} of {len(shards)} shards are empty files: {name_some(empty)}")
 
 
 def _check_headers(shards: list[Path], what: str) -> None:
     step = max(1, -(-len(shards) // HEADERS_CHECKED))
     for shard in shards[::step]:
+        archive = Archive(str(shard))
         try:
-            with tarfile.open(shard) as archive:
-                archive.next()
-        except tarfile.TarError:
-            raise UserError(f"{what}: shard {shard} is not a tar archive") from None
-        except (OSError, EOFError) as problem:
-            raise UserError(f"{what}: cannot read shard {shard}: {problem}") from None
-
-
-def _some(shards: list[Path]) -> str:
-    shown = ", ".join(str(shard) for shard in shards[:NAMES_SHOWN])
-    return shown if len(shards) <= NAMES_SHOWN else f"{shown} and {len(shards) - NAMES_SHOWN} more"
+            next(archive, None)
+        finally:
+            archive.close()
+        if archive.problem:
+            raise UserError(f"{what}: shard {shard} is not a tar archive that can be read: {archive.problem}")

@@ -1,13 +1,14 @@
-"""The samples of a shard as they lie in it: a stream of names and bytes that survives broken archives."""
+"""The samples of a shard: files of one key, in their order, whatever the archive looks like."""
 
 import logging
-import tarfile
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
-from webdataset.gopen import Pipe, gopen
-from webdataset.tariterators import group_by_keys
+from trainer.data.shards.archive import Archive, warn_once
+from trainer.data.shards.opening import Remote
+
+File = tuple[str, bytes]
+"""A name in an archive, and the content."""
 
 logger = logging.getLogger(__name__)
 
@@ -31,86 +32,100 @@ class Unusable(Exception):
     """A sample that cannot be used; the message says why."""
 
 
-_warned: set[tuple[str, str]] = set()
-
-
-def warn_once(shard: str, kind: str, detail: object) -> None:
-    """Log the first problem of a kind that a shard has in this process; a shard is read again every epoch."""
-    if (shard, kind) not in _warned:
-        _warned.add((shard, kind))
-        logger.warning("%s: %s: %s", shard, kind, detail)
-
-
-def read_samples(shard: str) -> Generator[Sample, None, None]:
+def read_samples(shard: str, remote: Remote | None = None) -> Generator[Sample, None, None]:
     """The samples of a path, `pipe:` command or URL in their order, one at a time.
 
     Never raises for a broken shard: the whole samples before the break come first, then one with `broken` set, and the
-    break is logged once.
+    break is logged once. `remote` says how long a remote shard is waited for.
     """
-    files = _FilesUntilBreak(shard)
+    archive = Archive(shard, remote)
     extensions: set[str] = set()
     try:
-        for grouped in group_by_keys(files, handler=lambda problem: _skip_file(shard, problem)):
-            contents = {name: value for name, value in grouped.items() if not name.startswith("__")}
+        for sample in _grouped(shard, archive):
             # The last sample before a break is whole only when it has every file that its predecessor has.
-            if files.problem and not extensions.issubset(contents):
+            if archive.problem and not (extensions and extensions.issubset(sample.files)):
                 break
-            extensions = set(contents)
-            yield Sample(shard, grouped["__key__"], contents)
+            extensions = set(sample.files)
+            yield sample
     finally:
-        files.close()
-    if files.problem:
-        warn_once(shard, "the shard breaks off", files.problem)
-        yield Sample(shard, "(break)", broken=files.problem)
+        archive.close()
+    if archive.problem:
+        warn_once(shard, "the shard breaks off", archive.problem)
+        yield Sample(shard, "(break)", broken=archive.problem)
 
 
-def _skip_file(shard: str, problem: Exception) -> bool:
-    warn_once(shard, "a file is ignored", problem.args[0] if problem.args else problem)
-    return True
+@dataclass
+class _Group:
+    """Files that follow one another and have one key. Their names: `key.extension`, the first dot behind the last slash between.
+
+    A name with more dots has two readings: `photo.1.jpg` is `1.jpg` of `photo`, as webdataset has it, or `jpg` of `photo.1`.
+    `stem` is `photo.1` while the second fits every file so far, else None.
+    """
+
+    key: str
+    stem: str | None
+    files: dict[str, bytes] = field(default_factory=dict)
+
+    def is_followed_by(self, key: str, stem: str | None) -> bool:
+        """Whether a file of this key and stem belongs to another sample."""
+        if key != self.key:
+            return True
+        # photo.1.jpg photo.1.txt photo.2.jpg: each pair is a sample, or `photo` would be the whole shard.
+        return self._has_dotted_key() and stem is not None and stem != self.stem
+
+    def _has_dotted_key(self) -> bool:
+        return self.stem is not None and len(self.files) > 1
+
+    def sample(self, shard: str) -> Sample:
+        """The sample, with the reading of its names that fits."""
+        if self._has_dotted_key():
+            return Sample(shard, str(self.stem), {extension.rpartition(".")[2]: file for extension, file in self.files.items()})
+        if self.files and all("." in extension for extension in self.files):
+            first = next(iter(self.files))
+            warn_once(
+                shard,
+                "dots in the names",
+                f"{self.key}.{first} is taken for the file '{first}' of sample '{self.key}', since the first dot ends the key: "
+                "use names with one dot",
+            )
+        return Sample(shard, self.key, self.files)
 
 
-class _FilesUntilBreak:
-    """Iterates over the files of a tar archive in webdataset's form; a break ends it, and `problem` says why."""
-
-    def __init__(self, shard: str) -> None:
-        self.problem = ""
-        self._shard = shard
-        self._stream: Any = None
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        try:
-            self._stream = gopen(self._shard)
-            # A command's own pipe: webdataset's wrapper fails as soon as the command has, before its output is read.
-            content_stream = self._stream.stream if isinstance(self._stream, Pipe) else self._stream
-            with tarfile.open(fileobj=content_stream, mode="r|*", tarinfo=_StrictTarInfo) as archive:
-                for member in archive:
-                    content = archive.extractfile(member) if member.isreg() else None
-                    if content is not None:
-                        yield {"fname": member.name, "data": content.read(), "__url__": self._shard}
-                    archive.members = []  # type: ignore[attr-defined]  # or it keeps every header of the shard
-            # A command that is cut off while it writes the padding behind the archive would report a failure.
-            while content_stream.read(1 << 20):
-                pass
-            self._stream.close()
-        # From a truncated or foreign archive, a lost mount, a failing command; a ValueError for an unknown scheme.
-        except (tarfile.TarError, OSError, EOFError, ValueError) as problem:
-            self.problem = str(problem) or type(problem).__name__
-
-    def close(self) -> None:
-        """Let go of the file or command, also in the middle, where a command ends with a failure that means nothing."""
-        try:
-            if self._stream is not None:
-                self._stream.close()
-        except OSError:
-            pass
+def _grouped(shard: str, files: Iterator[File]) -> Iterator[Sample]:
+    """The samples of files in the order of the archive, as webdataset groups them but for keys with dots."""
+    group: _Group | None = None
+    seen: dict[str, frozenset[str]] = {}
+    for name, content in files:
+        folder, slash, base = name.rpartition("/")
+        start, dot, extension = base.partition(".")
+        if not start or not dot or not extension:
+            continue  # a README or LICENSE
+        key, extension = folder + slash + start, extension.lower()
+        stem = folder + slash + base.rpartition(".")[0] if "." in extension else None
+        if group is None or group.is_followed_by(key, stem):
+            if group is not None:
+                yield _told(group.sample(shard), seen)
+            group = _Group(key, stem)
+        if extension in group.files:
+            warn_once(shard, "a file is ignored", f"{name} comes twice in one sample")
+            continue
+        group.files[extension] = content
+        group.stem = group.stem if stem == group.stem else None
+    if group is not None:
+        yield _told(group.sample(shard), seen)
 
 
-class _StrictTarInfo(tarfile.TarInfo):
-    """Reports a damaged header in the middle of an archive, which tarfile takes for the archive's end."""
-
-    @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> "_StrictTarInfo":
-        try:
-            return super().fromtarfile(archive)
-        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as problem:  # type: ignore[attr-defined]
-            raise tarfile.ReadError(f"damaged header: {problem}") from None
+def _told(sample: Sample, seen: dict[str, frozenset[str]]) -> Sample:
+    """The sample; that its key was there before is logged."""
+    before, extensions = seen.get(sample.key), frozenset(sample.files)
+    if before is not None and before.isdisjoint(extensions):
+        apart = " ".join(f".{extension}" for extension in sorted(before | extensions))
+        warn_once(
+            sample.shard,
+            "files of one sample are not next to each other",
+            f"{sample.key} ({apart}): they are read as samples of their own; write the archive sorted by name (tar --sort=name)",
+        )
+    elif before is not None:
+        warn_once(sample.shard, "a key comes more than once", f"{sample.key}: each is read as a sample")
+    seen[sample.key] = extensions if before is None else before | extensions
+    return sample

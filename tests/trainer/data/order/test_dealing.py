@@ -1,12 +1,19 @@
 """Canonical streams: their number, and the shards of each."""
 
+import re
 from collections import Counter
+from functools import reduce
 from itertools import islice
+from operator import or_
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from trainer.data.order.dealing import choose_streams, stream_shards
 from trainer.errors import UserError
+
+STREAMS = {"streams": "wanted", "workers": "workers"}
 
 
 @pytest.mark.parametrize(
@@ -23,26 +30,70 @@ from trainer.errors import UserError
     ],
 )
 def test_streams_are_chosen_to_fit(shards: int, batch: int, readers: int, streams: int) -> None:
-    assert choose_streams(shards, batch, readers) == streams
+    assert choose_streams(shards, batch, readers, 1) == choose_streams(shards, batch, 1, readers) == streams
 
 
 @pytest.mark.parametrize(
-    ("shards", "batch", "readers", "wanted", "message"),
+    ("shards", "batch", "ranks", "workers", "wanted", "message"),
     [
-        (3, 256, 4, None, r"3 shards for 4 readers \(2 ranks x 2 workers\): use fewer data.workers or more shards"),
-        (10, 30, 4, None, "a batch of 30 pairs cannot be shared evenly by 4 readers"),
-        (10, 32, 4, 6, "data.streams=6 is no multiple of the 4 readers"),
-        (10, 32, 4, 16, "data.streams=16 is more than the 10 shards"),
-        (20, 36, 4, 8, "a batch of 36 pairs is no multiple of data.streams=8"),
-        (20, 36, 1, 0, "data.streams=0"),
+        (3, 256, 2, 2, None, "3 shards for 4 readers (2 ranks x 2 workers): use data.workers=1"),
+        (
+            3,
+            256,
+            4,
+            1,
+            None,
+            "3 shards for 4 readers (4 ranks x 1 worker): use at most 3 processes, or cut the data into 4 sh",
+        ),
+        (
+            10,
+            30,
+            2,
+            2,
+            None,
+            "a micro-batch of 30 pairs cannot be shared evenly by 4 readers (2 ranks x 2 workers): use data.w",
+        ),
+        (10, 30, 4, 1, None, "by 4 readers (4 ranks x 1 worker): use a train.batch_size whose micro-batches are a multiple of 4"),
+        (10, 32, 2, 2, 6, "data.streams=6 is no multiple of the 4 readers (2 ranks x 2 workers): use data.streams=4 (in mid-"),
+        (10, 32, 1, 4, 2, "data.streams=2 is no multiple of the 4 readers (1 rank x 4 workers): use data.workers=2 or data.str"),
+        (10, 32, 2, 2, 16, "data.streams=16 is more than the 10 shards: use data.streams=8"),
+        (20, 36, 2, 2, 8, "a micro-batch of 36 pairs is no multiple of data.streams=8: use data.streams=4"),
     ],
 )
-def test_misfits_are_told_with_the_numbers(shards: int, batch: int, readers: int, wanted: int | None, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        choose_streams(shards, batch, readers, wanted, " (2 ranks x 2 workers)")
-    if wanted is None:
-        return
-    assert choose_streams(40, 32, 4, 8) == 8
+def test_misfits_are_told_with_the_numbers(
+    shards: int, batch: int, ranks: int, workers: int, wanted: int | None, message: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        choose_streams(shards, batch, ranks, workers, wanted)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert choose_streams(40, 32, 2, 2, 8) == 8
+
+
+@given(
+    shards=st.integers(1, 40),
+    batch=st.integers(1, 200),
+    ranks=st.integers(1, 8),
+    workers=st.integers(1, 8),
+    wanted=st.none() | st.integers(1, 64),
+)
+def test_what_a_misfit_is_told_to_use_does(shards: int, batch: int, ranks: int, workers: int, wanted: int | None) -> None:
+    try:
+        choose_streams(shards, batch, ranks, workers, wanted)
+    except UserError as problem:
+        advice = str(problem).rpartition(": ")[2]
+        assert re.search("^use ", advice)
+        told = [{STREAMS[key]: int(value)} for key, value in re.findall(r"data\.(workers|streams)=(\d+)", advice)]
+        if found := re.search(r"multiple of (\d+)$", advice):  # with all of what else it says
+            told = [reduce(or_, told, {"batch_size": int(found[1])})]
+        given = {"batch_size": batch, "workers": workers, "wanted": wanted}
+        if "at most" in advice:
+            ranks = int(re.findall(r"\d+", advice)[0])
+            assert ranks == shards
+            return
+        assert told
+        for values in told:
+            choose_streams(shards, ranks=ranks, **given | values)
 
 
 def test_streams_share_every_epoch_of_the_shards() -> None:

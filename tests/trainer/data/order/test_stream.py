@@ -50,7 +50,7 @@ class Shelf:
     half_read: set[str] = field(default_factory=set)
     read: list[str] = field(default_factory=list)  # ids of pairs
 
-    def samples(self, shard: str) -> Iterator[Sample]:
+    def samples(self, shard: str, remote: object = None) -> Iterator[Sample]:
         """Takes the place of read_samples."""
         self.opened.append(shard)
         self.half_read.add(shard)
@@ -193,5 +193,6 @@ def test_some_shards_may_be_lost_in_mid_training(tmp_path: Path) -> None:
     ids = {take(stream) for _ in range(30)}
     assert len(ids) == 15
     tally = stream.tally.take()
-    assert tally.bad == {shards[2]: tally.bad.total()}
-    assert tally.read == 30 + tally.bad.total()
+    assert (tally.read, tally.bad) == (30, {})
+    assert tally.shards == 8, "two epochs"
+    assert tally.bad_shards == {shards[2]: 2}

@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def samples(pattern: Path) -> list[Sample]:
-    return [sample for shard in list_shards(str(pattern), "data.train") for sample in read_samples(shard)]
+    return [sample for shard in list_shards(str(pattern), "eval.zeroshot") for sample in read_samples(shard)]
 
 
 def captions(pattern: Path) -> list[str]:
@@ -163,8 +163,6 @@ def test_concurrent_writers_agree(tmp_path: Path) -> None:
 
 
 def test_errors(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data.shapes_train=15"):
-        write_shapes(settings(tmp_path, train=15), 32)
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"data.cache"):
         write_shapes(settings(tmp_path / "file" / "cache"), 32)

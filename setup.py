@@ -1,0 +1,11 @@
+"""What pyproject.toml cannot say: conf/ travels inside the package, as trainer/conf."""
+
+from setuptools import find_namespace_packages, find_packages, setup
+
+CONF = ["trainer.conf", *(f"trainer.conf.{group}" for group in find_namespace_packages("conf"))]
+
+setup(
+    packages=find_packages(include=["model", "model.*", "trainer", "trainer.*"]) + CONF,
+    package_dir={"trainer.conf": "conf"},
+    package_data={"": ["*.yaml"]},
+)

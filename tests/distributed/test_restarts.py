@@ -1,0 +1,43 @@
+"""torchrun starts a run again (--max-restarts): it goes on from its checkpoint, past what dead ranks left in the store."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.crashes_once import STEP
+from tests.distributed.program import ROOT, TINY
+from trainer.checkpoint.files import checkpoint_path
+
+pytestmark = pytest.mark.slow
+
+STEPS = 8
+
+
+@pytest.mark.parametrize(("how", "victim"), [("killed", 1), ("killed", 0), ("fails", 1)])
+def test_a_run_that_crashed_once_goes_on_from_its_checkpoint(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, how, victim
+):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    overrides = [*TINY, f"data.cache={tmp_path_factory.getbasetemp()}/restarts", f"run.dir={tmp_path}/run"]
+    layout = ["parallel.expert_parallel=2", "checkpoint.every_steps=2", "checkpoint.asynchronous=false", f"train.steps={STEPS}"]
+    done = subprocess.run(
+        [*launcher, "-m", "tests.distributed.crashes_once", how, str(victim), *overrides, *layout],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    told = "rank 1 failed: IndexError: a bug" if how == "fails" else f"rank {victim} ended without a word"
+    assert said.count(f"error: {told}") == 1, said
+    assert f"going on from step {STEP - 1} of {STEPS}" in said
+    assert checkpoint_path(tmp_path / "run", STEPS).is_dir()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert list({row["step"]: None for row in rows if "train/loss" in row}) == list(range(1, STEPS + 1))

@@ -1,0 +1,33 @@
+"""The one parser of the commands' arguments."""
+
+import pytest
+
+from trainer.bench.__main__ import COMMAND as BENCH
+from trainer.config.arguments import Command
+from trainer.describe import COMMAND as DESCRIBE
+from trainer.evaluate import COMMAND as EVALUATE
+from trainer.export import COMMAND as EXPORT
+
+COMMANDS = [BENCH, DESCRIBE, EVALUATE, EXPORT]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.module)
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_says_everything_and_ends_well(command: Command, flag: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        command.read(["run=x", flag, "nonsense"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert f"usage: python -m {command.module} " in said
+    for argument in command.arguments:
+        assert f"  {argument.form} " in said
+    assert ("docs/configuration.md" in said) == bool(command.overrides)
+    assert max(map(len, said.splitlines())) <= 100 or command.usage in said
+
+
+def test_what_belongs_to_the_configuration_is_handed_on_as_it_is():
+    given = EVALUATE.read(
+        ["run=a=b", "--data.val=pipe:cat x=y | z", "--eval.zeroshot", "{a:/x}", "+train.steps=3", "eval.retrieval="]
+    )
+    assert given.values == {"run": "a=b"}
+    assert given.overrides == ["data.val=pipe:cat x=y | z", "eval.zeroshot={a:/x}", "+train.steps=3", "eval.retrieval="]

@@ -1,0 +1,206 @@
+"""Captions and labels out of whatever lies in a sample."""
+
+import json
+import tarfile
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.trainer.data.shards_on_disk import jpeg, pair, write_shard, write_shards
+from trainer.data.shards.captions import CaptionRule, captions_of, check_captions, label_of, read_captions, training_captions
+from trainer.data.shards.samples import Sample, Unusable
+from trainer.errors import UserError
+
+DEFAULT, LINES = CaptionRule(), CaptionRule(lines=True)
+
+
+def sample(**files: bytes) -> Sample:
+    return Sample("shard", "key", files)
+
+
+def test_captions() -> None:
+    as_json = json.dumps({"caption": " one ", "all": ["two", "", None, "three"], "number": 4}).encode()
+    assert read_captions(sample(txt=b" a  dog \n"), DEFAULT) == ["a dog"]
+    assert read_captions(sample(json=as_json), DEFAULT) == ["one"]
+    assert read_captions(sample(txt=b"other", json=as_json), CaptionRule("all")) == ["two", "three"]
+    assert read_captions(sample(txt="a\ndog".encode("utf-16")), DEFAULT) == ["a dog"]
+    assert read_captions(sample(**{"1.txt": b"a dog", "1.jpg": b"x"}), DEFAULT) == ["a dog"]
+
+
+def test_a_text_file_is_one_caption_unless_lines_are_asked_for() -> None:
+    several = sample(txt="Hündin\r\n\ncat\rone\u2028two\x0bthree\x0cfour\n".encode())
+    assert read_captions(several, DEFAULT) == ["Hündin cat one two three four"]
+    assert read_captions(several, CaptionRule(lines=False)) == ["Hündin cat one two three four"]
+    assert read_captions(several, LINES) == ["Hündin", "cat", "one two three four"]
+
+
+def test_in_the_layout_of_clip_benchmark_lines_are_captions(tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    for folder in (ours, theirs):
+        folder.mkdir()
+    (theirs / "nshards.txt").write_text("1\n")
+    text = {"txt": b"one\ntwo"}
+    assert read_captions(Sample(str(ours / "0.tar"), "k", text), DEFAULT) == ["one two"]
+    assert read_captions(Sample(str(theirs / "0.tar"), "k", text), DEFAULT) == ["one", "two"]
+    assert read_captions(Sample(str(theirs / "0.tar"), "k", text), CaptionRule(lines=False)) == ["one two"]
+    assert read_captions(Sample(f"pipe:cat {theirs}/0.tar | x\0", "k", text), DEFAULT) == ["one two"]
+
+
+def test_a_caption_key_needs_no_json_where_there_is_txt() -> None:
+    rule = CaptionRule("captions")
+    assert read_captions(sample(txt=b"one\ntwo"), rule) == ["one two"]
+    assert read_captions(sample(txt=b"one", json=b'{"captions": ["three"]}'), rule) == ["three"]
+    assert captions_of(sample(txt=b"one", json=b'{"other": "four"}'), rule) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (rb'{"caption": "nice picture \ud83d"}', ["nice picture"]),
+        (rb'{"caption": "\ude00\ud83d"}', "'caption' of its .json has no text"),
+        (rb'{"caption": "a\u0000dog"}', ["a dog"]),
+        (rb'{"caption": "first", "caption": "last"}', ["last"]),
+        (b'{"caption": "a dog", "id": ' + b"9" * 5000 + b', "score": NaN}', ["a dog"]),
+        ('{"caption": "a dog"}'.encode("utf-16"), ["a dog"]),
+        (b'\xef\xbb\xbf{"caption": "a dog"}', ["a dog"]),
+        (b'{"caption": "' + b"dog " * 1_000_000 + b'"}', ["dog " * 16383 + "dog"]),
+        (b'{"caption": 4}', "'caption' of its .json is a number, not text"),
+        (b'{"caption": NaN}', "'caption' of its .json is a number, not text"),
+        (b'{"caption": null}', "'caption' of its .json is null, not text"),
+        (b'{"caption": true}', "'caption' of its .json is true or false, not text"),
+        (b'{"caption": {"raw": "a"}}', "'caption' of its .json is an object, not text"),
+        (b'{"caption": [["a"], 4]}', "'caption' of its .json has no text"),
+        (b'{"caption": " \\u200e "}', "'caption' of its .json has no text"),
+        (b'{"text": "a", "url": "b"}', r"its .json has no 'caption' (its keys: 'text', 'url')"),
+        (rb'{"\ud83d": "a"}', "its .json has no 'caption' (its keys: '')"),
+        (b"[1]", "its .json is a list, not an object"),
+        (b"3", "its .json is a number, not an object"),
+        (b"{", "its .json is not JSON"),
+        (b"", "its .json is not JSON"),
+        (b"\xff\xfe\xff", "its .json is not JSON"),
+        (b"[" * 100_000, "its .json is nested too deeply"),
+        (b'{"caption": ' + b'{"a":' * 100_000, "its .json is nested too deeply"),
+    ],
+)
+def test_json_as_it_is_found(content: bytes, expected: list[str] | str) -> None:
+    if isinstance(expected, list):
+        assert read_captions(sample(json=content), DEFAULT) == expected
+        return
+    with pytest.raises(Unusable) as caught:
+        read_captions(sample(json=content), DEFAULT)
+    assert str(caught.value).startswith(expected)
+    str(caught.value).encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"caf\xe9", "its .txt is not UTF-8 (byte 0xe9 at 3, perhaps Latin-1): convert it to UTF-8"),
+        (b" \n ", "its .txt is empty"),
+        ("\u200f\ufeff".encode(), "its .txt holds nothing that can be seen"),
+        ("a dog".encode("utf-16-le"), "its .txt holds NUL bytes, perhaps UTF-16 without a byte order mark: convert it to UTF-8"),
+    ],
+)
+def test_text_that_cannot_be_used_says_why(content: bytes, told: str) -> None:
+    with pytest.raises(Unusable) as caught:
+        read_captions(sample(txt=content), DEFAULT)
+    assert str(caught.value) == told
+
+
+caption_files = st.one_of(
+    st.binary(max_size=60),
+    st.text(st.characters(exclude_categories=()), max_size=30).map(lambda text: text.encode("utf-8", "surrogatepass")),
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=()), max_size=20),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["caption", "other"]), inner, max_size=2),
+    ).map(lambda value: json.dumps(value).encode()),
+)
+
+
+@given(st.sampled_from(["txt", "json", "1.txt"]), caption_files, st.sampled_from([DEFAULT, LINES, CaptionRule("other")]))
+def test_any_bytes_give_captions_or_unusable(extension: str, content: bytes, rule: CaptionRule) -> None:
+    try:
+        captions = read_captions(sample(**{extension: content}), rule)
+    except Unusable as problem:
+        assert captions_of(sample(**{extension: content}), rule) == []
+        str(problem).encode()
+        return
+    assert captions
+    for caption in captions:
+        caption.encode()
+        assert caption == caption.strip() != ""
+        assert "\n" not in caption
+
+
+def test_labels() -> None:
+    assert label_of(sample(cls=b"7\n")) == 7
+    assert label_of(sample()) == -1
+    for content in (b"frog", b"-1", b"", b"9" * 5000, b"99999999999999999999", b"\xb2", b"1.5"):
+        with pytest.raises(Unusable, match="not a class index"):
+            label_of(sample(cls=content))
+
+
+@given(st.binary(max_size=30))
+def test_any_bytes_give_a_label_or_unusable(content: bytes) -> None:
+    try:
+        assert 0 <= label_of(sample(cls=content)) < 2**31
+    except Unusable as problem:
+        str(problem).encode()
+
+
+def test_a_set_without_captions_is_told_at_the_start(tmp_path: Path) -> None:
+    bare = write_shard(tmp_path / "bare.tar", [{"jpg": jpeg(1), "cls": 3, "json": {"text": "a"}}])
+    good = write_shard(tmp_path / "good.tar", [pair(1)])
+    check_captions([good, bare], DEFAULT)
+    check_captions([bare], CaptionRule("text"))
+    with pytest.raises(UserError, match=r"bare.tar: it holds .cls .jpg .json; .*no 'caption' .*'text'.*data.caption_key"):
+        check_captions([bare, good], DEFAULT)
+    with pytest.raises(UserError, match=r"data.caption_key=words"):
+        check_captions([bare], CaptionRule("words"))
+    empty = write_shard(tmp_path / "empty.tar", [])
+    check_captions([empty, good], DEFAULT)
+    with pytest.raises(UserError, match="no samples"):
+        check_captions([empty], DEFAULT)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"txt": b"caf\xe9"}, r"it holds .jpg .txt; most often, its .txt is not UTF-8 .*: convert it to UTF-8$"),
+        ({"txt": b""}, r"it holds .jpg .txt; most often, its .txt is empty$"),
+        ({}, r"it holds .jpg; add .txt files, or set data.caption_key"),
+        ({"json": b"{"}, r"it holds .jpg .json; most often, its .json is not JSON"),
+        ({"a.txt": b"a", "b.txt": b"b"}, r"it holds .a.txt .b.txt .jpg; the first dot of a name ends its key"),
+    ],
+)
+def test_the_start_says_what_it_found(tmp_path: Path, fields: dict[str, bytes], told: str) -> None:
+    shard = write_shard(tmp_path / "a.tar", [{"jpg": jpeg(number), **fields} for number in range(3)])
+    with pytest.raises(UserError, match=told) as caught:
+        check_captions([shard], DEFAULT)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_do_not_lie_side_by_side_are_told(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for extension in ("jpg", "txt"):
+            for number in range(300):
+                member = tarfile.TarInfo(f"{number:04}.{extension}")
+                member.size = 1
+                archive.addfile(member, BytesIO(b"x"))
+    with pytest.raises(
+        UserError, match=r"it holds .jpg, but the files of a sample, such as 0000, do not lie side by side.*--sort"
+    ):
+        check_captions([str(tmp_path / "a.tar")], DEFAULT)
+
+
+def test_training_captions_are_bounded_and_spread(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path, 4, 5)
+    captions = list(training_captions(shards, DEFAULT, 8))
+    assert captions == [pair(shard * 5 + index)["txt"] for shard in range(4) for index in range(2)]
+    assert captions == list(training_captions(shards, DEFAULT, 8))
+    assert len(list(training_captions(shards, DEFAULT, 1000))) == 20
+    short = write_shard(tmp_path / "short.tar", [pair(0)])
+    assert len(list(training_captions([short, shards[0]], DEFAULT, 6))) == 6

@@ -1,0 +1,242 @@
+"""Shards that are read from elsewhere: servers that fail, stall and cut, and commands that do not end well."""
+
+import io
+import logging
+import tarfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.data.shards_on_disk import write_shards
+from trainer.data.shards import opening
+from trainer.data.shards.opening import ReadFailed, Remote, open_shard
+from trainer.data.shards.patterns import list_shards
+from trainer.data.shards.samples import read_samples
+from trainer.data.workers import _collect_warnings
+from trainer.errors import UserError
+
+QUICK = Remote(timeout=1.0, tries=4)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "FIRST_WAIT", 0.001)
+    monkeypatch.setenv("no_proxy", "*")
+
+
+@dataclass
+class Server:
+    """Serves one file. Each request takes the next of `plan`: an HTTP error, "silence", "stall" (after some bytes), or after how
+    many bytes it cuts; when all are taken, it sends the whole."""
+
+    content: bytes
+    plan: list[int | str] = field(default_factory=list)
+    ranges: bool = True
+    asked: list[str] = field(default_factory=list)  # the Range headers
+    url: str = ""
+    version: str = '"1"'
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        self.asked.append(request.headers.get("Range", ""))
+        step = self.plan.pop(0) if self.plan else len(self.content)
+        if isinstance(step, int) and 400 <= step < 600:
+            request.send_error(step)
+            return
+        start = int(self.asked[-1].removeprefix("bytes=").rstrip("-") or 0) if self.ranges else 0
+        request.send_response(206 if start else 200)
+        request.send_header("ETag", self.version)
+        request.send_header("Content-Length", str(len(self.content) - start))
+        request.end_headers()
+        if isinstance(step, str):
+            if step == "stall":
+                request.wfile.write(self.content[start : start + 1000])
+            request.wfile.flush()
+            time.sleep(3)
+        else:
+            request.wfile.write(self.content[start : start + step])
+        request.close_connection = True
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    (shard,) = write_shards(tmp_path, 1, 6)
+    served = Server(Path(shard).read_bytes())
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            served.answer(self)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http.daemon_threads = True
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    served.url = f"http://127.0.0.1:{http.server_port}/a.tar"
+    yield served
+    http.shutdown()
+    http.server_close()
+
+
+def read(server: Server) -> bytes:
+    with open_shard(server.url, QUICK) as stream:
+        return stream.read()
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [[], [503, 429], [700], [700, 700, 1500, 503, 10], ["stall"], ["stall", 503, 2000]],
+    ids=["whole", "errors that pass", "cut", "cut again and again", "stalled", "all of it"],
+)
+@pytest.mark.parametrize("ranges", [True, False])
+def test_what_passes_is_passed_over(server: Server, plan: list[int | str], ranges: bool) -> None:
+    server.plan, server.ranges = list(plan), ranges
+    assert read(server) == server.content
+
+
+def test_the_rest_is_asked_for_and_not_the_whole(server: Server) -> None:
+    server.plan = [700, 503, 300]
+    read(server)
+    assert server.asked == ["", "bytes=700-", "bytes=700-", "bytes=1000-"]
+
+
+def test_a_wait_is_told_with_what_it_waits_for_and_how_long(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    server.plan = [503, 503, 503]
+    with caplog.at_level(logging.WARNING):
+        read(server)
+    waits = [record.getMessage() for record in caplog.records if getattr(record, "at_once", False)]
+    assert len(waits) == 3
+    assert waits[0] == f"{server.url}: HTTP 503 Service Unavailable; waiting 0.001 s for try 2 of 4"
+    assert "waiting 0.004 s for try 4 of 4" in waits[2], "the waits double"
+
+
+@pytest.mark.parametrize(
+    ("plan", "reason", "requests"),
+    [
+        ([404], "HTTP 404", 1),
+        ([403], "HTTP 403", 1),
+        ([503] * 9, r"HTTP 503 Service Unavailable \(tried 4 times\)", 4),
+        ([700, 404], r"HTTP 404 Not Found after 700 bytes", 2),
+        ([700, *[503] * 9], r"HTTP 503 Service Unavailable after 700 bytes \(tried 4 times\)", 4),
+    ],
+)
+def test_what_does_not_pass_ends_the_shard_with_the_reason(
+    server: Server, plan: list[int | str], reason: str, requests: int
+) -> None:
+    server.plan = list(plan)
+    with pytest.raises(ReadFailed, match=reason):
+        read(server)
+    assert len(server.asked) == requests
+
+
+def test_a_server_that_stalls_for_ever_ends_in_time(server: Server) -> None:
+    server.plan = ["silence"] * 9
+    with (
+        pytest.raises(ReadFailed, match=r"nothing came for 0.2 s \(tried 2 times\)"),
+        open_shard(server.url, Remote(timeout=0.2, tries=2)) as stream,
+    ):
+        stream.read()
+
+
+def test_a_file_that_is_replaced_meanwhile_is_not_mixed(server: Server) -> None:
+    server.plan = [700]
+    with open_shard(server.url, QUICK) as stream:
+        assert stream.read(1) == server.content[:1]
+        server.version = '"2"'
+        with pytest.raises(ReadFailed, match="the file changed while it was read"):
+            stream.read()
+
+
+def test_nobody_at_the_address(caplog: pytest.LogCaptureFixture) -> None:
+    (sample,) = read_samples("http://127.0.0.1:9/a.tar", QUICK)
+    assert sample.broken == "Connection refused (tried 4 times)"
+
+
+def test_samples_come_from_a_server_as_from_a_file(server: Server) -> None:
+    server.plan = [2000, 503]
+    assert [sample.key for sample in read_samples(server.url, QUICK)] == [f"{number:06}" for number in range(6)]
+
+
+def test_a_command_says_its_last_line(tmp_path: Path) -> None:
+    (sample,) = read_samples("pipe:echo first >&2; echo no such bucket >&2; exit 3", QUICK)
+    assert sample.broken == "the command ended with exit code 3: no such bucket (tried 3 times)"
+
+
+def test_a_command_that_is_not_there_is_tried_once(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        (sample,) = read_samples("pipe:no-such-program /x", QUICK)
+    assert "exit code 127" in sample.broken
+    assert "not found" in sample.broken
+    assert "waiting" not in caplog.text
+
+
+def test_a_command_that_fails_once_goes_on_behind_what_was_read(tmp_path: Path) -> None:
+    (shard,) = write_shards(tmp_path, 1, 6)
+    flag = tmp_path / "failed"
+    command = f"pipe:test -e {flag} && exec cat {shard}; touch {flag}; head -c 3000 {shard}; exit 1"
+    with open_shard(command, QUICK) as stream:
+        assert stream.read() == Path(shard).read_bytes()
+
+
+def test_a_command_that_writes_nothing_is_ended_in_time(tmp_path: Path) -> None:
+    alive = tmp_path / "alive"
+    started = time.monotonic()
+    (sample,) = read_samples(f"pipe:(sleep 60; touch {alive}) | cat", Remote(timeout=0.2, tries=2))
+    assert sample.broken == "the command wrote nothing for 0.2 s (tried 2 times)"
+    assert time.monotonic() - started < 30
+
+
+def test_a_shard_that_is_left_in_the_middle_leaves_no_command(tmp_path: Path) -> None:
+    (shard,) = write_shards(tmp_path, 1, 6)
+    samples = read_samples(f"pipe:cat {shard}; exec sleep 60", QUICK)
+    next(samples)
+    started = time.monotonic()
+    samples.close()
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize("shard", ["s3://bucket/a.tar", "abfs://x/a.tar"])
+def test_a_url_that_nothing_can_read_says_what_can(shard: str) -> None:
+    with pytest.raises(
+        UserError, match=rf"data.train: {shard.partition(':')[0]}:// cannot be read by itself: give a command"
+    ) as raised:
+        list_shards(shard, "data.train")
+    assert f"'pipe:{'aws s3 cp' if shard.startswith('s3') else 'COMMAND'} {shard}" in str(raised.value)
+
+
+def test_a_web_page_in_place_of_a_shard(server: Server) -> None:
+    server.content = b"<!DOCTYPE html><html>" + b"log in first " * 100
+    (sample,) = read_samples(server.url, QUICK)
+    assert sample.broken == "it begins with b'<!DOCTYPE html><', which is no header of a tar archive"
+
+
+def test_links_to_other_files_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shard = tmp_path / "a.tar"
+    with tarfile.open(shard, "w") as archive:
+        info = tarfile.TarInfo("0.jpg")
+        info.size = 3
+        archive.addfile(info, io.BytesIO(b"abc"))
+        for name, kind in (("1.jpg", tarfile.LNKTYPE), ("2.jpg", tarfile.SYMTYPE)):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, "0.jpg"
+            archive.addfile(link)
+    with caplog.at_level(logging.WARNING):
+        assert [sample.key for sample in read_samples(str(shard))] == ["0"]
+    assert "hard links are not followed: 1.jpg leads to 0.jpg: write the archive with tar --hard-dereference" in caplog.text
+    assert "symbolic links are not followed: 2.jpg leads to 0.jpg: write the archive with tar --dereference" in caplog.text
+
+
+def test_a_data_worker_tells_a_wait_at_once_and_not_with_its_next_batch(
+    server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    kept = _collect_warnings()
+    server.plan = [503]
+    read(server)
+    assert kept == []
+    assert f"WARNING (data worker): {server.url}: HTTP 503" in capsys.readouterr().err

@@ -1,0 +1,66 @@
+"""Whether a configuration means the model that a checkpoint is of. Shapes do not tell: with other heads they are the same."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from trainer.checkpoint.files import CONFIG
+from trainer.config.compose import load_config
+from trainer.config.keys import KEYS, Key, value_of
+from trainer.config.schema import Config
+from trainer.errors import UserError
+
+_log = logging.getLogger(__name__)
+SHOWN = 3
+OF_EXPERTS = ("router.top_k", "model.experts")
+"""Without expert layers these change nothing."""
+
+
+def check_identity(checkpoint: Path, config: Config, otherwise: str) -> None:
+    """Raise UserError when the weights of a checkpoint would be another function under a configuration than they were trained as.
+
+    `otherwise`: what to do whose other model is meant.
+    """
+    compared = _compared(checkpoint, config)
+    is_dense = compared.get("model.expert_layers") == ([], [])
+    refused = [
+        name
+        for name, (was, wanted) in compared.items()
+        if was != wanted and KEYS[name].option.identity and not (is_dense and name in OF_EXPERTS)
+    ]
+    if refused:
+        shown = "; ".join("{} was {}, is {}".format(name, *compared[name]) for name in refused[:SHOWN])
+        more = f"; and {len(refused) - SHOWN} more" if len(refused) > SHOWN else ""
+        again = " ".join(f"{name}={_typed(compared[name][0])}" for name in refused)
+        use = f"use {again}" if not more else f"use the model that {checkpoint / CONFIG} describes"
+        raise UserError(f"checkpoint {checkpoint} is of another model ({shown}{more}): {use}, or {otherwise}")
+
+
+def warn_of_other_pictures(checkpoint: Path, config: Config) -> None:
+    """Warn when a configuration prepares pictures in another way than the weights of a checkpoint know them."""
+    for name, (was, wanted) in _compared(checkpoint, config).items():
+        if was != wanted and KEYS[name].option.prepares_input:
+            _log.warning(
+                "%s=%s, but %s was trained with %s: the model sees other pictures than it knows",
+                *(name, wanted, checkpoint.name, was),
+            )
+
+
+def _compared(checkpoint: Path, config: Config) -> dict[str, tuple[Any, Any]]:
+    """What a checkpoint was trained with, and what is asked for, by key; nothing where it has no configuration."""
+    if not (checkpoint / CONFIG).is_file():
+        return {}
+    before = load_config(checkpoint / CONFIG)
+    return {name: (_trained(before, key), value_of(config, name)) for name, key in KEYS.items()}
+
+
+def _trained(before: Any, key: Key) -> Any:
+    """What a checkpoint was trained with. One from before there was the key has what its default does."""
+    value = OmegaConf.select(before, key.name, default=key.default)
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+
+
+def _typed(value: Any) -> str:
+    return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)

@@ -1,0 +1,127 @@
+"""The arguments of the commands beside training, in one form: `run=DIR`, `--run=DIR` and `--run DIR` are the same."""
+
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from trainer.config.compose import GROUPS
+from trainer.config.keys import KEYS
+from trainer.errors import UserError, did_you_mean
+
+WIDTH = 100
+HELP = {"-h", "--help"}
+
+
+@dataclass(frozen=True)
+class Argument:
+    """`name=VALUE`. choices: the values that it can have, for those that cannot have any."""
+
+    name: str
+    value: str
+    meaning: str
+    required: bool = False
+    choices: tuple[str, ...] = ()
+
+    @property
+    def form(self) -> str:
+        """`run=DIR`, as help and errors write it."""
+        return f"{self.name}={self.value}"
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a command line says: the values of the command's own arguments, and overrides `key=value` of the configuration."""
+
+    values: dict[str, str]
+    overrides: list[str]
+
+
+@dataclass(frozen=True)
+class Command:
+    """`python -m MODULE arguments`."""
+
+    module: str
+    does: str
+    """What it is for, in a sentence or a few."""
+    arguments: tuple[Argument, ...] = ()
+    overrides: str = ""
+    """What `key=value` changes, where keys of the configuration can be given."""
+    word: str = ""
+    """The argument that a word without a key gives."""
+
+    @property
+    def usage(self) -> str:
+        """`python -m trainer.evaluate run=DIR [weights=KIND] [key=value ...]`"""
+        forms = [argument.form if argument.required else f"[{argument.form}]" for argument in self.arguments]
+        return " ".join(["python -m", self.module, *forms, *(["[key=value ...]"] if self.overrides else [])])
+
+    def help(self) -> str:
+        """What -h prints."""
+        rows = [(argument.form, argument.meaning) for argument in self.arguments]
+        if self.overrides:
+            rows.append(("key=value", f"{self.overrides}; every key is explained in docs/configuration.md"))
+        rows.append(("-h, --help", "this text"))
+        width = max(len(form) for form, _ in rows) + 4
+        table = [textwrap.fill(f"  {form:<{width - 2}}{meaning}", WIDTH, subsequent_indent=" " * width) for form, meaning in rows]
+        same = "A key can be written in three ways: key=value, --key=value and --key value."
+        if self.word:
+            same += f" A word alone is the {self.word}."
+        return "\n".join([textwrap.fill(self.does, WIDTH), "", f"usage: {self.usage}", "", *table, "", same])
+
+    def read(self, arguments: list[str]) -> Given:
+        """What a command line means; prints the help and ends the program when it asks for that.
+
+        Raises UserError for what is unknown, with the nearest name, for what is missing, has no value, or is given twice.
+        """
+        if HELP & set(arguments):
+            print(self.help())
+            sys.exit(0)
+        own = {argument.name: argument for argument in self.arguments}
+        given = Given({}, [])
+        for key, value, typed in self._pairs(arguments):
+            if key not in own:
+                given.overrides.append(f"{key}={value}")
+            elif key in given.values:
+                raise UserError(f"'{typed}': {key} is given twice; {self.usage}")
+            else:
+                self._check(own[key], value)
+                given.values[key] = value
+        missing = [argument for argument in self.arguments if argument.required and argument.name not in given.values]
+        if missing:
+            raise UserError(f"{missing[0].form} is missing ({missing[0].meaning}): {self.usage}")
+        return given
+
+    def _pairs(self, arguments: Iterable[str]) -> Iterator[tuple[str, str, str]]:
+        """Key, value, and what was typed."""
+        remaining = iter(arguments)
+        for argument in remaining:
+            key, equals, value = argument.lstrip("-").partition("=") if argument.startswith("--") else argument.partition("=")
+            if not equals and self.word and not argument.startswith("-") and not self._is_key(key):
+                key, equals, value = self.word, "=", argument
+            self._check_key(key, argument)
+            if not equals and argument.startswith("--"):
+                value = next(remaining, "")
+            is_own = key in [argument.name for argument in self.arguments]
+            if value.startswith("--") or not (value or equals) or (not value and is_own):
+                raise UserError(f"'{argument}': {key} has no value; write {key}=VALUE")
+            yield key, value, argument
+
+    def _is_key(self, name: str) -> bool:
+        return name in [argument.name for argument in self.arguments] or (bool(self.overrides) and name in KEYS)
+
+    def _check_key(self, key: str, argument: str) -> None:
+        known = [argument.name for argument in self.arguments]
+        if self.overrides:
+            known += [*KEYS, *GROUPS]
+            section = key.lstrip("+~").partition(".")[0]
+            if section in {name.partition(".")[0] for name in known}:
+                return  # what is wrong in it, such as a mistyped key of a section, the configuration tells
+        if key not in known:
+            raise UserError(f"'{argument}': {self.module} has no '{key}'{did_you_mean(key, known)}: {self.usage}")
+
+    @staticmethod
+    def _check(argument: Argument, value: str) -> None:
+        if argument.choices and value not in argument.choices:
+            choices = " or ".join(argument.choices)
+            raise UserError(f"{argument.name}={value}: choose {choices}{did_you_mean(value, argument.choices)}")

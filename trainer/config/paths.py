@@ -1,0 +1,32 @@
+"""Every path of a configuration is read by one rule (model.paths), once, right after composing."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from model.paths import expand
+from trainer.config.keys import KEYS, value_of
+from trainer.config.schema import Config
+
+
+def expand_paths(config: Config) -> None:
+    """Replace each path of the configuration by what it means here; `pipe:` commands and URLs stay.
+
+    A default stays as it is: written into config.yaml, `~/.cache/limoe` must be everyone's own. Raises UserError for a user or
+    a variable of the environment that there is not.
+    """
+    for key in KEYS.values():
+        value = value_of(config, key.name)
+        if key.option.path and value != key.default:
+            section, _, leaf = key.name.rpartition(".")
+            setattr(value_of(config, section) if section else config, leaf, _expanded(value, key.name))
+
+
+def _expanded(value: Any, what: str) -> Any:
+    """Texts, wherever they are in lists and mappings."""
+    if isinstance(value, str):
+        return expand(value, what)
+    if isinstance(value, Mapping):
+        return {name: _expanded(entry, f"{what}.{name}") for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_expanded(entry, what) for entry in value]
+    return value

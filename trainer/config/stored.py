@@ -1,0 +1,30 @@
+"""The configuration that a run left beside its results, with what a command line changes of it."""
+
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from trainer.config.compose import GROUPS, check_key, explain, load_config, parse_overrides, to_config
+from trainer.config.schema import Config
+from trainer.errors import UserError
+
+
+def stored_config(path: Path, overrides: list[str]) -> Config:
+    """The configuration in a file that a run has written, and single keys `key=value` set in it.
+
+    Raises UserError for a file that holds none, and for a key, a group or a value that cannot be set.
+    """
+    values = load_config(path)
+    try:
+        for override in parse_overrides(overrides):
+            check_key(override)
+            if override.key_or_group in GROUPS or override.is_delete() or override.is_sweep_override():
+                raise UserError(
+                    f"'{override.input_line}': of a run that is there, single keys can be set to one value each, "
+                    f"such as eval.zeroshot=PATH"
+                )
+            OmegaConf.update(values, override.key_or_group, override.value(), merge=False)
+    except OmegaConfBaseException as problem:
+        raise UserError(explain(problem)) from problem
+    return to_config(values)

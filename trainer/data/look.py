@@ -1,0 +1,107 @@
+"""A look at data before a run: a few samples of a few shards, opened, read and decoded.
+
+So much is affordable whatever the number of shards: what is wrong with all of them shows here, what is wrong with some of them
+is counted while they are read.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import islice
+
+from trainer.config.schema import DataConfig
+from trainer.data.shards.captions import CaptionRule, captions_of, label_of, read_captions, require_pair
+from trainer.data.shards.images import decode_image, image_bytes
+from trainer.data.shards.opening import Remote, is_remote
+from trainer.data.shards.samples import Sample, Unusable, read_samples
+from trainer.errors import UserError
+
+LOCAL_SHARDS, REMOTE_SHARDS = 8, 2  # looked at, spread over the list
+SAMPLES = 4  # of each
+BRIEFLY = Remote(timeout=20.0, tries=2)
+
+Judge = Callable[[Sample, DataConfig], int]
+"""The number of captions of a sample, read as the configuration says. Raises Unusable."""
+
+
+@dataclass
+class Look:
+    """What was seen. captions: of the usable samples; broken: why, by shard; problems: an example's id by reason."""
+
+    shards: int = 0
+    samples: int = 0
+    usable: int = 0
+    captions: int = 0
+    broken: dict[str, str] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+
+    def check_readable(self, what: str) -> None:
+        """Raise UserError when not one sample came out of the shards that were opened, and one of them says why."""
+        if self.broken and not self.samples:
+            shard, problem = next(iter(self.broken.items()))
+            raise UserError(f"{what}: {_all_of(len(self.broken), 'shard')} opened cannot be read; {shard}: {problem}")
+
+    def check_usable(self, what: str) -> None:
+        """Raise UserError when not one of the samples can be used."""
+        self.check_readable(what)
+        if self.samples and not self.usable:
+            reason, sample = next(iter(self.problems.items()))
+            raise UserError(f"{what}: {_all_of(self.samples, 'sample')} looked at cannot be used; {sample}: {reason}")
+
+    def told(self) -> str:
+        """`32 captions in 32 of 32 samples of 8 shards looked at`"""
+        captions = f"{self.captions} captions in " if self.captions else ""
+        shards = f"{self.shards} shard{'s' * (self.shards != 1)}"
+        return f"{captions}{self.usable} of {self.samples} samples of {shards} looked at"
+
+    def doubts(self) -> str | None:
+        """What could not be used of what was looked at, if anything."""
+        parts = [f"{shard}: {problem}" for shard, problem in self.broken.items()]
+        parts += [f"{sample}: {reason}" for reason, sample in self.problems.items()]
+        return "; ".join(parts) or None
+
+
+def look_at(shards: Sequence[str], data: DataConfig, judge: Judge) -> Look:
+    """Judge the first samples of some shards. Raises nothing: `Look` has checks."""
+    look = Look()
+    for shard in _spread(shards):
+        look.shards += 1
+        with closing(read_samples(shard, BRIEFLY)) as samples:
+            for sample in islice(samples, SAMPLES):
+                if sample.broken:
+                    look.broken[shard] = sample.broken
+                    continue
+                look.samples += 1
+                try:
+                    look.captions += judge(sample, data)
+                    look.usable += 1
+                except Unusable as problem:
+                    look.problems.setdefault(str(problem), sample.id)
+    return look
+
+
+def judge_pair(sample: Sample, data: DataConfig) -> int:
+    """A sample to train on: an image and a caption."""
+    image, captions = require_pair(sample, CaptionRule.of(data))
+    decode_image(image)
+    return len(captions)
+
+
+def judge_image(sample: Sample, data: DataConfig) -> int:
+    """A sample to evaluate on: an image and a caption or a class."""
+    rule = CaptionRule.of(data)
+    captions = read_captions(sample, rule) if label_of(sample) < 0 else captions_of(sample, rule)
+    decode_image(image_bytes(sample))
+    return len(captions)
+
+
+def _spread(shards: Sequence[str]) -> list[str]:
+    """The first shard, the last one, and some between them."""
+    most = REMOTE_SHARDS if any(map(is_remote, shards)) else LOCAL_SHARDS
+    if len(shards) <= most:
+        return list(shards)
+    return [shards[round(number * (len(shards) - 1) / (most - 1))] for number in range(most)]
+
+
+def _all_of(count: int, what: str) -> str:
+    return f"all {count} {what}s" if count > 1 else f"the one {what}"

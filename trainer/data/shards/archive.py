@@ -1,0 +1,131 @@
+"""The files in a tar archive, up to its end or to where it breaks off."""
+
+import bz2
+import gzip
+import io
+import logging
+import lzma
+import tarfile
+import zlib
+from collections.abc import Callable, Generator, Iterator
+from typing import BinaryIO, cast
+
+from trainer.data.shards.litter import is_litter
+from trainer.data.shards.opening import Remote, open_shard
+
+NO_END = (
+    "it has no end-of-archive marker: it was cut off between two files, or what wrote it did not close it "
+    "(data.max_bad_shards=1 lets such shards pass)"
+)
+
+READ_AT_ONCE = 1 << 20
+BLOCK = tarfile.BLOCKSIZE
+DECOMPRESSORS: dict[bytes, Callable[[BinaryIO], BinaryIO]] = {
+    b"\x1f\x8b": lambda stream: cast(BinaryIO, gzip.GzipFile(fileobj=stream)),
+    b"BZh": lambda stream: cast(BinaryIO, bz2.BZ2File(stream)),
+    b"\xfd7zXZ\0": lambda stream: cast(BinaryIO, lzma.LZMAFile(stream)),  # noqa: SIM115 - closed with the stream below it
+}
+ZSTD = b"\x28\xb5\x2f\xfd"
+
+logger = logging.getLogger(__name__)
+
+_warned: set[tuple[str, str]] = set()
+
+
+def warn_once(shard: str, kind: str, detail: object) -> None:
+    """Log the first problem of a kind that a shard has in this process; a shard is read again every epoch."""
+    if (shard, kind) not in _warned:
+        _warned.add((shard, kind))
+        logger.warning("%s: %s: %s", shard, kind, detail)
+
+
+class Archive:
+    """Iterates over (name, content) of the files of a shard, without litter; a break ends it, and `problem` says why."""
+
+    def __init__(self, shard: str, remote: Remote | None = None) -> None:
+        self.problem = ""
+        self._shard = shard
+        self._remote = remote
+        self._stream: BinaryIO | None = None
+        self._files = self._until_break()
+
+    def __iter__(self) -> Iterator[tuple[str, bytes]]:
+        return self
+
+    def __next__(self) -> tuple[str, bytes]:
+        return next(self._files)
+
+    def close(self) -> None:
+        """Let go of the file, connection or command, also in the middle."""
+        self._files.close()
+        if self._stream is not None:
+            self._stream.close()
+
+    def _until_break(self) -> Generator[tuple[str, bytes], None, None]:
+        try:
+            self._stream = open_shard(self._shard, self._remote)
+            content = _decompressed(self._stream)
+            with tarfile.open(fileobj=content, mode="r|", tarinfo=_StrictTarInfo) as archive:
+                for member in archive:
+                    name = member.name.removeprefix("./")
+                    if member.isreg() and not is_litter(name):
+                        yield name, _content(archive, member)
+                    elif (member.islnk() or member.issym()) and not is_litter(name):
+                        self._tell_of_link(name, member)
+                    archive.members = []  # type: ignore[attr-defined]  # or it keeps every header of the shard
+                self._finish(archive)
+        # From a truncated, damaged or foreign archive, a lost mount, a failing command or server.
+        except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, zlib.error, lzma.LZMAError) as problem:
+            self.problem = str(problem) or type(problem).__name__
+
+    def _tell_of_link(self, name: str, member: tarfile.TarInfo) -> None:
+        kind, option = ("hard", "--hard-dereference") if member.islnk() else ("symbolic", "--dereference")
+        detail = f"{name} leads to {member.linkname}: write the archive with tar {option}"
+        warn_once(self._shard, f"{kind} links are not followed", detail)
+
+    def _finish(self, archive: tarfile.TarFile) -> None:
+        """Read what is behind the end: a command that cannot write it would report a failure, and there may be more data."""
+        stream = cast(BinaryIO, archive.fileobj)
+        while rest := stream.read(READ_AT_ONCE):
+            if rest.strip(b"\0"):
+                warn_once(
+                    self._shard,
+                    "what follows the end of the archive is not read",
+                    "list the archives one by one, or join them with tar --concatenate, since cat leaves an end in between",
+                )
+
+
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(member)
+    return file.read() if file is not None else b""
+
+
+def _decompressed(stream: BinaryIO) -> BinaryIO:
+    """The stream, through a decompressor where its first bytes ask for one. Raises ReadError when it is no tar archive at all."""
+    head = cast(io.BufferedReader, stream).peek(BLOCK)[:BLOCK]
+    for magic, opener in DECOMPRESSORS.items():
+        if head.startswith(magic):
+            return opener(stream)
+    if head.startswith(ZSTD):
+        raise tarfile.ReadError("it is compressed by zstd, which takes a command: 'pipe:zstd -dc PATH'")
+    if head and len(head) == BLOCK and head.strip(b"\0"):
+        try:
+            tarfile.TarInfo.frombuf(head, tarfile.ENCODING, "surrogateescape")
+        except tarfile.HeaderError:
+            raise tarfile.ReadError(f"it begins with {head[:16]!r}, which is no header of a tar archive") from None
+    return stream
+
+
+class _StrictTarInfo(tarfile.TarInfo):
+    """Reports what tarfile takes for an archive's end: a damaged header in the middle, and an end without its marker."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> "_StrictTarInfo":
+        try:
+            return super().fromtarfile(archive)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as problem:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(f"damaged header: {problem}") from None
+        except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
+            if archive.offset == 0:
+                raise tarfile.ReadError("it is empty") from None
+            raise tarfile.ReadError(NO_END) from None

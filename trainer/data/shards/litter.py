@@ -1,0 +1,30 @@
+"""What systems and programs leave beside data: one rule for archives, folders and wildcards."""
+
+import re
+from pathlib import PurePosixPath
+
+_NAMES = {
+    "__macosx",
+    "thumbs.db",
+    "ehthumbs.db",
+    "desktop.ini",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+    "@eadir",
+    "#recycle",
+    "pax_global_header",
+}
+_PATTERNS = re.compile(
+    r"\..*"  # hidden: .DS_Store, AppleDouble's ._000.jpg, NFS's .nfs0001, an editor's .000.txt.swp
+    r"|.*~|#.*#|.*\.(bak|orig|swp|swo|tmp|part|partial|crdownload)"  # backups, and downloads that did not end
+    r"|@?paxheaders?(\..*)?|@longlink"  # a pax or GNU archive that something without knowledge of either unpacked
+    r"|__.*__",  # webdataset's own notes
+    re.DOTALL,
+)
+
+
+def is_litter(path: str) -> bool:
+    """Whether a path, relative to where it was found, is no data: hidden, a backup, or a system's own file or folder."""
+    parts = (part.lower() for part in PurePosixPath(path).parts if part not in (".", "..", "/"))
+    return any(part in _NAMES or _PATTERNS.fullmatch(part) is not None for part in parts)

@@ -1,0 +1,78 @@
+"""What processes do before and while they join, so that joining neither hangs nor fails without a word."""
+
+import logging
+import os
+import resource
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import torch.distributed as dist
+
+from trainer.distributed.environment import restarts_from_environment
+
+EXIT_LOST = 1
+FILES_BESIDE = 256
+"""Open files of a process that do not depend on how many processes there are: libraries, shards, logs, loaders."""
+SOCKETS_A_PEER = 6
+"""Connections of a process to each other one, at most: gloo connects all members of each group, and some groups span the world.
+Measured over gloo with 8 ranks: 3.5, and two more on rank 0, which keeps the store."""
+
+
+def meet(timeout: timedelta) -> dist.Store:
+    """The key-value store that the ranks of this start meet by; the launcher's variables say where.
+
+    Raises RuntimeError when they do not come within the time-out.
+    """
+    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+    # torchrun --max-restarts keeps the store, with the addresses and the last words of ranks that are dead by now.
+    return dist.PrefixStore(f"start-{restarts_from_environment()}", store)
+
+
+@contextmanager
+def deadline(seconds: float, tell: Callable[[], str | None]) -> Iterator[None]:
+    """End this process, with the line that `tell` gives, if the block takes longer: what waits in it may never return."""
+
+    def end() -> None:
+        line = tell()
+        if line is not None:
+            print(f"error: {line}", file=sys.stderr, flush=True)
+        os._exit(EXIT_LOST)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def raise_open_files(world: int) -> None:
+    """Let this process open as many files as the system allows it at all; warn where that is too few for so many processes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    needed = SOCKETS_A_PEER * world + FILES_BESIDE
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        logging.getLogger(__name__).warning(
+            "a process may open %d files here (ulimit -Hn); one of %d processes may need %d: if joining fails, have the limit "
+            "raised (LimitNOFILE of slurmd, /etc/security/limits.conf)",
+            hard,
+            world,
+            needed,
+        )
+
+
+def record_collectives(folder: Path) -> None:
+    """Have NCCL's flight recorder write what every rank waits for into `folder` when a collective takes too long.
+
+    `python -m torch.distributed.flight_recorder.fr_trace` reads the files. What the user has set stays.
+    """
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", os.environ.get("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000"))  # collectives
+    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+    prefix = os.environ.get("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", str(folder.absolute() / "nccl-trace-rank-"))
+    os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", prefix)

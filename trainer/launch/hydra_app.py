@@ -1,0 +1,297 @@
+"""`trainer.train` as an application of Hydra: its flags, multirun and sweepers are Hydra's own; a mistake is one line.
+
+Ours are the defaults of Hydra's settings below, the launchers (trainer.launch.sweep, trainer.launch.submit), and the checks.
+"""
+
+import argparse
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser  # the parser of @hydra.main: there is no public one
+from hydra.conf import HelpConf, HydraConf, JobConf, RunDir, SweepDir
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from trainer.config.compose import CONF, check_key, check_one_run, explain, parse_overrides, register_schema, to_config
+from trainer.config.schema import Config
+from trainer.distributed.environment import launched
+from trainer.errors import UserError, did_you_mean
+from trainer.launch.names import name_after_job, name_in_wandb
+from trainer.launch.slurm_options import PREFIX, SlurmOptions
+from trainer.launch.submit import SlurmLauncher
+from trainer.launch.sweep import PLUGINS, SWEEP_DIR, Ended, LocalLauncher, RunFailed, as_typed
+
+FULL_ERROR = "HYDRA_FULL_ERROR"
+"""Hydra's variable: set to 1, its front end lets exceptions through instead of printing a traceback of its own."""
+RUN_DIR = "."
+
+HEADER = """\
+Train a model. Any value below can be overridden: python -m trainer.train model=limoe_s32 train.steps=2000 optim.lr=3e-4
+What each means: docs/configuration.md. Sweeps (-m), experiment files and configurations of your own: docs/sweeps.md.
+"""
+FOOTER = """\
+run.dry=true checks a run without starting it; --cfg job prints its configuration; -m trains with each of several values.
+--hydra-help lists Hydra's flags and settings.
+"""
+
+
+class Refused(BaseException):
+    """A UserError, its cause, on its way through Hydra's callbacks, which turn an Exception into a warning."""
+
+
+class CheckSettings(Callback):
+    """Refuses settings of Hydra's that cannot mean here what Hydra documents, before anything is written."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Before a single run."""
+        self._check(config, _check_settings)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Before a sweep."""
+        self._check(config, _check_settings, _check_sweep)
+
+    @staticmethod
+    def _check(config: DictConfig, *checks: Callable[[DictConfig], None]) -> None:
+        try:
+            for check in checks:
+                check(config.hydra)
+        except UserError as problem:
+            raise Refused from problem
+
+
+class ConfSearchPath(SearchPathPlugin):
+    """Keeps our groups within reach of a user whose --config-path is a folder of their own."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Append conf/ where it is not the main folder already."""
+        if all(element.path != str(CONF) for element in search_path.get_path()):
+            search_path.append("limoe", f"file://{CONF}")
+
+
+class App:
+    """What Hydra runs: one training in this process. `-m` makes our launchers start this program again for each run."""
+
+    __module__ = "trainer.train"  # what Hydra takes for the place of the application
+
+    def __init__(self, run: Callable[[Config], object], flags: list[str]) -> None:
+        """run: trains and raises SystemExit with its code; flags: those that say where the configuration is."""
+        self._run = run
+        self.flags = flags
+        self.code = 0
+        self.started = self.failed = 0  # runs of a sweep
+        self.problem: Exception | None = None
+        self.undo: Callable[[], None] | None = None  # removes what a sweep has written that does not begin
+
+    def __call__(self, values: DictConfig) -> None:
+        """Train. Hydra would report an exception in its own way: it is kept for `run_app`, and so is the exit code."""
+        os.environ.pop(FULL_ERROR, None)
+        try:
+            config = to_config(values)
+            typed = as_typed(HydraConfig.get().overrides.task)
+            name_after_job(config, typed)
+            name_in_wandb(config, typed)
+            self._run(config)
+        except Exception as problem:
+            self.problem = problem
+        except SystemExit as ended:
+            self.code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+
+    def sweep_code(self) -> int:
+        """0 when no run of a sweep has failed; else says so."""
+        if self.failed:
+            print(f"error: {self.failed} of {self.started} runs failed, see above", file=sys.stderr, flush=True)
+        return int(self.failed > 0)
+
+
+def run_app(arguments: list[str], run: Callable[[Config], object]) -> int:
+    """What a command line asks of Hydra: one run, a sweep, or to be told something. Returns the exit code.
+
+    Raises UserError, one line, for every mistake in it.
+    """
+    given = parse_arguments(arguments)
+    if not given.shell_completion and given.experimental_rerun is None:
+        given.overrides = [override.input_line for override in _check_overrides(given)]
+    register()
+    app = App(run, _flags(given, "config_path", "config_name", "config_dir"))
+    sys.argv[1:] = [*_flags(given), *given.overrides]  # Hydra wants overrides in one piece, whatever stands between them
+    main = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(app)
+    try:
+        with _exceptions_let_through():
+            main()
+    except Refused as refused:
+        raise refused.__cause__ or refused from None
+    except Ended as ended:
+        return ended.code
+    except RunFailed as problem:  # for the sweeper, a reason to end the sweep
+        print(f"error: {problem}", file=sys.stderr, flush=True)
+    except SystemExit as ended:  # --help and its like; --package that there is not
+        return 2 if ended.code else 0
+    except Exception as problem:
+        if isinstance(problem, UserError) or os.environ.get(FULL_ERROR) == "1":
+            raise
+        if _is_ours(problem) and not isinstance(problem, (HydraException, OmegaConfBaseException)):
+            raise
+        raise UserError(_explain(problem)) from problem
+    finally:
+        if app.undo:
+            app.undo()
+    if app.problem:
+        raise app.problem
+    return app.code or app.sweep_code()
+
+
+def register() -> None:
+    """Make known to Hydra: names and types of the configuration, what is ours among its settings, our launchers, conf/."""
+    register_schema()
+    plugins, store = Plugins.instance(), ConfigStore.instance()
+    # Hydra starts launchers by their names, and only in its package for plugins, which there is not where none is installed.
+    package = sys.modules.setdefault(PLUGINS.partition(".")[0], ModuleType(PLUGINS.partition(".")[0]))
+    module = sys.modules[PLUGINS] = ModuleType(PLUGINS)
+    setattr(package, PLUGINS.partition(".")[2], module)
+    for launcher in (LocalLauncher, SlurmLauncher):
+        setattr(module, launcher.__name__, launcher)
+        plugins.register(launcher)
+    plugins.register(ConfSearchPath)
+    for name in ("basic", "local"):  # Hydra's own would train every run of a sweep in this process
+        store.store(group="hydra/launcher", name=name, node={"_target_": f"{PLUGINS}.LocalLauncher", "result": None})
+    store.store(group="hydra", name="config", node=_settings(), provider="hydra")
+
+
+def _settings() -> HydraConf:
+    """Hydra's settings as they are here for every primary configuration, a user's own too."""
+    settings = HydraConf(
+        run=RunDir(dir=RUN_DIR),
+        sweep=SweepDir(*SWEEP_DIR),
+        output_subdir=None,
+        job=JobConf(name="train"),
+        callbacks={"limoe": {"_target_": f"{__name__}.{CheckSettings.__name__}"}},
+        help=HelpConf(app_name="trainer.train", header=HEADER, footer=FOOTER),
+    )
+    # Log lines are ours (trainer.reporting.log_lines), and "disabled" would switch off the loggers of what is imported already.
+    logging = {"hydra_logging": "none", "job_logging": "none"}
+    settings.defaults = [{group: logging.get(group, name) for group, name in entry.items()} for entry in settings.defaults]
+    return settings
+
+
+def parse_arguments(arguments: list[str]) -> Namespace:
+    """Hydra's flags and the overrides, in any order. Raises UserError for a flag that there is not or that lacks its value."""
+    parser = get_args_parser()
+    parser.exit_on_error = False
+    try:
+        given, others = parser.parse_known_intermixed_args(arguments)
+    except argparse.ArgumentError as problem:
+        raise UserError(f"{problem}; --hydra-help lists the flags") from problem
+    if others:
+        known = [flag for action in parser._actions for flag in action.option_strings]
+        raise UserError(f"there is no flag {others[0]}{did_you_mean(others[0], known)}; --hydra-help lists them")
+    if given.config_path and "://" not in given.config_path:
+        here = Path(given.config_path).expanduser().resolve()  # else Hydra looks beside train.py, where nobody has a folder
+        given.config_path = str(here) if here.is_dir() else given.config_path
+    return given
+
+
+def _flags(given: Namespace, *names: str) -> list[str]:
+    """The flags as a command line has them; only the named ones, where any are."""
+    flags = []
+    for name, value in vars(given).items():
+        if name != "overrides" and value not in (None, False) and (not names or name in names):
+            flags += [f"--{name.replace('_', '-')}", *([value] if isinstance(value, str) else [])]
+    return flags
+
+
+def _check_overrides(given: Namespace) -> list[Override]:
+    """The overrides, each one of a key that there is, and for one run only values for one."""
+    overrides = parse_overrides(given.overrides)
+    sweep = given.multirun or any(each.key_or_group == "hydra.mode" and str(each.value()) == "MULTIRUN" for each in overrides)
+    folders = [CONF, *([Path(given.config_dir)] if given.config_dir else [])]
+    elsewhere = given.config_path or given.config_name or any(each.key_or_group == "hydra.searchpath" for each in overrides)
+    for override in overrides:
+        is_group = any((folder / override.key_or_group).is_dir() for folder in folders)
+        if not elsewhere and not is_group:
+            check_key(override)
+        if not sweep and not given.hydra_help:
+            check_one_run(override)
+        elif override.is_hydra_override() and override.is_sweep_override():
+            raise UserError(
+                f"'{override.input_line}': every run of a sweep is started in the same way: "
+                f"give {override.key_or_group} one value"
+            )
+    return overrides
+
+
+def _check_settings(settings: DictConfig) -> None:
+    """Raises UserError for what would be done twice or not at all: a run has one directory, one log, one working folder."""
+    raw = OmegaConf.to_container(settings.run, resolve=False)
+    if raw != {"dir": RUN_DIR}:
+        raise UserError("hydra.run.dir is not used here: run.dir is the directory of a run, as in run.dir=/scratch/me/first")
+    if settings.output_subdir is not None:
+        raise UserError("hydra.output_subdir is not used here: a run's configuration is config.yaml in its run.dir; leave it out")
+    if settings.job.chdir:
+        raise UserError("hydra.job.chdir=true is not possible here: paths are those of the folder where the command is typed")
+    choice = settings.runtime.choices.get("hydra/job_logging")
+    if choice != "none":
+        raise UserError(
+            f"hydra/job_logging={choice} is not used here: a run's lines are in train.log in its run.dir; leave it out"
+        )
+
+
+def _check_sweep(settings: DictConfig) -> None:
+    if launched():
+        raise UserError(
+            "-m starts a process of its own for each run, which torchrun and srun do not allow: start the runs one by one "
+            "(for lr in 1e-3 3e-4; do torchrun … -m trainer.train optim.lr=$lr run.name=lr-$lr; done)"
+        )
+    target = str(settings.launcher.get("_target_")) if settings.launcher else "null"
+    if not target.startswith(f"{PLUGINS}."):
+        name = settings.runtime.choices.get("hydra/launcher")
+        raise UserError(
+            f"hydra/launcher={name} cannot be used: it would start runs that nobody has checked, in processes that training "
+            f"leaves unfit for the next; choose local (one after the other) or slurm (a job array)"
+        )
+
+
+def _explain(problem: Exception) -> str:
+    line = explain(problem)
+    key = getattr(problem.__cause__, "full_key", None) or ""
+    if key.startswith(PREFIX) and key.removeprefix(PREFIX) in SlurmOptions.__dataclass_fields__:
+        return f"{key} is for SLURM: add hydra/launcher=slurm, or leave it out"
+    if isinstance(problem, (HydraException, OmegaConfBaseException)):
+        return line
+    return f"{line} ({type(problem).__name__}; {FULL_ERROR}=1 before the command shows where)"
+
+
+@contextmanager
+def _exceptions_let_through() -> Iterator[None]:
+    before = os.environ.get(FULL_ERROR)
+    os.environ[FULL_ERROR] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(FULL_ERROR, None)
+        if before is not None:
+            os.environ[FULL_ERROR] = before
+
+
+def _is_ours(problem: Exception) -> bool:
+    """Whether an error was raised in what Hydra has called of ours, and not in Hydra or in one of its plugins."""
+    frames, step = [], problem.__traceback__
+    while step:
+        frames.append(step.tb_frame.f_globals.get("__name__", ""))
+        step = step.tb_next
+    within = frames[frames.index("hydra.main") :] if "hydra.main" in frames else frames
+    return any(name.startswith(("trainer.", "__main__")) for name in within)

@@ -1,0 +1,71 @@
+"""The end of a step, where the ranks hear of each other: one reduction, however much there is to tell."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trainer.distributed.processes import Processes
+from trainer.distributed.signals import SIGNALS
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How one rank stands at the end of a step."""
+
+    contrastive: Tensor
+    """Its contrastive loss, whose mean over ranks is that of the global batch; a scalar on the rank's device."""
+    read: int = 0
+    """Samples read since the run began."""
+    bad: int = 0
+    """Those of them that could not be used."""
+    shards_read: int = 0
+    """Shards opened since the run began."""
+    bad_shards: int = 0
+    """Those of them that broke off before their end."""
+    truncated: int = 0
+    """Captions that are longer than the model reads."""
+    stop_signal: int = 0
+    """The signal that asked this rank to stop; 0 for none."""
+    written: bool = False
+    """Whether it is done with the checkpoint that was being written."""
+    minutes_over: bool = False
+    """Whether `checkpoint.every_minutes` have passed. Clocks differ between ranks: rank 0's counts."""
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """What the standings of all ranks come to, the same on every rank."""
+
+    contrastive: float
+    read: int
+    bad: int
+    shards_read: int
+    bad_shards: int
+    truncated: int
+    stop_signal: int
+    """The greatest of the signals that asked ranks to stop; 0 for none."""
+    all_written: bool
+    minutes_over: bool
+
+
+def agree(mine: Standing, processes: Processes) -> Boundary:
+    """Let every rank know how all stand. A collective: one sum of a small float64 tensor, in which counts are exact."""
+    # Of several signals the greatest counts, which a sum cannot tell: each has a place of its own.
+    asked = [mine.stop_signal == number for number in SIGNALS]
+    of_data = [mine.read, mine.bad, mine.shards_read, mine.bad_shards, mine.truncated]
+    counts = [*of_data, mine.written, mine.minutes_over and processes.is_first, *asked]
+    contrastive = mine.contrastive.double().view(1)
+    told = torch.cat([contrastive, contrastive.new_tensor(list(map(float, counts)))])
+    loss, read, bad, shards_read, bad_shards, truncated, written, minutes_over, *by_signal = processes.sum(told).tolist()
+    return Boundary(
+        contrastive=loss / processes.world,
+        read=int(read),
+        bad=int(bad),
+        shards_read=int(shards_read),
+        bad_shards=int(bad_shards),
+        truncated=int(truncated),
+        stop_signal=max((int(number) for number, ranks in zip(SIGNALS, by_signal, strict=True) if ranks), default=0),
+        all_written=written == processes.world,
+        minutes_over=minutes_over > 0,
+    )

@@ -1,0 +1,70 @@
+"""What a resume changes: one line with every key that differs from the checkpoint's configuration."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from trainer.checkpoint.files import CONFIG
+from trainer.config.compose import load_config
+from trainer.config.schema import Config
+
+CANNOT_MATTER = ("resume", "init_from", "run.dir", "run.dry", "log.progress", "log.name")
+"""Keys that say where a run begins and how it is shown; what it learns does not depend on them."""
+SHOWN = 12
+_log = logging.getLogger(__name__)
+
+
+def tell_changes(config: Config, checkpoint: Path) -> None:
+    """Warn of all keys that are not as the checkpoint was trained, `key: was -> is`, and of an average that this ends."""
+    if not (checkpoint / CONFIG).is_file():
+        return
+    before = load_config(checkpoint / CONFIG)
+    changes = differing(before, config)
+    if changes:
+        shown = ", ".join(f"{key}: {_text(was)} -> {_text(now)}" for key, (was, now) in list(changes.items())[:SHOWN])
+        more = f", and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
+        _log.warning("going on from %s with another configuration: %s%s", checkpoint.name, shown, more)
+    kept = OmegaConf.select(before, "train.ema")
+    if kept is not None and config.train.ema is None:
+        _log.warning(
+            "train.ema is off, but %s holds a moving average: it is dropped from here on; train.ema=%s keeps it",
+            *(checkpoint.name, kept),
+        )
+
+
+def differing(before: DictConfig, config: Config) -> dict[str, tuple[Any, Any]]:
+    """What a kept configuration has and what is asked for now, by the names of the keys in which they differ.
+
+    A key that was not there then had its default.
+    """
+    asked = OmegaConf.structured(config)
+    changes = {}
+    for key, default in _leaves(OmegaConf.to_container(OmegaConf.structured(Config))):
+        was, now = _value(before, key, default), _value(asked, key, default)
+        if was != now and key not in CANNOT_MATTER:
+            changes[key] = (was, now)
+    return changes
+
+
+def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of the schema by its dotted name, with its default; a list is one value."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _value(config: Any, key: str, default: Any) -> Any:
+    value = OmegaConf.select(config, key, default=default)
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+
+
+def _text(value: Any) -> str:
+    """As it is typed."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
