@@ -189,7 +189,7 @@ def test_a_job_with_a_lost_node_is_left_to_slurm(job: Job):
 @pytest.mark.parametrize(
     ("shown", "told"),
     [
-        ("JobState=RUNNING Requeue=0", "not requeued, as this job asks: the same overrides"),
+        ("JobState=RUNNING Requeue=0", "not requeued, as this job asks: to continue from the last checkpoint"),
         ("JobState=COMPLETING Requeue=1", "SLURM is already ending this job"),
     ],
 )
@@ -217,7 +217,7 @@ def test_a_refusal_is_told(job: Job):
 def test_without_scontrol_the_exit_code_and_a_line_remain(job: Job):
     code, said = job.ends(85, position="7 7 85")
     assert code == 85
-    assert "stopped and saved at step 7, but scontrol is not here to requeue the job: the same overrides" in said
+    assert "stopped and saved at step 7, but scontrol is not here to requeue the job: to continue from the last checkpoint" in said
 
 
 def test_crashes_that_cannot_be_counted_end_the_job(job: Job):

@@ -22,8 +22,10 @@ SEPARATOR = "\u2585"  # SentencePiece leaves out every text that holds its own s
 
 
 def train_tokenizer(captions: Iterable[str], path: str | Path, vocabulary: int, seed: int = 0) -> Tokenizer:
-    """Train a unigram SentencePiece model of at most `vocabulary` tokens on captions and write it to `path` atomically.
+    """Train a SentencePiece model of at most `vocabulary` tokens on captions and write it to `path` atomically.
 
+    It uses byte pair encoding (Sennrich et al. 2016). SentencePiece's unigram model takes its candidates from the distinct words,
+    each counted once: in a data set with few of them, such as the embedded one, no single word would become a token.
     Texts are cleaned (model.text), normalised and lower-cased; only the first LEARNED_FROM characters of a long one count.
     Raises UserError when there are no captions, or `vocabulary` has no room for their characters.
     """
@@ -39,7 +41,7 @@ def train_tokenizer(captions: Iterable[str], path: str | Path, vocabulary: int, 
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(sentences),
             model_writer=trained,
-            model_type="unigram",
+            model_type="bpe",
             vocab_size=vocabulary,
             hard_vocab_limit=False,
             max_sentence_length=MOST_BYTES * LEARNED_FROM,
