@@ -217,7 +217,9 @@ def test_a_refusal_is_told(job: Job):
 def test_without_scontrol_the_exit_code_and_a_line_remain(job: Job):
     code, said = job.ends(85, position="7 7 85")
     assert code == 85
-    assert "stopped and saved at step 7, but scontrol is not here to requeue the job: to continue from the last checkpoint" in said
+    assert (
+        "stopped and saved at step 7, but scontrol is not here to requeue the job: to continue from the last checkpoint" in said
+    )
 
 
 def test_crashes_that_cannot_be_counted_end_the_job(job: Job):
