@@ -70,7 +70,7 @@ def group_runs(runs: Iterable[RunRecord], by: Sequence[str] | None = None) -> li
 
 
 def short_names(keys: Iterable[str]) -> list[str]:
-    """Each key by the fewest of its last parts that distinguish it from the others: `router.aux.load`, `optim.lr` are `load`, `lr`."""
+    """Each key by the fewest last parts that distinguish it from the others: `router.aux.load`, `optim.lr` are `load`, `lr`."""
     keys = list(keys)
     names = []
     for key in keys:

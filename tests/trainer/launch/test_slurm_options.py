@@ -85,7 +85,7 @@ def test_a_mistake_is_named(here: Path, override: str, told: str):
 
 
 def test_a_number_of_gpus_that_is_none_is_named(here: Path):
-    with pytest.raises(UserError, match=r"hydra.launcher.gpus_per_node=all should be a number"):
+    with pytest.raises(UserError, match=r"hydra.launcher.gpus_per_node=all must be a number"):
         run_app(["-m", "hydra/launcher=slurm", "seed=0,1", "hydra.launcher.gpus_per_node=all"], no_run)
 
 

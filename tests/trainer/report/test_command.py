@@ -59,8 +59,8 @@ def test_the_page_has_the_table_the_plots_every_run_and_the_command(sweep: Path,
     ("arguments", "told"),
     [
         ([], "runs=DIR,DIR is missing"),
-        (["SWEEP", "metrics=eval/zeroshot/top"], "no run has recorded it (did you mean 'eval/zeroshot/top1'?)"),
-        (["SWEEP", "last=0"], "last=0 should be a number of steps, at least 1"),
+        (["SWEEP", "metrics=eval/zeroshot/top"], "no run has recorded this metric (did you mean 'eval/zeroshot/top1'?)"),
+        (["SWEEP", "last=0"], "last=0 must be a number of steps, at least 1"),
         (["SWEEP", "against=optim.lr"], "against=optim.lr: the runs do not differ in it; they differ in router.aux.load"),
         (["SWEEP/unfinished"], "none of the 1 runs has reached its last step"),
         (["SWEEP", "ouput=x"], "trainer.report has no 'ouput' (did you mean 'output'?)"),
@@ -74,5 +74,5 @@ def test_a_mistake_is_one_line(sweep: Path, arguments: list[str], told: str):
 
 def test_without_matplotlib_the_extra_is_named(sweep: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r'pip install "limoe-trainer\[report\]"; or leave output= out'):
+    with pytest.raises(UserError, match=r'pip install "limoe-trainer\[report\]"; or leave out output='):
         read_arguments([str(sweep), "output=x"])
