@@ -182,7 +182,7 @@ def test_a_stopped_task_of_two_nodes_is_named(lab: SlurmLab, overrides: list[str
 
 
 def endless(lab: SlurmLab, folder: Path, overrides: list[str], **variables: str) -> Job:
-    """A run on node1 and node2 that has taken a few steps and goes on until something befalls it."""
+    """A run on node1 and node2 that has taken a few steps and continues until something happens to it."""
     more = ["log.wandb=disabled", "train.steps=1000000", "run.name=endless"]
     job = lab.submit(folder, [*TWO_NODES, "--nodelist=node[1-2]", "--no-requeue"], [*overrides, *more], **variables)
     lab.wait(job, lambda: len(losses(folder / "runs" / "endless")) > 3)

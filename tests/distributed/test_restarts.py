@@ -1,4 +1,4 @@
-"""torchrun starts a run again (--max-restarts): it goes on from its checkpoint, past what dead ranks left in the store."""
+"""torchrun restarts a run (--max-restarts): it resumes from its checkpoint, despite what dead ranks left in the store."""
 
 import json
 import os

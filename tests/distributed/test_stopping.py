@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="session")
 def endless(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Overrides of a run that goes on until it is stopped."""
+    """Overrides of a run that trains until it is stopped."""
     return [*TINY, f"data.cache={tmp_path_factory.mktemp('cache')}", "train.steps=1000000"]
 
 

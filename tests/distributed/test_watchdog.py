@@ -106,7 +106,7 @@ def test_a_join_that_hangs_is_ended_with_a_line(free_port: int):
 
 
 def test_a_rank_that_dies_while_the_others_connect_is_named(free_port: int):
-    """The watchdog starts before NCCL connects, which would wait for ever."""
+    """The watchdog starts before NCCL connects, which would wait forever."""
     ranks = start(free_port, "connect")
     try:
         for process in ranks:

@@ -11,7 +11,7 @@ from trainer.errors import UserError
     ("shards", "read", "bad", "limit"),
     [
         (8, 3, {"a": 1}, 0.05),  # one alone
-        (8, 900, {"a": 112}, 0.05),  # also for ever
+        (8, 900, {"a": 112}, 0.05),  # even forever
         (100, 10, {"a": 1, "b": 1}, 0.05),  # of all, however few were read so far
         (100, 1000, {"a": 10, "b": 10, "c": 20}, 0.05),
         (4, 4, {"a": 1, "b": 1, "c": 1}, 1.0),

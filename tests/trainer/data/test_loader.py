@@ -1,4 +1,4 @@
-"""The training loader: the same global batches for every number of processes, from any position on, whatever the data."""
+"""The training loader: the same global batches for every number of processes, from any starting position, whatever the data."""
 
 import logging
 import os

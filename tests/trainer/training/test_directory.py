@@ -1,4 +1,4 @@
-"""Where a run goes on from, and that a start neither overwrites nor deletes what was there."""
+"""Where a run resumes from, and that a start neither overwrites nor deletes what was there."""
 
 import errno
 import os
@@ -200,7 +200,7 @@ def test_a_start_without_a_checkpoint_is_kept_apart(tmp_path: Path):
         (tmp_path / name).write_text(f"{name}, first")
     assert opened(tmp_path) is None
     assert (tmp_path / "earlier-1" / METRICS).read_text() == f"{METRICS}, first"
-    assert not (tmp_path / TOKENIZER).exists()  # or the new run would go on with a tokenizer of other captions
+    assert not (tmp_path / TOKENIZER).exists()  # or the new run would use a tokenizer of other captions
     (tmp_path / METRICS).write_text("second")
     assert opened(tmp_path) is None
     assert (tmp_path / "earlier-1" / METRICS).read_text() == f"{METRICS}, first"
