@@ -45,9 +45,9 @@ def test_a_path_means_what_a_shell_would_make_of_it(typed: str, meant: str):
 @pytest.mark.parametrize(
     ("typed", "told"),
     [
-        ("~no-such-user/x", "run.dir=~no-such-user/x: no home directory of '~no-such-user' is known"),
-        ("$NOWHERE/x", "run.dir=$NOWHERE/x: the environment has no $NOWHERE"),
-        ("/a/${NOWHERE}", "the environment has no $NOWHERE"),
+        ("~no-such-user/x", "run.dir=~no-such-user/x: the home directory of '~no-such-user' is unknown"),
+        ("$NOWHERE/x", "run.dir=$NOWHERE/x: the environment variable $NOWHERE is not set"),
+        ("/a/${NOWHERE}", "the environment variable $NOWHERE is not set"),
     ],
 )
 def test_what_there_is_not_is_told_with_the_key(typed: str, told: str):

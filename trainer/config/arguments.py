@@ -1,4 +1,4 @@
-"""The arguments of the commands beside training, in one form: `run=DIR`, `--run=DIR` and `--run DIR` are the same."""
+"""The arguments of all commands except training, in one form: `run=DIR`, `--run=DIR` and `--run DIR` are the same."""
 
 import sys
 import textwrap
@@ -15,7 +15,7 @@ HELP = {"-h", "--help"}
 
 @dataclass(frozen=True)
 class Argument:
-    """`name=VALUE`. choices: the values that it can have, for those that cannot have any."""
+    """`name=VALUE`. choices: the allowed values, if they are limited."""
 
     name: str
     value: str
@@ -31,7 +31,7 @@ class Argument:
 
 @dataclass(frozen=True)
 class Given:
-    """What a command line says: the values of the command's own arguments, and overrides `key=value` of the configuration."""
+    """A command line as read: values of the command's own arguments, and overrides `key=value` of the configuration."""
 
     values: dict[str, str]
     overrides: list[str]
@@ -43,12 +43,12 @@ class Command:
 
     module: str
     does: str
-    """What it is for, in a sentence or a few."""
+    """What it is for, in a few sentences."""
     arguments: tuple[Argument, ...] = ()
     overrides: str = ""
-    """What `key=value` changes, where keys of the configuration can be given."""
+    """What `key=value` changes, if the command takes keys of the configuration."""
     word: str = ""
-    """The argument that a word without a key gives."""
+    """The argument that a word without a key stands for."""
 
     @property
     def usage(self) -> str:
@@ -66,7 +66,7 @@ class Command:
         table = [textwrap.fill(f"  {form:<{width - 2}}{meaning}", WIDTH, subsequent_indent=" " * width) for form, meaning in rows]
         same = "A key can be written in three ways: key=value, --key=value and --key value."
         if self.word:
-            same += f" A word alone is the {self.word}."
+            same += f" A word on its own is the {self.word}."
         return "\n".join([textwrap.fill(self.does, WIDTH), "", f"usage: {self.usage}", "", *table, "", same])
 
     def read(self, arguments: list[str]) -> Given:
@@ -116,7 +116,7 @@ class Command:
             known += [*KEYS, *GROUPS]
             section = key.lstrip("+~").partition(".")[0]
             if section in {name.partition(".")[0] for name in known}:
-                return  # what is wrong in it, such as a mistyped key of a section, the configuration tells
+                return  # the configuration reports what is wrong in it, such as a mistyped key in a section
         if key not in known:
             raise UserError(f"'{argument}': {self.module} has no '{key}'{did_you_mean(key, known)}: {self.usage}")
 

@@ -9,10 +9,10 @@ from trainer.config.schema import Config
 
 
 def expand_paths(config: Config) -> None:
-    """Replace each path of the configuration by what it means here; `pipe:` commands and URLs stay.
+    """Expand each path of the configuration for this user; `pipe:` commands and URLs stay as they are.
 
-    A default stays as it is: written into config.yaml, `~/.cache/limoe` must be everyone's own. Raises UserError for a user or
-    a variable of the environment that there is not.
+    Defaults are not expanded: in config.yaml, `~/.cache/limoe` must mean each reader's own. Raises UserError for an unknown user
+    or environment variable.
     """
     for key in KEYS.values():
         value = value_of(config, key.name)
@@ -22,7 +22,7 @@ def expand_paths(config: Config) -> None:
 
 
 def _expanded(value: Any, what: str) -> Any:
-    """Texts, wherever they are in lists and mappings."""
+    """Strings, however deep in lists and mappings."""
     if isinstance(value, str):
         return expand(value, what)
     if isinstance(value, Mapping):

@@ -15,7 +15,7 @@ class _StandardError(logging.Handler):
     """Writes to whatever sys.stderr is at the moment, so that a live progress bar can put lines above itself."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError):  # a terminal or disk that takes no more is no reason to lose the run
+        with contextlib.suppress(OSError):  # a closed terminal or full disk is no reason to lose the run
             print(self.format(record), file=sys.stderr, flush=True)
 
 
@@ -23,11 +23,11 @@ class _File(logging.FileHandler):
     """A disk without room for the log is no reason to fill the terminal with tracebacks."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Let the line go."""
+        """Drop the line."""
 
 
 def log_to_terminal(rank: int) -> None:
-    """Warnings of this rank on standard error, a line each."""
+    """Warnings of this rank on standard error, one line each."""
     root = logging.getLogger()
     root.setLevel(min(root.level or logging.INFO, logging.INFO))  # hydra.verbose=true asks for more
     for handler in list(root.handlers):

@@ -1,4 +1,4 @@
-"""The tables a run prints: who computes what at its start, what came out at its end."""
+"""The tables a run prints: who computes what at the start, and the results at the end."""
 
 from collections.abc import Sequence
 from typing import TypedDict
@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 _LAYOUT_WIDTH, _SUMMARY_WIDTH, _FACTS_WIDTH = 100, 80, 120  # characters, where there is no terminal to ask
-_ALL_RANKS = 16  # up to so many are all shown
+_ALL_RANKS = 16  # up to this many are all shown
 _FIRST_RANKS, _LAST_RANKS = 8, 2  # shown of more
 
 
@@ -58,7 +58,7 @@ def facts_table(rows: Sequence[tuple[str, str]], title: str | None = None) -> No
 
 
 def summary_table(title: str, rows: Sequence[tuple[str, str, str]], notes: Sequence[tuple[str, str]]) -> None:
-    """Print what a run came to.
+    """Print a run's results.
 
     rows: (what, value, what chance would give), the last empty where that means nothing; a row of only `what` heads a section.
     notes: (label, text), printed below, each text (a path, a command) on a line of its own that can be copied whole.

@@ -1,4 +1,4 @@
-"""Everything that a training needs, opened in order, and closed in reverse order however it ends."""
+"""Everything that training needs, opened in order, and closed in reverse order however it ends."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class OpenRun:
-    """What is open while a run trains. config: the run's, in which the data names what lies on disk."""
+    """What is open while a run trains. config: the run's, with data settings that name what is on disk."""
 
     config: Config
     processes: Processes
@@ -52,7 +52,7 @@ class OpenRun:
 
 @contextmanager
 def open_run(config: Config, processes: Processes) -> Iterator[OpenRun]:
-    """The run, open; a collective. What was opened is closed whatever fails, here or in the training, and the error goes on.
+    """The run, open; a collective. What was opened is closed whatever fails, here or in training, and the error is passed on.
 
     Raises UserError for whatever is wrong with the configuration, the data or the run directory.
     """
@@ -61,7 +61,7 @@ def open_run(config: Config, processes: Processes) -> Iterator[OpenRun]:
 
 
 def _open(config: Config, processes: Processes, closing: ExitStack) -> OpenRun:
-    """Open everything in order; what has to be closed is left to `closing` as soon as it is open."""
+    """Open everything in order; whatever must be closed is registered with `closing` as soon as it is open."""
     stop = StopRequest(announce=processes.is_first)
     check_layout(config, processes.world)
     run_dir, checkpoint = open_run_directory(config, processes)
@@ -123,7 +123,7 @@ def _start_engine(
 
 
 def _close(what: str, close: Callable[[], None]) -> None:
-    """Close something. What fails in that is told, but must neither cover the error that ended the run nor end a sound one."""
+    """Close something. A failure is reported, but must neither hide the error that ended the run nor end a good run."""
     try:
         close()
     except Exception:

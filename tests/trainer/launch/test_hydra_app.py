@@ -59,12 +59,12 @@ def test_flags_may_stand_anywhere():
         (["--config-name", "nothing"], "nothing"),
         (["--config-path", "/nowhere"], "/nowhere"),
         (["--resolve"], "The --resolve flag can only be used"),
-        (["train.stpes=1"], "the configuration has no 'train.stpes' (did you mean 'train.steps'?)"),
-        (["seed=0,1"], "-m trains with each in turn"),
+        (["train.stpes=1"], "the configuration has no key 'train.stpes' (did you mean 'train.steps'?)"),
+        (["seed=0,1"], "add -m to train with each in turn"),
         (["hydra.sweep.dir=x"], "is for sweeps: add -m"),
         (["hydra/sweeper=basic"], "is for sweeps: add -m"),
-        (["hydra/launcher=slurm"], "is for sweeps: add -m, or submit one run by sbatch"),
-        (["hydra.run.dir=x"], "hydra.run.dir is not used here: run.dir is"),
+        (["hydra/launcher=slurm"], "is for sweeps: add -m, or submit a single run with sbatch"),
+        (["hydra.run.dir=x"], "hydra.run.dir is not used here: the directory of a run is run.dir"),
         (["hydra.output_subdir=.hydra"], "hydra.output_subdir is not used here"),
         (["hydra.job.chdir=true"], "hydra.job.chdir=true is not possible here"),
         (["hydra/job_logging=default"], "hydra/job_logging=default is not used here"),
@@ -87,7 +87,7 @@ def test_a_folder_of_the_user_s_own_adds_experiments_and_groups(folder: Path):
     assert (config.seed, config.run.dir, config.optim.lr) == (5, "runs/mine", 0.5)
     config = composed("hydra.searchpath=[file://cfg]", "experiment=mine", "+optimiser=fast")
     assert (config.seed, config.optim.lr) == (5, 0.5)
-    with pytest.raises(UserError, match=r"experiment=mien': no such choice \(did you mean 'mine'\?\)"):
+    with pytest.raises(UserError, match=r"experiment=mien' does not exist \(did you mean 'mine'\?\)"):
         run_app(["--config-dir", "cfg", "experiment=mien"], no_run)
 
 

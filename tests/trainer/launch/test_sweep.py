@@ -62,7 +62,7 @@ def test_values_may_stand_in_the_sweeper_s_own_configuration(plan: Plan, here: P
     ("arguments", "told"),
     [
         (["optim.lr=1e-3,x", "run.name=${optim.lr}"], "optim.lr: Value 'x'"),
-        (["train.stpes=1,2", "run.name=${seed}"], "the configuration has no 'train.stpes' (did you mean 'train.steps'?)"),
+        (["train.stpes=1,2", "run.name=${seed}"], "the configuration has no key 'train.stpes' (did you mean 'train.steps'?)"),
         (["--cfg", "job"], "Only one of --run, --multirun, --cfg"),
         (["seed=1,1"], "would train the same run twice: seed=1"),
         (["seed=1,2", "hydra/launcher=slrm"], "did you mean 'slurm'?"),
@@ -71,7 +71,7 @@ def test_values_may_stand_in_the_sweeper_s_own_configuration(plan: Plan, here: P
         (["model=glob(nothing*)"], "nothing*"),
         (["optim.lr=1e-3,3e-4", "run.dir=runs/one"], "2 runs of this sweep would share run.dir=runs/one: leave run.dir out"),
         (["seed=interval(0,3)"], "does not support sweep type : INTERVAL_SWEEP"),
-        (["seed=0,1", "hydra.run.dir=/x"], "run.dir is the directory of a run"),
+        (["seed=0,1", "hydra.run.dir=/x"], "the directory of a run is run.dir"),
         (["seed=0,1", "hydra.sweep.dri=/x"], "did you mean 'hydra.sweep.dir'?"),
     ],
 )
