@@ -19,6 +19,15 @@ class _StandardError(logging.Handler):
             print(self.format(record), file=sys.stderr, flush=True)
 
 
+class _Line(logging.Formatter):
+    """What is told stays in its line, whatever the names in it hold; a traceback follows as it is."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The line, encodable."""
+        line = " ".join(super().formatMessage(record).splitlines())
+        return line.encode("utf-8", "backslashreplace").decode()
+
+
 class _File(logging.FileHandler):
     """A disk without room for the log is no reason to fill the terminal with tracebacks."""
 
@@ -35,7 +44,7 @@ def log_to_terminal(rank: int) -> None:
     terminal = _StandardError()
     terminal.setLevel(logging.WARNING)
     who = "" if rank == 0 else f" (rank {rank})"
-    terminal.setFormatter(logging.Formatter(f"%(levelname)s{who}: %(message)s"))
+    terminal.setFormatter(_Line(f"%(levelname)s{who}: %(message)s"))
     root.addHandler(terminal)
     for chatty in ("wandb", "git", "urllib3", "fsspec", "compilers"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -47,8 +56,8 @@ def log_to_file(run_dir: Path, rank: int) -> Iterator[None]:
     if rank != 0:
         yield
         return
-    handler = _File(run_dir / "train.log")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler = _File(run_dir / "train.log", encoding="utf-8")
+    handler.setFormatter(_Line("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
     try:

@@ -72,7 +72,7 @@ def train_shard(write: Callable[[Path], Any]) -> Callable[[Config, Path], None]:
         (set_to("data.tokenizer", "DIR/train.tar"), ("tokenizer", "train.tar", "not a SentencePiece model")),
         (set_to("data.tokenizer", "DIR"), ("tokenizer", "Is a directory")),
         (train_shard(lambda path: path.touch()), ("bad.tar", "empty file")),
-        (train_shard(lambda path: path.write_bytes(b"no tar" * 1000)), ("bad.tar", "not a tar archive")),
+        (train_shard(lambda path: path.write_bytes(b"no tar" * 1000)), ("bad.tar", "not a readable tar archive")),
         (train_shard(lambda path: path.mkdir()), ("bad.tar", "no *.tar")),
         (train_shard(lambda path: write_shard(path, [{"jpg": jpeg(1)}])), ("bad.tar", "no captions", ".jpg")),
         (train_shard(lambda path: write_shard(path, [])), ("bad.tar", "no samples")),
