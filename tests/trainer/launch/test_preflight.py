@@ -281,7 +281,7 @@ def test_a_run_too_large_for_the_gpus_of_the_job_is_refused_with_what_fits(confi
     config.run.gpu_memory_gib = 4
     (told,) = examine(config, 1).problems
     assert "but its GPU has 4.0 GiB: add " in told
-    advice = told.partition(": add ")[2].partition(", which takes")[0].split()
+    advice = told.partition(": add ")[2].partition(", which needs")[0].split()
     assert advice
     for override in advice:
         key, _, value = override.partition("=")
