@@ -64,3 +64,12 @@ def test_a_terminal_that_takes_no_more_is_no_reason_to_lose_the_run(monkeypatch:
         logging.getLogger("trainer.somewhere").warning("a problem")
         with contextlib.suppress(OSError):
             full.close()
+
+
+def test_a_log_that_cannot_be_opened_is_the_user_s_to_mend(tmp_path: Path):
+    (tmp_path / "train.log").mkdir()
+    with (
+        pytest.raises(UserError, match=r"train\.log cannot be written \(Is a directory\): mend it"),
+        log_to_file(tmp_path, rank=0),
+    ):
+        pass
