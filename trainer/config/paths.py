@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from model.paths import expand
+from model.paths import expand, expand_local
 from trainer.config.keys import KEYS, value_of
 from trainer.config.schema import Config
 
@@ -12,13 +12,15 @@ def expand_paths(config: Config) -> None:
     """Replace each path of the configuration by what it means here; `pipe:` commands and URLs stay.
 
     A default stays as it is: written into config.yaml, `~/.cache/limoe` must be everyone's own. Raises UserError for a user or
-    a variable of the environment that there is not.
+    a variable of the environment that there is not, and for a URL where only a path will do.
     """
     for key in KEYS.values():
         value = value_of(config, key.name)
         if key.option.path and value != key.default:
             section, _, leaf = key.name.rpartition(".")
-            setattr(value_of(config, section) if section else config, leaf, _expanded(value, key.name))
+            # Those that name shards may be anything; the others are each one path.
+            expanded = _expanded(value, key.name) if key.kind is Any else value and expand_local(value, key.name)
+            setattr(value_of(config, section) if section else config, leaf, expanded)
 
 
 def _expanded(value: Any, what: str) -> Any:
