@@ -22,8 +22,10 @@ SEPARATOR = "\u2585"  # SentencePiece leaves out every text that holds its own s
 
 
 def train_tokenizer(captions: Iterable[str], path: str | Path, vocabulary: int, seed: int = 0) -> Tokenizer:
-    """Train a unigram SentencePiece model of at most `vocabulary` tokens on captions and write it to `path`, whole or not at all.
+    """Train a SentencePiece model of at most `vocabulary` tokens on captions and write it to `path`, whole or not at all.
 
+    By byte pair encoding (Sennrich et al. 2016). SentencePiece's unigram model takes its candidates from the distinct words, each
+    counted once: where a data set has few of them, as the embedded one, no word that stands alone becomes a token.
     Texts are cleaned (model.text), normalised and put into lower case; of a long one the first LEARNED_FROM characters count.
     Raises UserError when there are no captions, or `vocabulary` has no room for their characters.
     """
@@ -37,7 +39,7 @@ def train_tokenizer(captions: Iterable[str], path: str | Path, vocabulary: int, 
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(sentences),
             model_writer=trained,
-            model_type="unigram",
+            model_type="bpe",
             vocab_size=vocabulary,
             hard_vocab_limit=False,
             max_sentence_length=MOST_BYTES * LEARNED_FROM,

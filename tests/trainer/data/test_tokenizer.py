@@ -2,12 +2,15 @@
 
 import io
 import pickle
+import random
 import re
 from pathlib import Path
 
 import pytest
 import sentencepiece
 
+from model.config import ModelConfig
+from trainer.data.shapes.scenes import training_scene
 from trainer.data.tokenizer import END, PADDING, UNKNOWN, Tokenizer, train_tokenizer
 from trainer.errors import UserError
 
@@ -114,3 +117,11 @@ def test_no_caption_is_left_out_in_silence(tmp_path: Path, caption: str) -> None
     tokenizer = train_tokenizer([*CAPTIONS, caption], tmp_path / "t.model", 100)
     ids = tokenizer(["wombat"], 30)[0].tolist()
     assert UNKNOWN not in ids
+
+
+def test_the_words_of_a_small_data_set_become_tokens(tmp_path: Path):
+    rng = random.Random(0)
+    captions = [training_scene(rng).caption for _ in range(2000)]
+    tokenizer = train_tokenizer(captions, tmp_path / "t.model", ModelConfig().vocabulary)
+    assert len(tokenizer.encode(["a red circle"], 16).ids[0].nonzero()) == 4
+    assert max(tokenizer.encode(captions, 16).counts) <= ModelConfig().text_length, "a caption of the demo is cut"
