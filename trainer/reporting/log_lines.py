@@ -6,9 +6,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainer.errors import UserError
+from trainer.errors import UserError, reason
 
 _log = logging.getLogger(__name__)
+LOG = "train.log"
 
 
 class _StandardError(logging.Handler):
@@ -52,11 +53,17 @@ def log_to_terminal(rank: int) -> None:
 
 @contextlib.contextmanager
 def log_to_file(run_dir: Path, rank: int) -> Iterator[None]:
-    """Rank 0 also keeps all lines in `train.log`, appended over resumes, and what ended the run, if it was an error."""
+    """Rank 0 also keeps all lines in `train.log`, appended over resumes, and what ended the run, if it was an error.
+
+    Raises UserError, on rank 0, when that file cannot be opened.
+    """
     if rank != 0:
         yield
         return
-    handler = _File(run_dir / "train.log", encoding="utf-8")
+    try:
+        handler = _File(run_dir / LOG, encoding="utf-8")
+    except OSError as problem:
+        raise UserError(f"{run_dir / LOG} cannot be written ({reason(problem)}): fix it or choose another run.dir") from problem
     handler.setFormatter(_Line("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
