@@ -36,8 +36,16 @@ def expand(text: str, what: str = "") -> str:
 
 
 def user_path(text: str | os.PathLike[str], what: str = "") -> Path:
-    """The path that a user means, as `expand` reads it."""
-    return Path(expand(os.fspath(text), what))
+    """The path that a user means, as `expand` reads it. Raises UserError as `expand_local` does."""
+    return Path(expand_local(os.fspath(text), what))
+
+
+def expand_local(text: str, what: str = "") -> str:
+    """`expand` where only a path makes sense. Raises UserError for a URL or command too, which would become a folder's name."""
+    path = expand(text, what)
+    if is_elsewhere(path):
+        raise UserError(f"{what}={text}: a path is needed here" if what else f"{text}: a path is needed here")
+    return path
 
 
 def _variable(name: str, asked: str) -> str:

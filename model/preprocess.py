@@ -48,6 +48,15 @@ IMPOSTORS = (
     (b"\x1f\x8b", "gzip data"),
     (b"pk\x03\x04", "a ZIP archive"),
     (b"version https://git-lfs", "a pointer of Git LFS"),
+    (b"<!--", "HTML or XML"),
+    (b"8bps", "a Photoshop document"),
+    (b"\xff\x0a", "JPEG XL, which Pillow does not decode"),
+    (b"\0\0\0\x0cjxl ", "JPEG XL, which Pillow does not decode"),
+    (b"\xff\xd8\xff", "a damaged JPEG"),
+    (b"\x89png", "a damaged PNG"),
+    (b"gif8", "a damaged GIF, or one without a frame"),
+    (b"ii*\0", "a damaged TIFF"),
+    (b"mm\0*", "a damaged TIFF"),
 )
 
 
@@ -63,8 +72,9 @@ def decode_image(content: bytes, least_side: int = 0, background: Sequence[int] 
     except UserError:
         raise
     except (UnidentifiedImageError, Image.DecompressionBombError) as problem:
-        bomb = isinstance(problem, Image.DecompressionBombError)
-        raise UserError(_too_large(str(problem)) if bomb else f"image cannot be decoded: it is {kind_of(content)}") from None
+        if isinstance(problem, Image.DecompressionBombError):
+            raise UserError(_too_large(_in_brackets(str(problem)))) from None
+        raise UserError(f"image cannot be decoded: it is {kind_of(content)}") from None
     # Decoders see arbitrary bytes here and can raise nearly anything: OSError, SyntaxError, ValueError, struct.error, ...
     except Exception as problem:
         raise UserError(f"image cannot be decoded: {problem or type(problem).__name__}") from None
@@ -86,7 +96,11 @@ def kind_of(content: bytes) -> str:
     start = content[:512].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if content[4:8] == b"ftyp":
         brand = content[8:12].decode("ascii", "replace")
+        if brand.startswith("avi"):
+            return "a damaged AVIF"
         return "HEIC, which Pillow does not decode" if brand.startswith(("hei", "hev", "mif")) else f"a video ({brand!r})"
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return "a damaged WebP"
     if not content.strip(b"\0"):
         return "a file of zeros" if content else "an empty file"
     found = [name for mark, name in IMPOSTORS if start.startswith(mark)]
@@ -123,6 +137,11 @@ def _loaded(image: Image.Image, least_side: int) -> Image.Image:
         image.draft(None, (least_side, least_side))
     image.load()
     return image
+
+
+def _in_brackets(told: str) -> str:
+    """The size in Pillow's own words, which go on with Pillow's own limit."""
+    return told.partition("(")[2].partition(")")[0] or told
 
 
 def _too_large(size: str) -> str:

@@ -40,6 +40,7 @@ from trainer.distributed.processes import ALONE
 from trainer.distributed.program import exit_with
 from trainer.engine.state import EMA, WEIGHTS
 from trainer.errors import UserError, reason
+from trainer.output import reader_may_leave
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 COMMAND = Command(
@@ -204,7 +205,8 @@ def main() -> None:
         told = export_newest(sys.argv[1:])
     except UserError as problem:
         exit_with(problem)
-    print("\n".join(told))
+    with reader_may_leave():
+        print("\n".join(told))
 
 
 if __name__ == "__main__":

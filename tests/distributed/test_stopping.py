@@ -1,6 +1,7 @@
 """Signals to the whole program, and the death of one of its processes."""
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -93,7 +94,11 @@ def test_the_death_of_the_launcher_ends_its_ranks(tmp_path: Path, endless: list[
         finally:
             for rank in ranks:
                 end_group(rank)
-    assert "error: the launcher, which connects the ranks, has not answered for 3 s" in log.read_text()
+    # Whether a rank first misses the store or, if a peer was faster, the peer: it is the launcher that died.
+    errors = [line for line in log.read_text().splitlines() if line.startswith("error:")]
+    assert errors
+    for line in errors:
+        assert re.match(r"error: the launcher on \S+, which connects the ranks, (has not|does not) answer", line)
 
 
 def is_running(process: int) -> bool:

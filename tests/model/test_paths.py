@@ -58,3 +58,10 @@ def test_what_there_is_not_is_told_with_the_key(typed: str, told: str):
 
 def test_a_path_object_is_read_alike():
     assert user_path(Path("~/x")) == Path("/home/me/x")
+
+
+@pytest.mark.parametrize("text", ["s3://bucket/run", "pipe:cat x", "https://host/x"])
+def test_where_only_a_path_will_do_a_url_is_refused(text: str):
+    with pytest.raises(UserError, match=f"run={text}: a path is needed here"):
+        user_path(text, "run")
+    assert user_path("file:///x/y") == Path("/x/y")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from trainer.config.compose import GROUPS
 from trainer.config.keys import KEYS
 from trainer.errors import UserError, did_you_mean
+from trainer.output import reader_may_leave
 
 WIDTH = 100
 HELP = {"-h", "--help"}
@@ -75,13 +76,14 @@ class Command:
         Raises UserError for what is unknown, with the nearest name, for what is missing, has no value, or is given twice.
         """
         if HELP & set(arguments):
-            print(self.help())
+            with reader_may_leave():
+                print(self.help())
             sys.exit(0)
         own = {argument.name: argument for argument in self.arguments}
         given = Given({}, [])
         for key, value, typed in self._pairs(arguments):
             if key not in own:
-                given.overrides.append(f"{key}={value}")
+                given.overrides.append(typed if self._is_deletion(typed) else f"{key}={value}")
             elif key in given.values:
                 raise UserError(f"'{typed}': {key} is given twice; {self.usage}")
             else:
@@ -96,6 +98,11 @@ class Command:
         """Key, value, and what was typed."""
         remaining = iter(arguments)
         for argument in remaining:
+            if argument == "--":  # as other programs have it before names; here it may stand anywhere
+                continue
+            if self._is_deletion(argument):
+                yield argument, "", argument
+                continue
             key, equals, value = argument.lstrip("-").partition("=") if argument.startswith("--") else argument.partition("=")
             if not equals and self.word and not argument.startswith("-") and not self._is_key(key):
                 key, equals, value = self.word, "=", argument
@@ -106,6 +113,11 @@ class Command:
             if value.startswith("--") or not (value or equals) or (not value and is_own):
                 raise UserError(f"'{argument}': {key} has no value; write {key}=VALUE")
             yield key, value, argument
+
+    def _is_deletion(self, argument: str) -> bool:
+        """Whether it is `~key`, which the configuration refuses with its reason, and no path such as `~/runs/first`."""
+        sections = {name.partition(".")[0] for name in (*KEYS, *GROUPS)}
+        return bool(self.overrides) and argument[:1] == "~" and argument[1:].partition("=")[0].partition(".")[0] in sections
 
     def _is_key(self, name: str) -> bool:
         return name in [argument.name for argument in self.arguments] or (bool(self.overrides) and name in KEYS)

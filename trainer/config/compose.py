@@ -13,7 +13,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
-from yaml import YAMLError
+from yaml import MarkedYAMLError, YAMLError
 
 from trainer.config.keys import KEYS as VALUE_KEYS
 from trainer.config.paths import expand_paths
@@ -126,6 +126,9 @@ def load_config(path: Path) -> DictConfig:
 
 def explain(problem: Exception) -> str:
     """What is wrong, and what was probably meant, out of a Hydra or OmegaConf error, as one line."""
+    if isinstance(problem, MarkedYAMLError) and problem.problem_mark:
+        mark = problem.problem_mark
+        return f"{mark.name}, line {mark.line + 1}: {problem.problem}"
     if isinstance(problem, HydraException) and isinstance(problem.__cause__, OmegaConfBaseException):
         problem = problem.__cause__  # Hydra's "Error merging override" without its reason
     if isinstance(problem, MissingConfigException) and problem.missing_cfg_file:
@@ -163,8 +166,8 @@ def check_key(override: Override) -> None:
     known = key in KEYS or key in GROUPS or any(key.startswith(f"{name}.") for name in OPEN_KEYS)
     if not known and key.partition(".")[0].partition("/")[0] != "hydra":
         raise UserError(f"'{override.input_line}': {_no_such_key(key)}")
-    is_choice = isinstance(override.value(), str) or override.is_sweep_override()
-    if key in GROUPS and not override.is_delete() and not is_choice and not isinstance(override.value(), dict):
+    is_choice = isinstance(override.value(), (str, list, dict)) or override.is_sweep_override()
+    if key in GROUPS and not override.is_delete() and not is_choice:
         raise UserError(f"'{override.input_line}': {_always_there(key)}")  # null, or a number: Hydra would only print a traceback
     if known and override.is_delete() and not any(key.startswith(f"{name}.") for name in OPEN_KEYS):
         raise UserError(f"'{override.input_line}': {_always_there(key)}")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from model.paths import expand
+from model.paths import expand, expand_local
 from trainer.config.keys import KEYS, value_of
 from trainer.config.schema import Config
 
@@ -12,13 +12,15 @@ def expand_paths(config: Config) -> None:
     """Expand each path of the configuration for this user; `pipe:` commands and URLs stay as they are.
 
     Defaults are not expanded: in config.yaml, `~/.cache/limoe` must mean each reader's own. Raises UserError for an unknown user
-    or environment variable.
+    or environment variable, and for a URL where only a path makes sense.
     """
     for key in KEYS.values():
         value = value_of(config, key.name)
         if key.option.path and value != key.default:
             section, _, leaf = key.name.rpartition(".")
-            setattr(value_of(config, section) if section else config, leaf, _expanded(value, key.name))
+            # Those that name shards may be anything; the others are each one path.
+            expanded = _expanded(value, key.name) if key.kind is Any else value and expand_local(value, key.name)
+            setattr(value_of(config, section) if section else config, leaf, expanded)
 
 
 def _expanded(value: Any, what: str) -> Any:

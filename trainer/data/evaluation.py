@@ -81,7 +81,7 @@ def evaluation_batches(
         first_reader=rank * per_rank,
         readers=world * per_rank,
         parcel_rows=min(batch_size, PARCEL_ROWS),
-        remote=Remote(data.remote_timeout, data.remote_tries),
+        remote=Remote.of(data),
     )
     read = functools.partial(_read_rows, plan)
     rows: Iterator[_Rows] = WorkerIterator(read, workers) if workers else read(0)

@@ -141,7 +141,8 @@ def training_loader(
     progress = progress or DataProgress()
     streams = check_reading(data, len(shards), batch_size, world)
     rule = CaptionRule.of(data)
-    check_captions(shards, rule)
+    remote = Remote.of(data)
+    check_captions(shards, rule, remote)
     plan = _Plan(
         shards=list(shards),
         tokenizer=tokenizer,
@@ -155,7 +156,7 @@ def training_loader(
         start=start // streams,
         lengths=progress.lengths,
         short=progress.short,
-        remote=Remote(data.remote_timeout, data.remote_tries),
+        remote=remote,
         shuffle_buffer=data.shuffle_buffer,
         captions=rule,
         background=tuple(data.background),

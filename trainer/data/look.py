@@ -18,7 +18,7 @@ from trainer.errors import UserError
 
 LOCAL_SHARDS, REMOTE_SHARDS = 8, 2  # looked at, evenly spread over the list
 SAMPLES = 4  # of each
-BRIEFLY = Remote(timeout=20.0, tries=2)
+REMOTE_TRIES = 2
 
 Judge = Callable[[Sample, DataConfig], int]
 """The number of captions of a sample, read as the configuration says. Raises Unusable."""
@@ -55,18 +55,17 @@ class Look:
         return f"{captions}{self.usable} of {self.samples} samples of {shards} looked at"
 
     def doubts(self) -> str | None:
-        """What could not be used among what was looked at, if anything."""
-        parts = [f"{shard}: {problem}" for shard, problem in self.broken.items()]
-        parts += [f"{sample}: {reason}" for reason, sample in self.problems.items()]
-        return "; ".join(parts) or None
+        """Which samples that were looked at could not be used, if any; that a shard ends early was reported when it was read."""
+        return "; ".join(f"{sample}: {reason}" for reason, sample in self.problems.items()) or None
 
 
 def look_at(shards: Sequence[str], data: DataConfig, judge: Judge) -> Look:
     """Judge the first samples of some shards. Raises nothing: the checks are methods of `Look`."""
     look = Look()
+    remote = Remote(data.remote_timeout, min(REMOTE_TRIES, data.remote_tries))
     for shard in _spread(shards):
         look.shards += 1
-        with closing(read_samples(shard, BRIEFLY)) as samples:
+        with closing(read_samples(shard, remote)) as samples:
             for sample in islice(samples, SAMPLES):
                 if sample.broken:
                     look.broken[shard] = sample.broken

@@ -9,6 +9,8 @@ from pathlib import Path
 from trainer.config.schema import Config, DataConfig
 from trainer.data.look import Look, judge_image, judge_pair, look_at
 from trainer.data.shards.captions import CaptionRule, check_captions
+from trainer.data.shards.names import printable
+from trainer.data.shards.opening import Remote
 from trainer.data.shards.patterns import identify, list_shards, name_some
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import UserError
@@ -51,7 +53,8 @@ class Shards:
     def told(self) -> str:
         """`20 shards, /x/0.tar … /x/19.tar: 32 captions in 32 of 32 samples of 8 shards looked at`"""
         count = len(self.names)
-        ends = self.names[0] if count == 1 else f"{self.names[0]} … {self.names[-1]}"
+        first, last = printable(self.names[0]), printable(self.names[-1])
+        ends = first if count == 1 else f"{first} … {last}"
         return f"{count} shard{'s' if count > 1 else ''}, {ends}: {self.look.told()}"
 
 
@@ -61,7 +64,7 @@ def check_training_data(config: Config) -> Shards:
     shards = list_shards(config.data.train, what)
     look = look_at(shards, config.data, judge_pair)
     look.check_readable(what)
-    check_captions(shards, CaptionRule.of(config.data))
+    check_captions(shards, CaptionRule.of(config.data), Remote.of(config.data))
     return _looked_at(what, shards, look)
 
 

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from trainer.data.shards.archive import is_news
 from trainer.errors import UserError
 
 T = TypeVar("T")
@@ -26,12 +27,16 @@ MAIN_DECIDES = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 logger = logging.getLogger(__name__)
 
 
+Warned = tuple[str, tuple[str, str] | None]
+"""A line, and the shard and kind of problem that it is about: several workers meet the same one."""
+
+
 @dataclass
 class Parcel(Generic[T]):
     """What a worker sends: its output and the warnings on the way, or the error that ended it."""
 
     content: T | None
-    warnings: list[str]
+    warnings: list[Warned]
     error: str | None = None
 
 
@@ -77,8 +82,9 @@ class WorkerIterator(Generic[T]):
             raise UserError(
                 "a data worker was killed, usually for lack of memory: use a smaller data.shuffle_buffer or fewer data.workers"
             ) from problem
-        for warning in parcel.warnings:
-            logger.warning("%s", warning)
+        for warning, about in parcel.warnings:
+            if about is None or is_news(*about):
+                logger.warning("%s", warning)
         if parcel.error is not None:
             self.close()
             raise UserError(parcel.error)
@@ -103,22 +109,22 @@ class _InWorkers(IterableDataset):
 class _Collector(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.messages: list[str] = []
+        self.messages: list[Warned] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         if getattr(record, "at_once", False):  # a wait should be reported while it lasts
             print(f"WARNING (data worker): {record.getMessage()}", file=sys.stderr, flush=True)
         else:
-            self.messages.append(record.getMessage())
+            self.messages.append((record.getMessage(), getattr(record, "news", None)))
 
 
-def _collect_warnings() -> list[str]:
+def _collect_warnings() -> list[Warned]:
     collector = _Collector()
     logging.getLogger().handlers = [collector]
     return collector.messages
 
 
-def _taken(messages: list[str]) -> list[str]:
+def _taken(messages: list[Warned]) -> list[Warned]:
     taken = list(messages)
     messages.clear()
     return taken

@@ -102,6 +102,11 @@ def world_from_environment() -> int | None:
     return int(os.environ.get("SLURM_NTASKS", "0")) or (int(nodes) if nodes else None)
 
 
+def host_of_launcher_store() -> str | None:
+    """Where torchrun keeps the store that the ranks meet by, which ends with it; None: rank 0 keeps it."""
+    return os.environ.get("MASTER_ADDR") if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else None
+
+
 def restarts_from_environment() -> int:
     """How often torchrun (--max-restarts) has started these processes before; 0 under other launchers."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))

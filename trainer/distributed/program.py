@@ -14,11 +14,16 @@ from typing import NoReturn
 import torch.distributed as dist
 
 from trainer.config.schema import Config
-from trainer.distributed.environment import local_rank_from_environment, own_logs_from_environment, rank_from_environment
+from trainer.distributed.environment import (
+    host_of_launcher_store,
+    local_rank_from_environment,
+    own_logs_from_environment,
+    rank_from_environment,
+)
 from trainer.distributed.joining import record_collectives
 from trainer.distributed.processes import Processes, start_processes, stop_processes
 from trainer.distributed.signals import EXIT_INTERRUPTED
-from trainer.distributed.watchdog import BEAT_SECONDS, FAILED, Watchdog
+from trainer.distributed.watchdog import BEAT_SECONDS, FAILED, Watchdog, launcher_lost
 from trainer.errors import UserError, reason
 from trainer.reporting.log_lines import log_to_terminal
 
@@ -124,6 +129,8 @@ def _name_the_lost(processes: Processes) -> str:
             f"error: rank{'s' if len(silent) > 1 else ''} {names} died without a message (killed, usually for lack of memory) "
             f"or cannot be reached: run the same command again to continue from the last checkpoint"
         )
+    if (host := host_of_launcher_store()) is not None:
+        return f"error: {launcher_lost('does not answer', host)}"
     return "error: rank 0 died without a message (killed, usually for lack of memory) or cannot be reached"
 
 
@@ -143,7 +150,8 @@ def _leave(code: int, line: str | None) -> NoReturn:
     """Print the line, if any, and end without waiting for others."""
     if line is not None:
         print(line, file=sys.stderr, flush=True)
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
     logging.shutdown()
     os._exit(code)  # destroying the process group could wait for ranks that never come
 

@@ -14,6 +14,7 @@ from contextlib import suppress
 
 import torch.distributed as dist
 
+from trainer.distributed.environment import host_of_launcher_store
 from trainer.distributed.joining import EXIT_LOST
 from trainer.errors import UserError
 
@@ -99,11 +100,19 @@ class Watchdog:
             if self._failed_at is not None and now - self._failed_at > LEAVE_SECONDS:
                 self._end(None)  # the one that failed has said why
             if now - self._contact > self._patience:
-                self._condemn(0)  # which keeps the store, or runs next to the launcher that does
+                self._lose_store()
             for rank, heard in list(self._heard.items()):
                 # Silence counts up to the last contact with the store, or a slow store would look like a silent rank.
                 if self._contact - heard > self._patience:
                     self._condemn(rank)
+
+    def _lose_store(self) -> None:
+        host = host_of_launcher_store()
+        if host is None:
+            self._condemn(0)  # which keeps it
+            return
+        line = launcher_lost(f"has not answered for {self._patience:g} s", host)
+        self._end(f"error: {line}" if self._local_rank == 0 else None)
 
     def _condemn(self, rank: int) -> None:
         if self._rank == 0:
@@ -116,10 +125,7 @@ class Watchdog:
 
     def _name(self, rank: int) -> str:
         if rank == self._rank:  # rank 0 has lost a store that it does not keep itself
-            return (
-                f"the launcher, which connects the ranks, has not answered for {self._patience:g} s, most likely because it was "
-                f"killed; run the same command again to continue from the last checkpoint"
-            )
+            return launcher_lost(f"has not answered for {self._patience:g} s", socket.gethostname())
         _, host, activity = self._said.get(rank, b"0 an-unknown-host starting").decode().split(maxsplit=2)
         return (
             f"rank {rank} on {host} has not been heard from for {self._patience:g} s (last message: {activity}): its host or "
@@ -132,6 +138,14 @@ class Watchdog:
         if line is not None:
             print(line, file=sys.stderr, flush=True)
         os._exit(EXIT_LOST)  # the main thread may wait in a collective forever
+
+
+def launcher_lost(seen: str, host: str) -> str:
+    """The line about a launcher whose store is gone; `seen`: how that showed."""
+    return (
+        f"the launcher on {host}, which connects the ranks, {seen}: it was killed, or its host or network failed; run the same "
+        f"command again to continue from the last checkpoint"
+    )
 
 
 def check_time_to_leave(patience: float, seconds: float | None) -> None:

@@ -26,8 +26,10 @@ from hydra.experimental.callback import Callback
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError
 
-from trainer.config.compose import CONF, check_key, check_one_run, explain, parse_overrides, register_schema, to_config
+from model.paths import expand, user_path
+from trainer.config.compose import CONF, GROUPS, check_key, check_one_run, explain, parse_overrides, register_schema, to_config
 from trainer.config.schema import Config
 from trainer.distributed.environment import launched
 from trainer.errors import UserError, did_you_mean
@@ -35,6 +37,7 @@ from trainer.launch.names import name_after_job, name_in_wandb
 from trainer.launch.slurm_options import PREFIX, SlurmOptions
 from trainer.launch.submit import SlurmLauncher
 from trainer.launch.sweep import PLUGINS, SWEEP_DIR, Ended, LocalLauncher, RunFailed, as_typed
+from trainer.output import reader_may_leave
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """Hydra's variable: if it is 1, its front end passes exceptions on instead of printing its own traceback."""
@@ -131,7 +134,7 @@ def run_app(arguments: list[str], run: Callable[[Config], object]) -> int:
     sys.argv[1:] = [*_flags(given), *given.overrides]  # Hydra needs all overrides together, with nothing between them
     main = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(app)
     try:
-        with _exceptions_let_through():
+        with _exceptions_let_through(), reader_may_leave():
             main()
     except Refused as refused:
         raise refused.__cause__ or refused from None
@@ -199,10 +202,11 @@ def parse_arguments(arguments: list[str]) -> Namespace:
     if others:
         known = [flag for action in parser._actions for flag in action.option_strings]
         raise UserError(f"there is no flag {others[0]}{did_you_mean(others[0], known)}; --hydra-help lists them")
+    if given.config_dir:
+        given.config_dir = expand(given.config_dir, "--config-dir")
     if given.config_path and "://" not in given.config_path:
-        here = (
-            Path(given.config_path).expanduser().resolve()
-        )  # otherwise Hydra looks next to train.py, where users have no folder
+        # Otherwise Hydra looks next to train.py, where users have no folder.
+        here = user_path(given.config_path, "--config-path").resolve()
         given.config_path = str(here) if here.is_dir() else given.config_path
     return given
 
@@ -224,7 +228,7 @@ def _check_overrides(given: Namespace) -> list[Override]:
     elsewhere = given.config_path or given.config_name or any(each.key_or_group == "hydra.searchpath" for each in overrides)
     for override in overrides:
         is_group = any((folder / override.key_or_group).is_dir() for folder in folders)
-        if not elsewhere and not is_group:
+        if override.key_or_group in GROUPS or not (elsewhere or is_group):
             check_key(override)
         if not sweep and not given.hydra_help:
             check_one_run(override)
@@ -271,7 +275,7 @@ def _explain(problem: Exception) -> str:
     key = getattr(problem.__cause__, "full_key", None) or ""
     if key.startswith(PREFIX) and key.removeprefix(PREFIX) in SlurmOptions.__dataclass_fields__:
         return f"{key} is for SLURM: add hydra/launcher=slurm, or leave it out"
-    if isinstance(problem, (HydraException, OmegaConfBaseException)):
+    if isinstance(problem, (HydraException, OmegaConfBaseException, MarkedYAMLError)):
         return line
     return f"{line} ({type(problem).__name__}; {FULL_ERROR}=1 before the command shows where)"
 

@@ -3,6 +3,8 @@
 For use before a job waits in a queue: for the allocation around this process, for WORLD_SIZE processes, or for one.
 """
 
+import math
+import os
 import shutil
 import sys
 from collections import defaultdict
@@ -142,8 +144,9 @@ def space_problems(runs: Iterable[Findings]) -> list[str]:
         free = shutil.disk_usage(existing_part(run_dir)).free
         if needed[device] > free:
             problems.append(
-                f"checkpoints need {readable_bytes(needed[device])} (checkpoint.keep, plus one while it is written), but only "
-                f"{readable_bytes(free)} are free in {run_dir}: make room, lower checkpoint.keep, or choose another run.dir"
+                f"checkpoints need {readable_bytes(needed[device])} (those kept by checkpoint.keep, keep_every and best, plus one "
+                f"while it is written), but only {readable_bytes(free)} are free in {run_dir}: make room, keep fewer, or choose "
+                f"another run.dir"
             )
     return problems
 
@@ -185,6 +188,7 @@ def _look_at_data(config: Config, world: int | None, progress: TrainingProgress,
         if folder.is_dir():
             config = with_shapes(config, folder)
         else:
+            found.attempt(partial(_check_writable, folder, f"data.cache={config.data.cache}"))
             written = f", to be written into {folder}"
     shards, training = TRAIN_SHARDS, None
     if not written or config.data.train is not None:
@@ -205,6 +209,14 @@ def _look_at_data(config: Config, world: int | None, progress: TrainingProgress,
         if shown is not None:
             found.add(f"  {shown.what}", shown.told())
     return shards
+
+
+def _check_writable(folder: Path, asked: str) -> None:
+    """Raise UserError where a folder cannot be made."""
+    place = existing_part(folder)
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        why = "not a folder" if not place.is_dir() else "not for us to write"
+        raise UserError(f"{asked}: the embedded data set cannot be written there ({place} is {why}): choose another data.cache")
 
 
 def _check_shards(shards: int, world: int, progress: TrainingProgress, config: Config) -> None:
@@ -249,15 +261,20 @@ def _look_at_architecture(config: Config, weights: Path | None, found: Findings)
 
 
 def _look_at_disk(config: Config, found: Findings) -> None:
-    """While a checkpoint is written, there is one more than are kept."""
-    size = checkpoint_bytes(config)
+    """While a checkpoint is written, there is one more than are kept, besides the best and those that are kept for good.
+
+    Not counted: one that is written while steps are not finite, which few runs ever do and which ends none without a line.
+    """
+    size, options = checkpoint_bytes(config), config.checkpoint
+    for_good = config.train.steps // math.lcm(options.keep_every, options.every_steps or 1) if options.keep_every else 0
+    at_most = options.keep + (options.best is not None) + for_good
     try:
         kept = len(complete_checkpoints(found.run_dir))
     except OSError:  # reported by _look_at_directory
         kept = 0
-    found.disk = size * max(1, config.checkpoint.keep + 1 - kept)
+    found.disk = size * max(1, at_most + 1 - kept)
     free = shutil.disk_usage(existing_part(found.run_dir)).free
-    found.add("checkpoints", f"{config.checkpoint.keep} of {readable_bytes(size)}; {readable_bytes(free)} free")
+    found.add("checkpoints", f"{at_most} of {readable_bytes(size)}; {readable_bytes(free)} free")
 
 
 def _look_at_device(config: Config, world: int, works: Callable[[Config], None], found: Findings) -> None:

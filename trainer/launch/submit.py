@@ -23,6 +23,7 @@ from trainer.errors import UserError
 from trainer.launch.job_array import write_runs
 from trainer.launch.slurm_options import SlurmOptions, read_options
 from trainer.launch.sweep import PLUGINS, CheckedLauncher, Ended, SweepRun
+from trainer.output import reader_may_leave
 from trainer.reporting.tables import sweep_table
 
 PROJECT = CONF.parent
@@ -155,7 +156,8 @@ class SlurmLauncher(CheckedLauncher):
 
 def _wait_for(job: str) -> None:
     """Wait until SLURM no longer knows any job of the array; it still knows a requeued one."""
-    print(f"waiting for job array {job}: Ctrl-C ends the sweep, not its jobs", flush=True)
+    with reader_may_leave():
+        print(f"waiting for job array {job}: Ctrl-C ends the sweep, not its jobs")
     try:
         while subprocess.run(["squeue", "--noheader", "--jobs", job], capture_output=True, text=True).stdout.strip():
             time.sleep(POLL_SECONDS)

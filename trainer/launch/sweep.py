@@ -28,11 +28,13 @@ from trainer.config.schema import Config, RunConfig
 from trainer.distributed.signals import EXIT_INTERRUPTED, EXIT_STOPPED, SIGNALS
 from trainer.errors import UserError, did_you_mean
 from trainer.launch.names import check_directories, is_named, suffixes, text_override
+from trainer.output import reader_may_leave
 from trainer.reporting.log_lines import log_to_terminal
 
 if TYPE_CHECKING:
     from trainer.launch.results import Result
 
+_log = logging.getLogger(__name__)
 PLUGINS = "hydra_plugins.limoe"
 """Hydra only starts launchers from its package for plugins; ours are registered at run time under a name in it."""
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -117,6 +119,7 @@ class CheckedLauncher(Launcher):
             self.tell_ready(runs)
             raise Ended(0)
         self.app.undo = None
+        forget_wandb_run()
         self.folder.mkdir(parents=True, exist_ok=True)  # where sweepers other than Hydra's own write what they found
         return self.start(runs)
 
@@ -205,7 +208,8 @@ class CheckedLauncher(Launcher):
     def tell_ready(self, runs: list[SweepRun]) -> None:
         """Print that runs which were only checked can be started."""
         for run in runs:
-            print(f"run {run.number + 1}: {' '.join(run.own)} in {run.config.run.dir}: ready to run", flush=True)
+            with reader_may_leave():
+                print(f"run {run.number + 1}: {' '.join(run.own)} in {run.config.run.dir}: ready to run")
 
     def returned(self, run: SweepRun, problem: str | None, result: "Result | None") -> JobReturn:
         """What the sweeper gets from a run: its result, or the problem if it failed."""
@@ -249,7 +253,8 @@ class CheckedLauncher(Launcher):
             for override in given
             if not any(override.key_or_group == name or override.key_or_group.startswith(f"{name}.") for name in OF_A_SWEEP)
         ]
-        return [*self.app.flags, *kept, f"hydra.job.num={number}", f"hydra.job.id={number}"]
+        # The mode is said even where -m was: an experiment's file may say MULTIRUN, and the run would be the sweep again.
+        return [*self.app.flags, *kept, "hydra.mode=RUN", f"hydra.job.num={number}", f"hydra.job.id={number}"]
 
     def clean_up(self) -> None:
         """Leave nothing of a sweep that did not start: its sweeper has already written its plan."""
@@ -283,7 +288,8 @@ class LocalLauncher(CheckedLauncher):
         returns = []
         of = f" of {len(runs)}" if self.is_basic and len(runs) > runs[-1].number else ""
         for run in runs:
-            print(f"run {run.number + 1}{of}: {' '.join(run.own)} in {run.config.run.dir}", flush=True)
+            with reader_may_leave():
+                print(f"run {run.number + 1}{of}: {' '.join(run.own)} in {run.config.run.dir}")
             code = train(run.arguments)
             if code in (EXIT_STOPPED, EXIT_INTERRUPTED):
                 raise Ended(code)
@@ -296,6 +302,13 @@ class LocalLauncher(CheckedLauncher):
         if code:
             return self.returned(run, f"run {run.number + 1} ({' '.join(run.own)}) failed with exit code {code}", None)
         return self.returned(run, None, None if self.is_basic else read_result(run.config, self.result))
+
+
+def forget_wandb_run() -> None:
+    """Keep one W&B run around a sweep from becoming that of all its runs, here and in the jobs that inherit our environment."""
+    run_id = os.environ.pop("WANDB_RUN_ID", None)
+    if run_id:
+        _log.warning("WANDB_RUN_ID=%s is not heeded: each run of a sweep is a W&B run of its own", run_id)
 
 
 def train(arguments: list[str]) -> int:

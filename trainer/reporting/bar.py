@@ -16,6 +16,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from trainer.output import reader_may_leave
+
 _log = logging.getLogger(__name__)
 _REFRESHES_PER_SECOND = 4
 _MIN_BAR, _MAX_BAR = 10, 40  # characters
@@ -213,5 +215,5 @@ def _terminal() -> Console | None:
 
 def _print_line(text: str) -> None:
     # A lost log (a closed pipe, a full disk) is no reason to lose the run.
-    with contextlib.suppress(OSError):
-        print(text, flush=True)
+    with contextlib.suppress(OSError), reader_may_leave():
+        print(text)

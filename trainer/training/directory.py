@@ -27,6 +27,7 @@ from trainer.distributed.agree import first_reads
 from trainer.distributed.processes import Processes
 from trainer.errors import UserError, reason
 from trainer.files import write_whole
+from trainer.reporting.log_lines import LOG
 from trainer.training.lock import check_unclaimed, claim
 
 METRICS = "metrics.jsonl"
@@ -62,10 +63,13 @@ def inspect_run_directory(config: Config, alone: Processes) -> tuple[Path | None
     try:
         checkpoint = resume_from(config, run_dir, alone, digests=False)
         place = existing_part(run_dir)
+        if run_dir.is_symlink() and not run_dir.exists():
+            raise FileNotFoundError(errno.ENOENT, "a link that leads nowhere", str(run_dir))
         if not place.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
         if not os.access(place, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+        _check_appendable(run_dir / LOG)
     except OSError as problem:
         raise _unwritable(run_dir, problem) from problem
     if checkpoint is not None:
@@ -75,6 +79,14 @@ def inspect_run_directory(config: Config, alone: Processes) -> tuple[Path | None
     initial = _sound_in(Path(config.init_from), f"init_from={config.init_from}", alone, digests=False)
     _check_same_model(initial, config, NEW_WEIGHTS)
     return None, initial
+
+
+def _check_appendable(path: Path) -> None:
+    """Raises OSError for a file that cannot be opened again."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
 def existing_part(path: Path) -> Path:

@@ -14,6 +14,7 @@ from trainer.data.loader import TrainingLoader, training_loader
 from trainer.data.order.progress import DataProgress
 from trainer.data.shapes.write import write_shapes
 from trainer.data.shards.captions import CaptionRule, training_captions
+from trainer.data.shards.opening import Remote
 from trainer.data.shards.patterns import list_shards
 from trainer.data.sources import Shards, check_evaluation_data, check_training_data, load_tokenizer, with_shapes
 from trainer.data.tokenizer import Tokenizer, train_tokenizer
@@ -125,7 +126,9 @@ def _make_tokenizer(config: Config, shards: list[str], path: Path) -> None:
             Tokenizer.load(config.data.tokenizer)
             write_whole(path, user_path(config.data.tokenizer).read_bytes())
             return
-        captions: Iterable[str] = training_captions(shards, CaptionRule.of(config.data), config.data.tokenizer_captions)
+        captions: Iterable[str] = training_captions(
+            shards, CaptionRule.of(config.data), config.data.tokenizer_captions, Remote.of(config.data)
+        )
         train_tokenizer(captions, path, config.model.vocabulary, config.seed)
     except OSError as problem:
         raise UserError(f"cannot write {path} ({reason(problem)}): make room or choose another run.dir") from problem

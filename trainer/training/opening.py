@@ -15,13 +15,14 @@ from trainer.checkpoint.save import Checkpointer
 from trainer.config.checks import check_layout
 from trainer.config.schema import Config
 from trainer.data.loader import TrainingLoader
-from trainer.distributed.agree import first_reads
+from trainer.distributed.agree import first_reads, raise_together
 from trainer.distributed.peers import DistributedPeers
 from trainer.distributed.processes import Processes
 from trainer.distributed.signals import StopRequest
 from trainer.engine.build import build_engine, start_deepspeed
 from trainer.engine.ema import start_ema
 from trainer.engine.state import WEIGHTS, ExpertSharding, set_optimizer_state, set_weights
+from trainer.errors import UserError
 from trainer.reporting.log_lines import log_to_file
 from trainer.training.changes import tell_changes
 from trainer.training.directory import initial_weights, open_run_directory, write_config
@@ -65,7 +66,7 @@ def _open(config: Config, processes: Processes, closing: ExitStack) -> OpenRun:
     stop = StopRequest(announce=processes.is_first)
     check_layout(config, processes.world)
     run_dir, checkpoint = open_run_directory(config, processes)
-    closing.enter_context(log_to_file(run_dir, processes.rank))
+    _open_log(run_dir, processes, closing)
     if checkpoint:
         first_reads(partial(tell_changes, config, checkpoint), processes)
     weights = None if checkpoint else initial_weights(config, run_dir, processes)
@@ -96,6 +97,16 @@ def _open(config: Config, processes: Processes, closing: ExitStack) -> OpenRun:
         recorder=recorder,
         position=Position(progress.step, processes.is_first),
     )
+
+
+def _open_log(run_dir: Path, processes: Processes, closing: ExitStack) -> None:
+    """Have rank 0 keep its lines in train.log. A collective: what it cannot open is a UserError on every rank."""
+    problem = None
+    try:
+        closing.enter_context(log_to_file(run_dir, processes.rank))
+    except UserError as error:
+        problem = str(error)
+    raise_together(problem, processes)
 
 
 def _start_engine(

@@ -199,3 +199,10 @@ def test_a_damaged_configuration_file_is_named(tmp_path: Path, content: str):
 def test_a_missing_configuration_file_is_named(tmp_path: Path):
     with pytest.raises(UserError, match=r"nowhere/config.yaml is not the configuration of a run"):
         load_config(tmp_path / "nowhere" / "config.yaml")
+
+
+@pytest.mark.parametrize("key", ["run.dir", "init_from", "resume", "data.cache", "data.tokenizer"])
+def test_a_url_in_the_place_of_a_directory_is_no_folder_of_that_name(key: str):
+    with pytest.raises(UserError, match=f"{key}=s3://bucket/x: a path is needed here"):
+        compose_config([f"{key}=s3://bucket/x"])
+    assert compose_config(["data.train=s3://bucket/x.tar"]).data.train == "s3://bucket/x.tar"

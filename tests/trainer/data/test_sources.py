@@ -97,3 +97,12 @@ def test_evaluation_shards_that_are_training_shards_are_refused(
     check_apart("data.val", [other], shards)
     with pytest.raises(UserError, match=r"eval\.zeroshot"):
         check_apart("eval.zeroshot", ["http://x/0.tar"], ["http://x/1.tar", "http://x/0.tar"])
+
+
+def test_a_break_that_is_seen_at_the_start_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shards = write_shards(tmp_path, 3, 3)
+    Path(shards[1]).write_bytes(Path(shards[1]).read_bytes().rstrip(b"\0"))
+    with caplog.at_level(logging.WARNING):
+        assert check_training_data(config(shards)).look.broken.keys() == {shards[1]}
+    assert len(caplog.records) == 1
+    assert f"{shards[1]}: the shard ends early: " in caplog.text

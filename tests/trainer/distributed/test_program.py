@@ -99,7 +99,7 @@ def test_when_all_ranks_lost_each_other_it_is_the_network(store: dist.Store, sle
     assert "check the network" in program._name_the_lost(rank_of(3, 0, store))
 
 
-def test_without_the_store_one_rank_a_host_names_its_keeper():
+def test_without_the_store_one_rank_a_host_names_its_keeper(monkeypatch: pytest.MonkeyPatch):
     class Gone:
         def check(self, keys: list[str]) -> bool:
             raise dist.DistNetworkError("the server has gone")
@@ -110,7 +110,12 @@ def test_without_the_store_one_rank_a_host_names_its_keeper():
     store: Any = Gone()
     ranks = [Processes(rank, 8, rank, torch.device("cpu"), store=store) for rank in range(4)]
     assert [program._is_first_to_speak(rank) for rank in ranks] == [True, True, False, False]
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
     assert program._name_the_lost(ranks[1]).startswith("error: rank 0 died without a message")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("MASTER_ADDR", "node7")
+    for rank in ranks[:2]:  # rank 0 would otherwise name itself
+        assert program._name_the_lost(rank).startswith("error: the launcher on node7, which connects the ranks,")
 
 
 NCCL = "NCCL error in: ProcessGroupNCCL.cpp:3690, {}, NCCL version 2.29.3\n{}"

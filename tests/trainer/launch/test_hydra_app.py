@@ -72,6 +72,14 @@ def test_flags_may_stand_anywhere():
         (["hydra.job.env_copy=[NO_SUCH_VARIABLE]"], "NO_SUCH_VARIABLE"),
         (["--experimental-rerun", "/nowhere.pickle"], "/nowhere.pickle does not exist"),
         (["run.name=${oc.env:NO_SUCH_VARIABLE}"], "NO_SUCH_VARIABLE"),
+        (["--config-dir", "~nobody-of-this-name/x"], "no home directory of '~nobody-of-this-name'"),
+        (["--config-path", "$NO_SUCH_VARIABLE/x"], "the environment has no $NO_SUCH_VARIABLE"),
+        *(([f"~{group}"], f"every run has one {group}: choose ") for group in ("model", "router", "data", "schedule")),
+        (["~router=limoe"], "every run has one router"),
+        (["router=null"], "every run has one router: choose classic, limoe, none"),
+        (["model=5"], "every run has one model: choose "),
+        (["~experiment"], "leave experiment= out"),
+        (["experiment=null"], "leave experiment= out"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(here: Path, arguments: list[str], told: str):
@@ -89,6 +97,24 @@ def test_a_folder_of_the_user_s_own_adds_experiments_and_groups(folder: Path):
     assert (config.seed, config.optim.lr) == (5, 0.5)
     with pytest.raises(UserError, match=r"experiment=mien' does not exist \(did you mean 'mine'\?\)"):
         run_app(["--config-dir", "cfg", "experiment=mien"], no_run)
+
+
+def test_a_folder_of_the_user_s_own_is_a_path_like_any_other(folder: Path):
+    (Path.home() / "mine").symlink_to(folder)
+    for where in ("--config-dir=~/mine", "--config-dir=$HOME/mine", f"--config-dir=file://{folder}"):
+        assert composed(where, "experiment=mine", "+optimiser=fast").optim.lr == 0.5
+
+
+def test_several_choices_of_a_group_go_together(folder: Path):
+    (folder / "experiment" / "more.yaml").write_text("# @package _global_\ntrain:\n  steps: 9\n")
+    config = composed("--config-dir", "cfg", "experiment=[mine,more]")
+    assert (config.seed, config.train.steps) == (5, 9)
+
+
+def test_a_file_that_is_no_yaml_is_named_with_its_line(folder: Path):
+    (folder / "experiment" / "broken.yaml").write_text("# @package _global_\noptim: {lr: 3\nseed: 1\n")
+    with pytest.raises(UserError, match=r"cfg/experiment/broken\.yaml, line 3: "):
+        run_app(["--config-dir", "cfg", "experiment=broken"], no_run)
 
 
 @pytest.mark.parametrize("where", ["--config-dir", "--config-path", "-cd", "-cp"])

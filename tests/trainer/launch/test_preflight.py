@@ -263,6 +263,22 @@ def test_the_runs_of_a_file_system_share_its_room(tmp_path: Path, monkeypatch: p
     assert "100 GiB are free" in told
 
 
+def test_checkpoints_that_are_never_deleted_need_room_too(config: Config, tmp_path: Path):
+    config.run.dir, config.train.steps = str(tmp_path / "new"), 1000
+    config.checkpoint.keep, config.checkpoint.every_steps = 2, 100
+    size = checkpoint_bytes(config)
+    assert examine(config, 1).disk == 3 * size
+    config.checkpoint.best, config.checkpoint.keep_every = "eval/retrieval/i2t_r1", 250  # of which 500 and 1000 are saved
+    assert examine(config, 1).disk == 6 * size
+
+
+def test_a_cache_that_cannot_be_written_is_told_before_the_start(config: Config, tmp_path: Path):
+    (tmp_path / "file").touch()
+    config.data.kind, config.data.train, config.data.val, config.data.cache = "shapes", None, None, str(tmp_path / "file")
+    (told,) = [problem for problem in examine(config, 1).problems if "data.cache" in problem]
+    assert "cannot be written there" in told and "file is not a folder" in told
+
+
 def test_a_model_larger_than_the_gpu_is_refused(config: Config, monkeypatch: pytest.MonkeyPatch):
     properties = type("properties", (), {"total_memory": 2**20})
     monkeypatch.setattr(dry, "choose_device", lambda wanted, local_rank: torch.device("cuda", 0))

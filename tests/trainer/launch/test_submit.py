@@ -142,7 +142,7 @@ def test_the_jobs_get_what_says_where_the_configuration_is(here: Path, capsys: p
     lines = [json.loads(line) for line in (here / "swept" / "overrides.jsonl").read_text().splitlines()]
     given = [part for part in lines[1] if part.startswith(("--", "hydra", "+hydra", "own", "/"))]
     assert given[:4] == ["--config-name", "own", "--config-dir", str(here / "cfg")]
-    assert given[4:] == ["+hydra.job.env_set.A=b", "hydra.job.num=1", "hydra.job.id=1"]
+    assert given[4:] == ["+hydra.job.env_set.A=b", "hydra.mode=RUN", "hydra.job.num=1", "hydra.job.id=1"]
     assert lines[1][-2:] == ["run.name=limoe-lr-0.0003", "run.dir=swept/limoe-lr-0.0003"]
 
 

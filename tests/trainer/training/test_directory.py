@@ -234,6 +234,19 @@ def test_what_stands_in_the_place_of_the_checkpoints_is_no_new_run(tmp_path: Pat
     assert files(tmp_path) == before
 
 
+def test_a_dry_run_tells_of_a_log_that_the_run_could_not_open_again(tmp_path: Path):
+    (tmp_path / "train.log").mkdir()
+    with pytest.raises(UserError, match=r"train.log: Is a directory\): mend it or choose another run.dir"):
+        inspect_run_directory(configured(tmp_path), ALONE)
+
+
+def test_a_run_directory_that_is_a_link_to_nowhere_is_told_before_the_start(tmp_path: Path):
+    (tmp_path / "run").symlink_to(tmp_path / "disk" / "that" / "is" / "not" / "there")
+    for open_it in (inspect_run_directory, open_run_directory):
+        with pytest.raises(UserError, match=r"run cannot be used \("):
+            open_it(configured(tmp_path / "run"), ALONE)
+
+
 def test_going_back_leaves_no_link_to_a_best_that_is_set_aside(tmp_path: Path):
     older = saved(tmp_path, 5)
     point_best_to(saved(tmp_path, 10))

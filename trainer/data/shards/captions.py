@@ -14,6 +14,7 @@ from model.text import clean_text
 from trainer.config.schema import DataConfig
 from trainer.data.shards.images import image_bytes
 from trainer.data.shards.names import DOTS_REMEDY, file_named
+from trainer.data.shards.opening import Remote
 from trainer.data.shards.samples import Sample, Unusable, read_samples
 from trainer.data.text_files import decode_text, split_lines
 from trainer.errors import UserError
@@ -23,6 +24,7 @@ CHECKED_SHARDS = 8  # tried until one contains samples
 CAPTION_SHARDS = 64  # at most these are opened for a sample of the captions
 CLASS_DIGITS = 9  # more would not fit into the label's integer
 SHOWN_KEYS = 5
+SHOWN_OF_KEY = 40  # characters
 CLIP_BENCHMARK = "nshards.txt"  # next to the shards in CLIP_benchmark's layout
 
 
@@ -110,15 +112,17 @@ def _from_json(content: bytes, key: str | None) -> list[str]:
     except ValueError as problem:
         raise NoCaption(f"its .json is not JSON ({problem})") from None
     if not isinstance(values, dict):
-        raise NoCaption(f"its .json is {_kind(values)}, not an object", remedy)
+        raise NoCaption(f"its .json is {_kind(values)}, not an object", 'write {"caption": "what it shows"} there, or .txt files')
     name = key or "caption"
     if name not in values:
-        keys = ", ".join(repr(clean_text(known)) for known in islice(values, SHOWN_KEYS)) or "none"
+        keys = ", ".join(repr(clean_text(known)[:SHOWN_OF_KEY]) for known in islice(values, SHOWN_KEYS)) or "none"
         raise NoCaption(f"its .json has no '{name}' (its keys: {keys})", remedy)
     found = values[name]
     captions = _cleaned(found if isinstance(found, list) else [found])
     if not captions:
         empty = isinstance(found, list | str)
+        if isinstance(found, dict):
+            remedy = "data.caption_key names a text or a list of texts, not one within an object"
         raise NoCaption(f"'{name}' of its .json {'has no text' if empty else f'is {_kind(found)}, not text'}", remedy)
     return captions
 
@@ -152,12 +156,12 @@ def require_pair(sample: Sample, rule: CaptionRule) -> tuple[bytes, list[str]]:
     return image_bytes(sample), read_captions(sample, rule)
 
 
-def check_captions(shards: list[str], rule: CaptionRule) -> None:
+def check_captions(shards: list[str], rule: CaptionRule, remote: Remote | None = None) -> None:
     """Raise UserError when none of the first 100 samples of the first shard (that holds samples) has a caption."""
     for shard in shards[:CHECKED_SHARDS]:
         extensions: set[str] = set()
         reasons: Counter[tuple[str, str]] = Counter()
-        with closing(read_samples(shard)) as samples:
+        with closing(read_samples(shard, remote)) as samples:
             for sample in islice(samples, CHECKED_SAMPLES):
                 extensions.update(sample.files)
                 try:
@@ -166,17 +170,19 @@ def check_captions(shards: list[str], rule: CaptionRule) -> None:
                 except NoCaption as problem:
                     reasons[str(problem), problem.remedy] += bool(sample.files)
         if extensions:
-            raise UserError(_no_captions(shard, extensions, reasons, rule))
+            raise UserError(_no_captions(shard, extensions, reasons, rule, remote))
     raise UserError(
         f"no samples in {', '.join(shards[:CHECKED_SHARDS])}: WebDataset shards contain files such as 000.jpg and 000.txt"
     )
 
 
-def _no_captions(shard: str, extensions: set[str], reasons: Counter[tuple[str, str]], rule: CaptionRule) -> str:
+def _no_captions(
+    shard: str, extensions: set[str], reasons: Counter[tuple[str, str]], rule: CaptionRule, remote: Remote | None
+) -> str:
     found = " ".join(f".{extension}" for extension in sorted(extensions)[:10])
     missing = f"no captions in shard {shard}" if rule.key is None else f"no captions under data.caption_key={rule.key}"
     where = "" if rule.key is None else f" in shard {shard}"
-    scattered = _scattered_key(shard)
+    scattered = _scattered_key(shard, remote)
     if scattered:
         return (
             f"{missing}{where}: it contains {found}, but the files of a sample, such as {scattered}, are not next to each other: "
@@ -187,10 +193,10 @@ def _no_captions(shard: str, extensions: set[str], reasons: Counter[tuple[str, s
     return f"{missing}{where}: it contains {found}{told}{f'; {remedy}' if remedy else ''}"
 
 
-def _scattered_key(shard: str) -> str:
+def _scattered_key(shard: str, remote: Remote | None) -> str:
     """A key that appears again in a shard after another key; "" if there is none."""
     seen: set[str] = set()
-    with closing(read_samples(shard)) as samples:
+    with closing(read_samples(shard, remote)) as samples:
         for sample in samples:
             if sample.key in seen:
                 return sample.key
@@ -198,19 +204,19 @@ def _scattered_key(shard: str) -> str:
     return ""
 
 
-def training_captions(shards: list[str], rule: CaptionRule, limit: int) -> Iterator[str]:
+def training_captions(shards: list[str], rule: CaptionRule, limit: int, remote: Remote | None = None) -> Iterator[str]:
     """At most `limit` captions, the same ones every time: the first of shards spread evenly over the list."""
     chosen = shards[:: max(1, -(-len(shards) // CAPTION_SHARDS))]
     remaining = limit
     for position, shard in enumerate(chosen):
         # The unused part of a short shard's quota goes to the shards after it.
         share = -(-remaining // (len(chosen) - position))
-        for caption in islice(_captions(shard, rule), share):
+        for caption in islice(_captions(shard, rule, remote), share):
             remaining -= 1
             yield caption
 
 
-def _captions(shard: str, rule: CaptionRule) -> Iterator[str]:
-    with closing(read_samples(shard)) as samples:
+def _captions(shard: str, rule: CaptionRule, remote: Remote | None) -> Iterator[str]:
+    with closing(read_samples(shard, remote)) as samples:
         for sample in samples:
             yield from captions_of(sample, rule)

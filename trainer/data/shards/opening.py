@@ -21,15 +21,20 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
 from webdataset.gopen import gopen, gopen_schemes, rewrite_url
 
+from trainer.config.schema import DataConfig
+from trainer.data.shards.names import printable
+
 FIRST_WAIT = 1.0  # seconds before the second try; doubled before each further one
 LONGEST_WAIT = 60.0
 COMMAND_TRIES = 3  # a command may have its own retries
 WORTH_ANOTHER_TRY = (408, 425, 429, 500, 502, 503, 504)  # HTTP status codes
+URL_CHARACTERS = "%/:=&?~#+!$,;'@()*[]"  # have a meaning in a URL, or are quoted already
 SKIPPED_AT_ONCE = 1 << 20
 LAST_WORDS = 4096  # bytes of a command's standard error that are looked at
 
@@ -42,6 +47,11 @@ class Remote:
 
     timeout: float = 60.0
     tries: int = 6
+
+    @classmethod
+    def of(cls, data: DataConfig) -> "Remote":
+        """What a configuration says."""
+        return cls(data.remote_timeout, data.remote_tries)
 
 
 class ReadFailed(OSError):
@@ -91,7 +101,7 @@ def open_shard(shard: str, remote: Remote | None = None) -> BinaryIO:
     if scheme == "file":
         return Path(urllib.request.url2pathname(urllib.parse.urlparse(url).path)).open("rb")
     if scheme in ("http", "https"):
-        web = _Web(url, remote.timeout)
+        web = _Web(urllib.parse.quote(url, safe=URL_CHARACTERS), remote.timeout)
         return _buffered(_Persistent(shard, web.at, remote.tries))
     start = partial(_run, url.removeprefix("pipe:")) if scheme == "pipe" else partial(_ask_webdataset, url)
     return _buffered(_Persistent(shard, partial(_Output, start, remote.timeout), min(remote.tries, COMMAND_TRIES)))
@@ -186,18 +196,32 @@ class _Web:
             problem.close()
             if problem.code == 416 and start:
                 raise _Failure("the file became shorter while it was read", again=False) from None
-            raise _Failure(f"HTTP {problem.code} {problem.reason}", problem.code in WORTH_ANOTHER_TRY) from None
+            # Of a redirection that leads nowhere, urllib's reason has several lines.
+            told = " ".join(str(problem.reason).split())
+            raise _Failure(f"HTTP {problem.code} {told}", problem.code in WORTH_ANOTHER_TRY) from None
         except (OSError, http.client.HTTPException, ValueError) as problem:
-            raise _Failure(_network_reason(problem, self._timeout), not isinstance(problem, ValueError)) from None
+            again = not isinstance(problem, (ValueError, http.client.InvalidURL))
+            raise _Failure(_network_reason(problem, self._timeout), again) from None
         version = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
         if start and self._version is not None and version != self._version:
             answer.close()
             raise _Failure("the file changed while it was read", again=False)
         self._version = version
         source = _Answer(answer, self._timeout)
-        if start and answer.status != 206:
-            _pass_over(source, start)
+        try:
+            _pass_over(source, start - _first_byte(answer, start))
+        except _Failure:
+            source.close()
+            raise
         return source
+
+
+def _first_byte(answer: http.client.HTTPResponse, asked: int) -> int:
+    """Where in the file an answer begins: not every server that is asked for a part sends just that."""
+    if answer.status != HTTPStatus.PARTIAL_CONTENT:
+        return 0
+    told = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
+    return int(told[1]) if told else asked
 
 
 class _Answer:
@@ -304,7 +328,9 @@ def _ask_webdataset(url: str, words: BinaryIO) -> subprocess.Popen[bytes]:
 
 
 def _pass_over(source: _Source, count: int) -> None:
-    """Skip the given number of bytes, which are known already. Raises _Failure if there are fewer."""
+    """Skip the given number of bytes, which are known already. Raises _Failure if there are fewer, or it begins after them."""
+    if count < 0:
+        raise _Failure(f"the server left out {-count} bytes", again=False)
     while count:
         content = source.read(min(count, SKIPPED_AT_ONCE))
         if not content:
@@ -318,4 +344,4 @@ def _network_reason(problem: BaseException, timeout: float) -> str:
         return f"no data came for {timeout:g} s"
     if isinstance(reason, OSError) and reason.strerror:
         return reason.strerror
-    return str(reason) or type(reason).__name__
+    return " ".join(printable(str(reason)).split()) or type(reason).__name__

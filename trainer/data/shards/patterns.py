@@ -10,6 +10,7 @@ from braceexpand import braceexpand
 
 from trainer.data.shards.archive import Archive
 from trainer.data.shards.litter import is_litter
+from trainer.data.shards.names import printable
 from trainer.data.shards.opening import is_remote, unreadable_scheme
 from trainer.errors import UserError
 
@@ -72,7 +73,7 @@ def identify(shards: Sequence[str]) -> list[Identity]:
 
 def name_some(shards: Sequence[str | Path]) -> str:
     """`a.tar, b.tar, c.tar and 7 more`"""
-    shown = ", ".join(str(shard) for shard in shards[:NAMES_SHOWN])
+    shown = ", ".join(printable(str(shard)) for shard in shards[:NAMES_SHOWN])
     return shown if len(shards) <= NAMES_SHOWN else f"{shown} and {len(shards) - NAMES_SHOWN} more"
 
 
@@ -88,6 +89,8 @@ def _texts(pattern: Any, what: str) -> list[str]:
         raise UserError(f"{what}={pattern}: expected a shard pattern or a list of these, not {type(pattern).__name__}")
     if "" in texts:
         raise UserError(f"{what} contains an empty shard pattern")
+    if impossible := [text for text in texts if "\0" in text]:
+        raise UserError(f"{what}={printable(impossible[0])}: no path contains a NUL character")
     return texts
 
 
@@ -146,7 +149,7 @@ def _in_directory(path: Path, what: str) -> list[str]:
         direct = [path]
     direct = direct or [path / name for names in PARTS.values() for name in names if (path / name).is_dir()]
     if direct:
-        example = path / "*.tar" if direct[0].is_dir() else direct[0]
+        example = direct[0] / "*.tar" if direct[0].is_dir() else direct[0]
         raise UserError(
             f"{what}={path}: no shards match; {name_some(direct)} {'are' if len(direct) > 1 else 'is'} another part of the data "
             f"set by name, or empty: if you do mean this part, name the shards, such as {example}"
@@ -186,7 +189,11 @@ def _matching(pattern: Path, what: str) -> list[str]:
             left = [path for path in found if path not in set(kept)]
             logger.warning("%s=%s: %s left out: another part of the data set by name", what, pattern, name_some(left))
             found = kept
-    return [str(path) for path in found]
+    return [shard for path in found for shard in (_in_directory(path, what) if _is_folder_of_shards(path) else [str(path)])]
+
+
+def _is_folder_of_shards(path: Path) -> bool:
+    return path.is_dir() and not path.name.lower().endswith(ENDINGS)
 
 
 def _each_once(shards: list[str], what: str) -> list[str]:
@@ -229,4 +236,4 @@ def _check_headers(shards: list[Path], what: str) -> None:
         finally:
             archive.close()
         if archive.problem:
-            raise UserError(f"{what}: shard {shard} is not a readable tar archive: {archive.problem}")
+            raise UserError(f"{what}: shard {printable(str(shard))} is not a readable tar archive: {archive.problem}")

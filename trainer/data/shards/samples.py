@@ -40,18 +40,22 @@ def read_samples(shard: str, remote: Remote | None = None) -> Generator[Sample, 
     """
     archive = Archive(shard, remote)
     extensions: set[str] = set()
+    empty = True
     try:
         for sample in _grouped(shard, archive):
             # The last sample before a break counts as complete only if it has every file that its predecessor has.
             if archive.problem and not (extensions and extensions.issubset(sample.files)):
                 break
             extensions = set(sample.files)
+            empty = False
             yield sample
     finally:
         archive.close()
     if archive.problem:
         warn_once(shard, "the shard ends early", archive.problem)
         yield Sample(shard, "(break)", broken=archive.problem)
+    elif empty:
+        warn_once(shard, "it holds no samples", archive.contents())
 
 
 @dataclass

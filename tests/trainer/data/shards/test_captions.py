@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.trainer.data.shards_on_disk import jpeg, pair, write_shard, write_shards
 from trainer.data.shards.captions import CaptionRule, captions_of, check_captions, label_of, read_captions, training_captions
+from trainer.data.shards.opening import Remote
 from trainer.data.shards.samples import Sample, Unusable
 from trainer.errors import UserError
 
@@ -83,6 +84,7 @@ def test_a_caption_key_needs_no_json_where_there_is_txt() -> None:
         (b"\xff\xfe\xff", "its .json is not JSON"),
         (b"[" * 100_000, "its .json is nested too deeply"),
         (b'{"caption": ' + b'{"a":' * 100_000, "its .json is nested too deeply"),
+        (b'{"' + b"k" * 5000 + b'": 1}', "its .json has no 'caption' (its keys: '" + "k" * 40 + "')"),
     ],
 )
 def test_json_as_it_is_found(content: bytes, expected: list[str] | str) -> None:
@@ -207,3 +209,34 @@ def test_training_captions_are_bounded_and_spread(tmp_path: Path) -> None:
     assert len(list(training_captions(shards, DEFAULT, 1000))) == 20
     short = write_shard(tmp_path / "short.tar", [pair(0)])
     assert len(list(training_captions([short, shards[0]], DEFAULT, 6))) == 6
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (
+            b'{"caption": {"en": "a dog", "de": "ein Hund"}}',
+            "is an object, not text; data.caption_key names a text",
+        ),
+        (b'["a dog"]', 'is a list, not an object; write {"caption": "what it shows"} there'),
+        (b"3", 'is a number, not an object; write {"caption": "what it shows"} there'),
+    ],
+)
+def test_what_no_caption_key_can_mend_is_not_told_to_set_one(tmp_path: Path, content: bytes, told: str) -> None:
+    shard = write_shard(tmp_path / "a.tar", [{"jpg": jpeg(1), "json": content}])
+    for rule in (DEFAULT, CaptionRule("caption")):
+        with pytest.raises(UserError) as raised:
+            check_captions([shard], rule)
+        assert told in str(raised.value)
+        assert "set " not in str(raised.value)
+
+
+def test_captions_are_waited_for_as_long_as_the_configuration_says(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("trainer.data.shards.opening.FIRST_WAIT", 0.001)
+    with pytest.raises(UserError, match="no samples"):
+        check_captions(["pipe:sleep 601"], DEFAULT, Remote(timeout=0.2, tries=2))
+    assert not list(training_captions(["pipe:sleep 602"], DEFAULT, 10, Remote(timeout=0.2, tries=2)))
+    for number in (601, 602):
+        assert f"pipe:sleep {number}: the shard ends early: the command wrote nothing for 0.2 s (tried 2 times)" in caplog.text

@@ -181,3 +181,29 @@ def test_a_shard_counts_once_by_whatever_name(tmp_path: Path, caplog: pytest.Log
         assert list_shards(names, "data.train") == shards
     assert "data.train names 5 shards more than once, which are read once" in caplog.text
     assert list_shards(["http://x/a.tar", "http://x/a.tar", "pipe:cat x"], "data.train") == ["http://x/a.tar", "pipe:cat x"]
+
+
+def test_the_shards_that_a_refusal_proposes_are_there(tmp_path: Path) -> None:
+    root = laid_out(tmp_path / "set", "test/0.tar", "test/1.tar")
+    for folder in (root, root / "test"):
+        with pytest.raises(UserError, match="if you do mean this part, name the shards") as raised:
+            list_shards(folder, "data.train")
+        proposed = str(raised.value).rpartition(" ")[2]
+        assert found(proposed, "data.train", root) == ["test/0.tar", "test/1.tar"]
+
+
+def test_a_wildcard_may_name_folders(tmp_path: Path) -> None:
+    root = laid_out(tmp_path, "part-0/a.tar", "part-1/b.tar", "set/train/0.tar", "set/test/0.tar")
+    assert found(f"{root}/part-*", "data.train", root) == ["part-0/a.tar", "part-1/b.tar"]
+    assert found(f"{root}/set/*", "data.train", root) == ["set/train/0.tar"]
+    assert found(f"{root}/set/*", "eval.retrieval", root) == ["set/test/0.tar"]
+
+
+def test_names_that_no_line_can_hold_are_told_in_one(tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(bytes(tmp_path) + b"/\xe9\n.tar"))
+    odd.write_bytes(b"")
+    with pytest.raises(UserError, match=r"\\udce9\\n.tar") as raised:
+        list_shards(tmp_path, "data.train")
+    assert str(raised.value).isprintable()
+    with pytest.raises(UserError, match="NUL"):
+        list_shards("/a\0b.tar", "data.train")
