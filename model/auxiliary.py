@@ -134,7 +134,7 @@ def routing_metrics(layers: dict[int, RoutingSums]) -> dict[str, Tensor]:
     """What users watch, by layer and modality (scalars): success rate, entropy, experts used, largest load.
 
     success: share of the modality's tokens that got a slot; entropy: mean entropy of a token's gates, nats; experts_used:
-    exp(entropy of the mean gate); load/max: the most wanted expert's share of all choices times E (1 is even).
+    exp(entropy of the mean gate); load/max: the most popular expert's share of all choices times E (1 is even).
     """
     metrics: dict[str, Tensor] = {}
     successes: dict[str, list[Tensor]] = {name: [] for name in MODALITIES}

@@ -30,7 +30,7 @@ class Experts(nn.Module):
 
 
 class Router(Float32Module):
-    """Linear map to one logit an expert, no bias, computed in float32 whatever the model's precision."""
+    """Linear map to one logit per expert, no bias, computed in float32 whatever the model's precision."""
 
     def __init__(self, width: int, experts: int) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Router(Float32Module):
 
 
 class ExpertLayer(nn.Module):
-    """A sparse mixture of MLPs in the place of a block's MLP."""
+    """A sparse mixture of MLPs in place of a block's MLP."""
 
     def __init__(self, width: int, hidden: int, experts: int, config: RouterConfig, peers: Peers) -> None:
         super().__init__()
@@ -55,9 +55,9 @@ class ExpertLayer(nn.Module):
         self.experts = Experts(experts // peers.expert_parallel, width, hidden)
 
     def draw(self, stream: TokenStream, generator: torch.Generator | None = None) -> Assignment:
-        """A new assignment for a batch, with noise in training; generator: by default torch's own of the stream's device.
+        """A new assignment for a batch, with noise in training; generator: by default torch's own for the stream's device.
 
-        Here, and not where the noise is used: a compiled region draws other numbers from the same seed than an eager one.
+        The noise is drawn here, not where it is used: a compiled region would draw other numbers from the same seed.
         """
         if not self.training or self.config.noise == 0:
             return Assignment()

@@ -234,7 +234,7 @@ def test_of_several_frames_the_first_is_taken() -> None:
         (b"%PDF-1.7 ...", "a PDF document"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "PostScript"),
         (b"\0\0\0\x20ftypheic\0\0\0\0", "HEIC"),
-        (b"\0\0\0\x20ftypisom\0\0\0\0", "a film ('isom')"),
+        (b"\0\0\0\x20ftypisom\0\0\0\0", "a video ('isom')"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
         (b"no image", "unknown data that begins with b'no image'"),
         (b"<!-- 404 -->\n<html>", "HTML or XML"),
@@ -278,7 +278,7 @@ def test_a_cut_file_cannot_be_decoded(kind: str) -> None:
 def test_the_size_limit_names_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     content = encoded(marked(), "PNG")
     monkeypatch.setattr("model.preprocess.MOST_PIXELS", 100)
-    with pytest.raises(UserError, match=r"too large \(32 x 16 pixels\): the limit is 100 pixels.*store it smaller"):
+    with pytest.raises(UserError, match=r"too large \(32 x 16 pixels\): the limit is 100 pixels.*reduce its size"):
         decode_image(content)
     monkeypatch.setattr("model.preprocess.MOST_PIXELS", 10**9)
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 10)

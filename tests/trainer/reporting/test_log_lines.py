@@ -73,3 +73,12 @@ def test_a_line_stays_one_line_whatever_is_in_it(tmp_path: Path, capsys: pytest.
     assert capsys.readouterr().err.count("\n") == 1
     (line,) = (tmp_path / "train.log").read_text(encoding="utf-8").splitlines()
     assert line.endswith(r"a b c \udce9.tar: bad")
+
+
+def test_a_log_that_cannot_be_opened_is_the_user_s_to_fix(tmp_path: Path):
+    (tmp_path / "train.log").mkdir()
+    with (
+        pytest.raises(UserError, match=r"train\.log cannot be written \(Is a directory\): fix it"),
+        log_to_file(tmp_path, rank=0),
+    ):
+        pass

@@ -1,4 +1,4 @@
-"""The files in a tar archive, up to its end or to where it breaks off."""
+"""The files in a tar archive, up to its end or to where it is cut off."""
 
 import bz2
 import gzip
@@ -20,8 +20,8 @@ ZEROS = (
     "(data.max_bad_shards=1 lets such shards pass)"
 )
 NO_END = (
-    "it has no end-of-archive marker: it was cut off between two files, or what wrote it did not close it "
-    "(data.max_bad_shards=1 lets such shards pass)"
+    "it has no end-of-archive marker: it was cut off between two files, or the program that wrote it did not close it "
+    "(data.max_bad_shards=1 accepts such shards)"
 )
 
 READ_AT_ONCE = 1 << 20
@@ -71,7 +71,7 @@ class Archive:
         return next(self._files)
 
     def close(self) -> None:
-        """Let go of the file, connection or command, also in the middle."""
+        """Close the file, connection or command, also in the middle."""
         self._files.close()
         if self._stream is not None:
             self._stream.close()
@@ -92,18 +92,18 @@ class Archive:
                         yield name, _content(archive, member)
                     elif (member.islnk() or member.issym()) and not is_litter(name):
                         self._tell_of_link(name, member)
-                    archive.members = []  # type: ignore[attr-defined]  # or it keeps every header of the shard
+                    archive.members = []  # type: ignore[attr-defined]  # otherwise it keeps every header of the shard
                 self._finish(archive)
         except BREAKS as problem:
             self.problem = _in_one_line(problem)
 
     def _tell_of_link(self, name: str, member: tarfile.TarInfo) -> None:
         kind, option = ("hard", "--hard-dereference") if member.islnk() else ("symbolic", "--dereference")
-        detail = f"{name} leads to {printable(member.linkname)}: write the archive with tar {option}"
+        detail = f"{name} points to {printable(member.linkname)}: write the archive with tar {option}"
         warn_once(self._shard, f"{kind} links are not followed", detail)
 
     def _finish(self, archive: tarfile.TarFile) -> None:
-        """Read what is behind the end: a command that cannot write it would report a failure, and there may be more data."""
+        """Read what follows the end: a command that cannot write it would report a failure, and there may be more data."""
         stream = cast(BinaryIO, archive.fileobj)
         zeros = 0
         while rest := stream.read(READ_AT_ONCE):
@@ -112,8 +112,8 @@ class Archive:
                 zeros = 0
                 warn_once(
                     self._shard,
-                    "what follows the end of the archive is not read",
-                    "list the archives one by one, or join them with tar --concatenate, since cat leaves an end in between",
+                    "data after the end of the archive is not read",
+                    "list the archives one by one, or join them with tar --concatenate: cat leaves an end marker in between",
                 )
         if zeros > MOST_PADDING:
             raise tarfile.ReadError(ZEROS)
@@ -126,7 +126,8 @@ def _in_one_line(problem: BaseException) -> str:
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    if member.sparse is None and member.size >= 0:  # by hand: tarfile puts three objects around every file, at the cost of a small one
+    # Directly: around every file tarfile puts three objects that cost as much as a small one.
+    if member.sparse is None and member.size >= 0:
         stream = cast(BinaryIO, archive.fileobj)
         stream.seek(member.offset_data)
         content = stream.read(member.size)
@@ -138,18 +139,18 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _decompressed(stream: BinaryIO) -> BinaryIO:
-    """The stream, through a decompressor where its first bytes ask for one. Raises ReadError when it is no tar archive at all."""
+    """The stream, through a decompressor if its first bytes ask for one. Raises ReadError if it is not a tar archive at all."""
     head = cast(io.BufferedReader, stream).peek(BLOCK)[:BLOCK]
     for magic, opener in DECOMPRESSORS.items():
         if head.startswith(magic):
             return opener(stream)
     if head.startswith(ZSTD):
-        raise tarfile.ReadError("it is compressed by zstd, which takes a command: 'pipe:zstd -dc PATH'")
+        raise tarfile.ReadError("it is compressed with zstd, which needs a command: 'pipe:zstd -dc PATH'")
     if head and len(head) == BLOCK and head.strip(b"\0"):
         try:
             tarfile.TarInfo.frombuf(head, tarfile.ENCODING, "surrogateescape")
         except tarfile.HeaderError:
-            raise tarfile.ReadError(f"it begins with {head[:16]!r}, which is no header of a tar archive") from None
+            raise tarfile.ReadError(f"it begins with {head[:16]!r}, which is not a tar header") from None
     return stream
 
 

@@ -1,4 +1,4 @@
-"""What is said about an image: captions and labels out of a sample's files."""
+"""The captions and labels in a sample's files."""
 
 import json
 from collections import Counter
@@ -20,12 +20,12 @@ from trainer.data.text_files import decode_text, split_lines
 from trainer.errors import UserError
 
 CHECKED_SAMPLES = 100
-CHECKED_SHARDS = 8  # tried for one that holds samples at all
+CHECKED_SHARDS = 8  # tried until one contains samples
 CAPTION_SHARDS = 64  # at most these are opened for a sample of the captions
 CLASS_DIGITS = 9  # more would not fit into the label's integer
 SHOWN_KEYS = 5
 SHOWN_OF_KEY = 40  # characters
-CLIP_BENCHMARK = "nshards.txt"  # lies beside the shards in CLIP_benchmark's layout
+CLIP_BENCHMARK = "nshards.txt"  # next to the shards in CLIP_benchmark's layout
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class CaptionRule:
         return cls(data.caption_key, data.caption_lines)
 
     def splits(self, shard: str) -> bool:
-        """Whether each line of a `.txt` in this shard is a caption of its own."""
+        """Whether each line of a `.txt` in this shard is a separate caption."""
         return _is_clip_benchmark(str(Path(shard).parent)) if self.lines is None else self.lines
 
 
@@ -54,7 +54,7 @@ def _is_clip_benchmark(folder: str) -> bool:
 
 
 class NoCaption(Unusable):
-    """A sample without a caption that can be read; `remedy` says what would help when all are like it."""
+    """A sample without a readable caption; `remedy` says what would help if all samples are like this."""
 
     def __init__(self, found: str, remedy: str = "") -> None:
         super().__init__(found)
@@ -65,8 +65,8 @@ def read_captions(sample: Sample, rule: CaptionRule) -> list[str]:
     """All captions of a sample, at least one, each cleaned (model.text). Raises NoCaption, which says what was found instead.
 
     From `.json[rule.key]`, a string or a list of strings, when the key is set and the sample has a `.json` (evaluation sets
-    often have none); else from `.txt`; else from `.json["caption"]`. A `.txt` is one caption, its line breaks are spaces,
-    unless the rule makes each line one.
+    often have none); else from `.txt`; else from `.json["caption"]`. A `.txt` is one caption, with line breaks as spaces,
+    unless the rule makes each line a caption.
     """
     text, values = file_named(sample.files, "txt"), file_named(sample.files, "json")
     if text is not None and (rule.key is None or values is None):
@@ -75,12 +75,12 @@ def read_captions(sample: Sample, rule: CaptionRule) -> list[str]:
         return _from_json(values, rule.key)
     found = " ".join(f".{extension}" for extension in sorted(sample.files)) or "nothing"
     if any("." in extension for extension in sample.files):
-        raise NoCaption(f"no caption: it holds {found}", DOTS_REMEDY)
-    raise NoCaption(f"no caption: it holds {found}", "add .txt files, or set data.caption_key to the caption's key in .json")
+        raise NoCaption(f"no caption: it contains {found}", DOTS_REMEDY)
+    raise NoCaption(f"no caption: it contains {found}", "add .txt files, or set data.caption_key to the caption's key in .json")
 
 
 def captions_of(sample: Sample, rule: CaptionRule) -> list[str]:
-    """`read_captions`, or [] where there is none."""
+    """`read_captions`, or [] if there are none."""
     try:
         return read_captions(sample, rule)
     except NoCaption:
@@ -94,12 +94,16 @@ def _from_text(content: bytes, lines: bool) -> list[str]:
         raise NoCaption(f"its .txt {problem}") from None
     captions = _cleaned(split_lines(text) if lines else [text])
     if not captions:
-        raise NoCaption(f"its .txt {'holds nothing that can be seen' if content.strip() else 'is empty'}")
+        raise NoCaption(f"its .txt {'contains no visible characters' if content.strip() else 'is empty'}")
     return captions
 
 
 def _from_json(content: bytes, key: str | None) -> list[str]:
-    remedy = "set the key that .json has, or null for .txt" if key else "set data.caption_key to the caption's key in .json"
+    remedy = (
+        "set data.caption_key to a key of .json, or to null for .txt"
+        if key
+        else "set data.caption_key to the caption's key in .json"
+    )
     try:
         # The numbers are not ours: Python refuses integers of more than 4,300 digits.
         values: Any = json.loads(content, parse_int=float)
@@ -135,13 +139,13 @@ def _kind(value: object) -> str:
 
 
 def label_of(sample: Sample) -> int:
-    """The class index in `.cls`, or -1 when there is no such file. Raises Unusable when the file holds no index."""
+    """The class index in `.cls`, or -1 if there is no such file. Raises Unusable when the file has no index."""
     content = file_named(sample.files, "cls")
     if content is None:
         return -1
     text = content[:100].decode("ascii", "replace").strip()
     if not text.isdigit() or len(text) > CLASS_DIGITS:
-        raise Unusable(f".cls holds '{clean_text(text)[:20]}', not a class index")
+        raise Unusable(f".cls contains '{clean_text(text)[:20]}', which is not a class index")
     return int(text)
 
 
@@ -168,7 +172,7 @@ def check_captions(shards: list[str], rule: CaptionRule, remote: Remote | None =
         if extensions:
             raise UserError(_no_captions(shard, extensions, reasons, rule, remote))
     raise UserError(
-        f"no samples in {', '.join(shards[:CHECKED_SHARDS])}: WebDataset shards hold files such as 000.jpg and 000.txt"
+        f"no samples in {', '.join(shards[:CHECKED_SHARDS])}: WebDataset shards contain files such as 000.jpg and 000.txt"
     )
 
 
@@ -181,16 +185,16 @@ def _no_captions(
     scattered = _scattered_key(shard, remote)
     if scattered:
         return (
-            f"{missing}{where}: it holds {found}, but the files of a sample, such as {scattered}, do not lie side by side: "
+            f"{missing}{where}: it contains {found}, but the files of a sample, such as {scattered}, are not next to each other: "
             f"write the shard again, sorted by name (tar --sort=name)"
         )
     (reason, remedy), _ = reasons.most_common(1)[0]
-    told = "" if reason.startswith("no caption:") else f"; most often, {reason}"
-    return f"{missing}{where}: it holds {found}{told}{f'; {remedy}' if remedy else ''}"
+    told = "" if reason.startswith("no caption:") else f"; usually, {reason}"
+    return f"{missing}{where}: it contains {found}{told}{f'; {remedy}' if remedy else ''}"
 
 
 def _scattered_key(shard: str, remote: Remote | None) -> str:
-    """A key that comes again in a shard after another one has come; "" when there is none."""
+    """A key that appears again in a shard after another key; "" if there is none."""
     seen: set[str] = set()
     with closing(read_samples(shard, remote)) as samples:
         for sample in samples:
@@ -205,7 +209,7 @@ def training_captions(shards: list[str], rule: CaptionRule, limit: int, remote: 
     chosen = shards[:: max(1, -(-len(shards) // CAPTION_SHARDS))]
     remaining = limit
     for position, shard in enumerate(chosen):
-        # What a short shard leaves unused goes to those after it.
+        # The unused part of a short shard's quota goes to the shards after it.
         share = -(-remaining // (len(chosen) - position))
         for caption in islice(_captions(shard, rule, remote), share):
             remaining -= 1

@@ -112,11 +112,11 @@ def test_names_are_grouped_into_samples(tmp_path: Path, names: list[str], expect
     [
         (
             ["p.1.jpg", "p.2.jpg", "p.1.txt"],
-            "p.1.jpg is taken for the file '1.jpg' of sample 'p', since the first dot ends the key",
+            "p.1.jpg is read as the file '1.jpg' of sample 'p', since the first dot ends the key",
         ),
         (["0.jpg", "1.jpg", "0.txt", "1.txt"], "files of one sample are not next to each other: 0 (.jpg .txt)"),
-        (["0.jpg", "0.txt", "1.jpg", "0.jpg", "0.txt"], "a key comes more than once: 0"),
-        (["0.jpg", "0.txt", "0.jpg"], "a file is ignored: 0.jpg comes twice in one sample"),
+        (["0.jpg", "0.txt", "1.jpg", "0.jpg", "0.txt"], "a key appears more than once: 0"),
+        (["0.jpg", "0.txt", "0.jpg"], "a file is ignored: 0.jpg appears twice in one sample"),
     ],
 )
 def test_what_may_be_misread_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture, names: list[str], told: str) -> None:
@@ -185,7 +185,7 @@ def test_joined_archives_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     both.write_bytes(Path(first).read_bytes() + Path(second).read_bytes())
     with caplog.at_level(logging.WARNING):
         assert len(list(read_samples(str(both)))) == 1
-    assert "what follows the end of the archive is not read" in caplog.text
+    assert "data after the end of the archive is not read" in caplog.text
 
 
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])

@@ -102,8 +102,11 @@ def test_json_as_it_is_found(content: bytes, expected: list[str] | str) -> None:
     [
         (b"caf\xe9", "its .txt is not UTF-8 (byte 0xe9 at 3, perhaps Latin-1): convert it to UTF-8"),
         (b" \n ", "its .txt is empty"),
-        ("\u200f\ufeff".encode(), "its .txt holds nothing that can be seen"),
-        ("a dog".encode("utf-16-le"), "its .txt holds NUL bytes, perhaps UTF-16 without a byte order mark: convert it to UTF-8"),
+        ("\u200f\ufeff".encode(), "its .txt contains no visible characters"),
+        (
+            "a dog".encode("utf-16-le"),
+            "its .txt contains NUL bytes, perhaps UTF-16 without a byte order mark: convert it to UTF-8",
+        ),
     ],
 )
 def test_text_that_cannot_be_used_says_why(content: bytes, told: str) -> None:
@@ -158,7 +161,7 @@ def test_a_set_without_captions_is_told_at_the_start(tmp_path: Path) -> None:
     good = write_shard(tmp_path / "good.tar", [pair(1)])
     check_captions([good, bare], DEFAULT)
     check_captions([bare], CaptionRule("text"))
-    with pytest.raises(UserError, match=r"bare.tar: it holds .cls .jpg .json; .*no 'caption' .*'text'.*data.caption_key"):
+    with pytest.raises(UserError, match=r"bare.tar: it contains .cls .jpg .json; .*no 'caption' .*'text'.*data.caption_key"):
         check_captions([bare, good], DEFAULT)
     with pytest.raises(UserError, match=r"data.caption_key=words"):
         check_captions([bare], CaptionRule("words"))
@@ -171,11 +174,11 @@ def test_a_set_without_captions_is_told_at_the_start(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"txt": b"caf\xe9"}, r"it holds .jpg .txt; most often, its .txt is not UTF-8 .*: convert it to UTF-8$"),
-        ({"txt": b""}, r"it holds .jpg .txt; most often, its .txt is empty$"),
-        ({}, r"it holds .jpg; add .txt files, or set data.caption_key"),
-        ({"json": b"{"}, r"it holds .jpg .json; most often, its .json is not JSON"),
-        ({"a.txt": b"a", "b.txt": b"b"}, r"it holds .a.txt .b.txt .jpg; the first dot of a name ends its key"),
+        ({"txt": b"caf\xe9"}, r"it contains .jpg .txt; usually, its .txt is not UTF-8 .*: convert it to UTF-8$"),
+        ({"txt": b""}, r"it contains .jpg .txt; usually, its .txt is empty$"),
+        ({}, r"it contains .jpg; add .txt files, or set data.caption_key"),
+        ({"json": b"{"}, r"it contains .jpg .json; usually, its .json is not JSON"),
+        ({"a.txt": b"a", "b.txt": b"b"}, r"it contains .a.txt .b.txt .jpg; the first dot of a name ends its key"),
     ],
 )
 def test_the_start_says_what_it_found(tmp_path: Path, fields: dict[str, bytes], told: str) -> None:
@@ -193,7 +196,7 @@ def test_files_that_do_not_lie_side_by_side_are_told(tmp_path: Path) -> None:
                 member.size = 1
                 archive.addfile(member, BytesIO(b"x"))
     with pytest.raises(
-        UserError, match=r"it holds .jpg, but the files of a sample, such as 0000, do not lie side by side.*--sort"
+        UserError, match=r"it contains .jpg, but the files of a sample, such as 0000, are not next to each other.*--sort"
     ):
         check_captions([str(tmp_path / "a.tar")], DEFAULT)
 
@@ -236,4 +239,4 @@ def test_captions_are_waited_for_as_long_as_the_configuration_says(
         check_captions(["pipe:sleep 601"], DEFAULT, Remote(timeout=0.2, tries=2))
     assert not list(training_captions(["pipe:sleep 602"], DEFAULT, 10, Remote(timeout=0.2, tries=2)))
     for number in (601, 602):
-        assert f"pipe:sleep {number}: the shard breaks off: the command wrote nothing for 0.2 s (tried 2 times)" in caplog.text
+        assert f"pipe:sleep {number}: the shard ends early: the command wrote nothing for 0.2 s (tried 2 times)" in caplog.text

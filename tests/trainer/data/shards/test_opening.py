@@ -148,7 +148,7 @@ def test_what_does_not_pass_ends_the_shard_with_the_reason(
 def test_a_server_that_stalls_for_ever_ends_in_time(server: Server) -> None:
     server.plan = ["silence"] * 9
     with (
-        pytest.raises(ReadFailed, match=r"nothing came for 0.2 s \(tried 2 times\)"),
+        pytest.raises(ReadFailed, match=r"no data came for 0.2 s \(tried 2 times\)"),
         open_shard(server.url, Remote(timeout=0.2, tries=2)) as stream,
     ):
         stream.read()
@@ -214,7 +214,7 @@ def test_a_shard_that_is_left_in_the_middle_leaves_no_command(tmp_path: Path) ->
 @pytest.mark.parametrize("shard", ["s3://bucket/a.tar", "abfs://x/a.tar"])
 def test_a_url_that_nothing_can_read_says_what_can(shard: str) -> None:
     with pytest.raises(
-        UserError, match=rf"data.train: {shard.partition(':')[0]}:// cannot be read by itself: give a command"
+        UserError, match=rf"data.train: {shard.partition(':')[0]}:// cannot be read directly: give a command"
     ) as raised:
         list_shards(shard, "data.train")
     assert f"'pipe:{'aws s3 cp' if shard.startswith('s3') else 'COMMAND'} {shard}" in str(raised.value)
@@ -223,7 +223,7 @@ def test_a_url_that_nothing_can_read_says_what_can(shard: str) -> None:
 def test_a_web_page_in_place_of_a_shard(server: Server) -> None:
     server.content = b"<!DOCTYPE html><html>" + b"log in first " * 100
     (sample,) = read_samples(server.url, QUICK)
-    assert sample.broken == "it begins with b'<!DOCTYPE html><', which is no header of a tar archive"
+    assert sample.broken == "it begins with b'<!DOCTYPE html><', which is not a tar header"
 
 
 def test_links_to_other_files_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -238,8 +238,8 @@ def test_links_to_other_files_are_told(tmp_path: Path, caplog: pytest.LogCapture
             archive.addfile(link)
     with caplog.at_level(logging.WARNING):
         assert [sample.key for sample in read_samples(str(shard))] == ["0"]
-    assert "hard links are not followed: 1.jpg leads to 0.jpg: write the archive with tar --hard-dereference" in caplog.text
-    assert "symbolic links are not followed: 2.jpg leads to 0.jpg: write the archive with tar --dereference" in caplog.text
+    assert "hard links are not followed: 1.jpg points to 0.jpg: write the archive with tar --hard-dereference" in caplog.text
+    assert "symbolic links are not followed: 2.jpg points to 0.jpg: write the archive with tar --dereference" in caplog.text
 
 
 def test_a_data_worker_tells_a_wait_at_once_and_not_with_its_next_batch(
