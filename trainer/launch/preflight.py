@@ -145,7 +145,8 @@ def space_problems(runs: Iterable[Findings]) -> list[str]:
         if needed[device] > free:
             problems.append(
                 f"checkpoints need {readable_bytes(needed[device])} (those that checkpoint.keep, keep_every and best keep, and "
-                f"one more while it is written), but {readable_bytes(free)} are free at {run_dir}: make room, keep fewer, or choose another run.dir"
+                f"one more while it is written), but {readable_bytes(free)} are free at {run_dir}: make room, keep fewer, "
+                f"or choose another run.dir"
             )
     return problems
 
