@@ -176,7 +176,7 @@ def test_a_stopped_task_of_two_nodes_is_named(lab: SlurmLab, overrides: list[str
     signal_program(lab, f"node{1 + rank}", "STOP")
     ended = lab.end(job)
     assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "0"), job.last_lines()
-    told = f"error: rank {rank} on node{1 + rank} has not been heard from for 8 s (last message: training step "
+    told = f"error: rank {rank} on node{1 + rank} has not been heard from for 8 s (last message: "
     assert told in job.text(), job.last_lines()
     assert not programs_on(lab, f"node{1 + rank}")
 
