@@ -44,8 +44,9 @@ class RouterConfig:
     )
     priority: str = option(
         "gate",
-        "who keeps a slot when a buffer overflows: gate (Batch Priority Routing), or order (first come, first served)",
-        choices=("gate", "order"),
+        "who keeps a slot when a buffer overflows: gate (Batch Priority Routing), token (the same, with all choices of a token "
+        "ranked by its largest gate, as V-MoE does; another thing for top_k above 1 only), or order (first come, first served)",
+        choices=("gate", "token", "order"),
     )
     noise: float = option(
         1.0,

@@ -76,9 +76,9 @@ def assign_slots(
 ) -> Slots:
     """Give each expert's `slots` places (of each group) to its claimants.
 
-    priority "gate": the largest gates first (Batch Priority Routing); "order": in the order of the stream. All first choices
-    go before all second choices, and each choice is ranked by its own gate (V-MoE ranks a token's choices by its largest gate;
-    for K=1 that is the same). Pads claim nothing. group_n: int64 [N], each token's routing group; None: all in one. Buffers
+    priority "gate": the largest gates first, each choice by its own (Batch Priority Routing); "token": all choices of a token by its
+    largest gate, as V-MoE does (the same for K=1); "order": in the order of the stream. All first choices go before all second
+    ones. Pads claim nothing. group_n: int64 [N], each token's routing group; None: all in one. Buffers
     come as `[E, groups * slots]`, a group's places side by side. Shapes depend on nothing but the arguments.
     """
     n, top_k = gates.expert_nk.shape
@@ -89,11 +89,12 @@ def assign_slots(
     buffer = expert if group_n is None else expert * groups + group_n.repeat(top_k)
     buffers = experts * groups
     buffer = torch.where(valid_n.repeat(top_k), buffer, buffers)  # pads sort behind every buffer
-    if priority == "gate":
-        by_gate = torch.sort(gates.gate_nk.T, dim=1, descending=True, stable=True).indices
-        first = (by_gate + n * torch.arange(top_k, device=device).unsqueeze(1)).reshape(-1)
-    else:
+    if priority == "order":
         first = torch.arange(choices, device=device)
+    else:
+        rank_nk = gates.gate_nk if priority == "gate" else gates.gate_nk.amax(1, keepdim=True).expand(n, top_k)
+        by_gate = torch.sort(rank_nk.T, dim=1, descending=True, stable=True).indices
+        first = (by_gate + n * torch.arange(top_k, device=device).unsqueeze(1)).reshape(-1)
     order = first[torch.sort(buffer[first], stable=True).indices]
 
     # In `order` the claimants of a buffer stand together, best first; their place is the distance from the first of them.

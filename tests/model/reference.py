@@ -50,6 +50,8 @@ def assign(
         queue = [token for token in range(tokens) if valid_n[token]]
         if priority == "gate":
             queue.sort(key=lambda token: (-gate_nk[token][k], token))
+        if priority == "token":
+            queue.sort(key=lambda token: (-max(gate_nk[token]), token))
         for token in queue:
             buffer = (expert_nk[token][k], group_n[token])
             if filled[buffer] < places:

@@ -46,7 +46,7 @@ def _layer_operations(config: RouterConfig, seed: int, pads: bool) -> list[tuple
 
 
 @pytest.mark.parametrize("top_k", [1, 2])
-@pytest.mark.parametrize("priority", ["gate", "order"])
+@pytest.mark.parametrize("priority", ["gate", "token", "order"])
 @pytest.mark.parametrize("group_size", [None, 2])
 def test_the_expert_layer(top_k: int, priority: str, group_size: int | None) -> None:
     config = RouterConfig(top_k=top_k, priority=priority, group_size=group_size)
