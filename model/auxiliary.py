@@ -5,7 +5,10 @@ makes losses and statistics those of the global batch, whatever the parallel lay
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import reduce
+from operator import add
 
 import torch
 from torch import Tensor
@@ -45,6 +48,11 @@ class RoutingSums:
         """The sums of one layer from the vector that `routing_sums` packed."""
         tokens, kept, entropy, z, chance, gate, load = packed.split([M, M, M, 1, experts, M * experts, M * experts])
         return RoutingSums(tokens, kept, entropy, z[0], chance, gate.view(M, experts), load.view(M, experts))
+
+
+def sum_over(passes: Sequence[Mapping[int, RoutingSums]]) -> dict[int, RoutingSums]:
+    """The sums over several passes, such as the micro-batches of a step, by layer."""
+    return {layer: reduce(add, [routing[layer] for routing in passes]) for layer in passes[0]}
 
 
 def routing_sums(gates: Gates, kept_nk: Tensor, stream: TokenStream, noise_std: float) -> Tensor:
@@ -129,12 +137,17 @@ def auxiliary_loss(layers: list[RoutingSums], config: AuxiliaryConfig) -> tuple[
     return config.scale * weighted.mean(), means
 
 
+def _relative_maximum(values_e: Tensor) -> Tensor:
+    return values_e.max() / values_e.mean().clamp(min=1e-9)
+
+
 @torch.no_grad()
 def routing_metrics(layers: dict[int, RoutingSums]) -> dict[str, Tensor]:
     """What users watch, by layer and modality (scalars): success rate, entropy, experts used, largest load.
 
     success: share of the modality's tokens that got a slot; entropy: mean entropy of a token's gates, nats; experts_used:
-    exp(entropy of the mean gate); load/max: the most wanted expert's share of all choices times E (1 is even).
+    exp(entropy of the mean gate); load/max: the most wanted expert's share of all choices times E (1 is even), and of the
+    choices of one modality (load/image, load/text).
     """
     metrics: dict[str, Tensor] = {}
     successes: dict[str, list[Tensor]] = {name: [] for name in MODALITIES}
@@ -149,6 +162,8 @@ def routing_metrics(layers: dict[int, RoutingSums]) -> dict[str, Tensor]:
                 f"{prefix}/experts_used/{name}": used[m],
             }
             successes[name].append(success[m])
-        load_e = sums.load_me.sum(0)
-        metrics[f"{prefix}/load/max"] = load_e.max() / load_e.mean().clamp(min=1e-9)
+        metrics[f"{prefix}/load/max"] = _relative_maximum(sums.load_me.sum(0))
+        metrics |= {
+            f"{prefix}/load/{name}": _relative_maximum(load_e) for name, load_e in zip(MODALITIES, sums.load_me, strict=True)
+        }
     return {f"routing/success/{name}": torch.stack(values).mean() for name, values in successes.items() if values} | metrics

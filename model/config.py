@@ -27,6 +27,33 @@ class AuxiliaryConfig:
 
 
 @dataclass
+class BiasConfig:
+    """A bias on each expert's gate that decides who is chosen, and never a gate's value: balance without an auxiliary loss.
+
+    After each applied step it falls where an expert got more than its even share of the step's tokens, and rises where less.
+    """
+
+    kind: str = option(
+        "none",
+        "none; shared: one for each expert (loss-free balancing); modality: one for each expert and modality, so that the tokens "
+        "of each modality are spread evenly by themselves",
+        choices=("none", "shared", "modality"),
+        identity=True,
+    )
+    update: str = option(
+        "sign",
+        "how much it moves: sign (by the rate, whatever the distance from the even share), or zscore (by the rate times the "
+        "distance in standard deviations of the load)",
+        choices=("sign", "zscore"),
+    )
+    rate: float = option(
+        0.001, "how far it moves in a step, in units of a gate; 0 keeps it as it is", at_least=0, hint="0 keeps the bias as it is"
+    )
+    image_rate: float | None = option(None, "the rate for image tokens; null: router.bias.rate; kind=modality only", at_least=0)
+    text_rate: float | None = option(None, "the rate for text tokens; null: router.bias.rate; kind=modality only", at_least=0)
+
+
+@dataclass
 class RouterConfig:
     """How tokens find their experts."""
 
@@ -60,6 +87,7 @@ class RouterConfig:
         at_least=1,
         hint="null: all pairs of one process's micro-batch",
     )
+    bias: BiasConfig = field(default_factory=BiasConfig)
     aux: AuxiliaryConfig = field(default_factory=AuxiliaryConfig)
 
 

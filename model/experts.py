@@ -10,7 +10,10 @@ from model.dispatch import combine, dispatch
 from model.peers import Peers
 from model.precision import Float32Module
 from model.routing import Assignment, Gates, Slots, assign_slots, capacity, choose_experts, largest_load
-from model.stream import TokenStream
+from model.stream import MODALITIES, TokenStream
+
+BIAS_ROWS = {"none": 0, "shared": 1, "modality": len(MODALITIES)}
+"""Rows of the loss-free bias by its kind."""
 
 
 class Experts(nn.Module):
@@ -30,17 +33,30 @@ class Experts(nn.Module):
 
 
 class Router(Float32Module):
-    """Linear map to one logit an expert, no bias, computed in float32 whatever the model's precision."""
+    """Linear map to one logit an expert, no additive term, computed in float32 whatever the model's precision.
 
-    def __init__(self, width: int, experts: int) -> None:
+    bias: the loss-free one (model.balance), `[1, E]` for all tokens or `[M, E]` by modality, None without. It is no parameter:
+    no gradient reaches it, and the logits do not contain it.
+    """
+
+    bias: Tensor | None
+
+    def __init__(self, width: int, experts: int, bias_rows: int = 0) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(experts, width))
+        self.register_buffer("bias", torch.zeros(bias_rows, experts) if bias_rows else None)
 
     def forward(self, x_nd: Tensor) -> Tensor:
         """`[N, D]` -> logits `[N, E]` in float32 (float64 stays)."""
         dtype = torch.promote_types(x_nd.dtype, torch.float32)
         with torch.autocast(x_nd.device.type, enabled=False):
             return F.linear(x_nd.to(dtype), self.weight.to(dtype))
+
+    def bias_of(self, modality_n: Tensor) -> Tensor | None:
+        """What each token's choice is biased by, `[N, E]` or what broadcasts to it; None without a bias."""
+        if self.bias is None or len(self.bias) == 1:
+            return self.bias
+        return self.bias[modality_n]
 
 
 class ExpertLayer(nn.Module):
@@ -51,7 +67,7 @@ class ExpertLayer(nn.Module):
         self.num_experts = experts
         self.config = config
         self.peers = peers
-        self.router = Router(width, experts)
+        self.router = Router(width, experts, BIAS_ROWS[config.bias.kind])
         self.experts = Experts(experts // peers.expert_parallel, width, hidden)
 
     def draw(self, stream: TokenStream, generator: torch.Generator | None = None) -> Assignment:
@@ -72,7 +88,8 @@ class ExpertLayer(nn.Module):
         """
         assignment = assignment or self.draw(stream)
         noise_ne = None if assignment.noise_ne is None else self.config.noise / self.num_experts * assignment.noise_ne
-        gates = choose_experts(self.router(stream.x_nd), self.config.top_k, noise_ne, assignment.expert_nk)
+        bias_ne = self.router.bias_of(stream.modality_n)
+        gates = choose_experts(self.router(stream.x_nd), self.config.top_k, noise_ne, assignment.expert_nk, bias_ne)
         slots = assignment.slots or self._assign(gates, stream)
         assignment.expert_nk, assignment.slots = gates.expert_nk, slots
         buffers = dispatch(stream.x_nd, slots.choice_of_slot, slots.slot_of_choice)

@@ -11,8 +11,8 @@ from torch import Tensor
 class Gates:
     """What the router thinks of each token.
 
-    logits_ne: without noise, float32 [N, E]; noisy_ne: the logits that route; gate_nk, expert_nk: the K largest noisy gates and
-    their experts, largest first.
+    logits_ne: without noise, float32 [N, E]; noisy_ne: the logits that route; expert_nk: the K experts with the largest noisy
+    gates (plus a bias, if there is one), largest first; gate_nk: their noisy gates, without the bias.
     """
 
     logits_ne: Tensor
@@ -56,17 +56,25 @@ def capacity(tokens: int, experts: int, top_k: int, factor: float) -> int:
     return min(tokens, max(1, math.ceil(round(factor * top_k * tokens / experts, 6))))
 
 
-def choose_experts(logits_ne: Tensor, top_k: int, noise_ne: Tensor | None = None, expert_nk: Tensor | None = None) -> Gates:
+def choose_experts(
+    logits_ne: Tensor,
+    top_k: int,
+    noise_ne: Tensor | None = None,
+    expert_nk: Tensor | None = None,
+    bias_ne: Tensor | None = None,
+) -> Gates:
     """Softmax over the noisy logits, then the K experts with the largest, ties to the lower index.
 
     The gate value, not renormalised, is the combine weight (K=1: output = p_e * expert_e(x)). noise_ne: what is added to the
-    logits that route; expert_nk: experts that are chosen already, whose gates alone are wanted.
+    logits that route; expert_nk: experts that are chosen already, whose gates alone are wanted; bias_ne: what is added to the
+    gates (broadcast to [N, E]) for the choice alone.
     """
     noisy_ne = logits_ne if noise_ne is None else logits_ne + noise_ne
     gates_ne = noisy_ne.softmax(-1)
     if expert_nk is None:
         # By logits, as gates may underflow to ties; a stable sort, unlike topk, has a defined order among equal ones.
-        expert_nk = noisy_ne.detach().sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
+        wanted_ne = noisy_ne.detach() if bias_ne is None else gates_ne.detach() + bias_ne
+        expert_nk = wanted_ne.sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
     return Gates(logits_ne, noisy_ne, gates_ne.gather(1, expert_nk), expert_nk)
 
 
@@ -76,10 +84,10 @@ def assign_slots(
 ) -> Slots:
     """Give each expert's `slots` places (of each group) to its claimants.
 
-    priority "gate": the largest gates first, each choice by its own (Batch Priority Routing); "token": all choices of a token by its
-    largest gate, as V-MoE does (the same for K=1); "order": in the order of the stream. All first choices go before all second
-    ones. Pads claim nothing. group_n: int64 [N], each token's routing group; None: all in one. Buffers
-    come as `[E, groups * slots]`, a group's places side by side. Shapes depend on nothing but the arguments.
+    priority "gate": the largest gates first, each choice by its own (Batch Priority Routing); "token": all choices of a token by
+    its largest gate, as V-MoE does (the same for K=1); "order": in the order of the stream. All first choices go before all
+    second ones. Pads claim nothing. group_n: int64 [N], each token's routing group; None: all in one. Buffers come as
+    `[E, groups * slots]`, a group's places side by side. Shapes depend on nothing but the arguments.
     """
     n, top_k = gates.expert_nk.shape
     choices = n * top_k

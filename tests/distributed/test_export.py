@@ -53,7 +53,10 @@ def train_and_embed(processes: Processes, layout: Layout, run_dir: Path) -> dict
     return embedded
 
 
-@pytest.mark.parametrize("layout", [Layout(2, 2, 2), Layout(2, 1, 3)], ids=str)
+BIASED = {"router__bias__kind": "modality", "router__bias__rate": 0.05, "router__aux__load": 0.0}
+
+
+@pytest.mark.parametrize("layout", [Layout(2, 2, 2), Layout(2, 1, 3), Layout(2, 2, 3).with_(**BIASED)], ids=str)
 def test_an_exported_model_embeds_as_evaluation_does(layout, run_dir):
     layout = layout.with_(train__ema=0.5)
     (run_dir / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.structured(tiny(layout))))

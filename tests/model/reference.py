@@ -95,11 +95,16 @@ def expert_layer(
     top_k: int,
     places: int,
     priority: str,
+    bias_ne: Sequence[Sequence[float]] | None = None,
 ) -> tuple[Tensor, list[list[int]]]:
-    """The output `[N, D]` token by token, and each choice's slot. noise_ne: what is added to the logits that route."""
+    """The output `[N, D]` token by token, and each choice's slot. noise_ne: what is added to the logits that route; bias_ne: to
+
+    the gates, for the choice alone."""
     experts = layer.router.shape[0]
     gate_ne = [gates(layer.logits(x_d) + noise_e) for x_d, noise_e in zip(x_nd, noise_ne, strict=True)]
-    expert_nk = [best([gate.item() for gate in gate_e], top_k) for gate_e in gate_ne]
+    bias_ne = bias_ne or [[0.0] * experts] * len(x_nd)
+    wanted_ne = [[gate.item() + bias for gate, bias in zip(*row, strict=True)] for row in zip(gate_ne, bias_ne, strict=True)]
+    expert_nk = [best(wanted_e, top_k) for wanted_e in wanted_ne]
     gate_nk = [[gate_ne[token][e].item() for e in chosen] for token, chosen in enumerate(expert_nk)]
     slot_nk = assign(expert_nk, gate_nk, valid_n, group_n, groups, experts, places, priority)
     outputs = []
@@ -110,6 +115,15 @@ def expert_layer(
                 y_d = y_d + gate_ne[token][expert] * layer.expert(expert, x_d)
         outputs.append(y_d)
     return torch.stack(outputs), slot_nk
+
+
+def bias_step(load_e: Sequence[float], update: str) -> list[float]:
+    """How the loss-free bias of each expert moves at a rate of 1."""
+    even = sum(load_e) / len(load_e)
+    if update == "sign":
+        return [float(load < even) - float(load > even) for load in load_e]
+    deviation = math.sqrt(sum((load - even) ** 2 for load in load_e) / len(load_e))
+    return [(even - load) / deviation if deviation else 0.0 for load in load_e]
 
 
 def entropy(shares: Sequence[Tensor]) -> Tensor:

@@ -134,7 +134,7 @@ def test_batch_priority_saves_the_largest_gate_wherever_it_stands() -> None:
 @many
 @given(cases())
 def test_slots_by_token_are_those_of_vmoe(case: Case) -> None:
-    """Their own steps (vmoe/nn/routing.py, `_get_top_experts_per_item_common`): permute, one-hot, cumulate, permute back."""
+    """Their `_get_top_experts_per_item_common` (vmoe/nn/routing.py): permute, one-hot, cumulate, permute back."""
     assume(case.groups == 1 and case.valid_n.all())
     permutation = torch.argsort(-case.gates.gate_nk[:, 0], stable=True)
     expert = case.gates.expert_nk[permutation].T.flatten()

@@ -102,6 +102,21 @@ def _check_parts(model: ModelConfig, router: RouterConfig) -> None:
         )
 
 
+def _check_router(router: RouterConfig) -> None:
+    """Raise UserError for parts of a router that do not go together."""
+    if router.bias.kind != "none" and router.aux.load:
+        raise UserError(
+            f"router.aux.load={router.aux.load:g} knows nothing of the bias that router.bias.kind={router.bias.kind} adds where "
+            f"experts are chosen: use router.aux.load=0, or router.bias.kind=none"
+        )
+    for name in ("image_rate", "text_rate"):
+        if getattr(router.bias, name) is not None and router.bias.kind != "modality":
+            raise UserError(
+                f"router.bias.{name}={getattr(router.bias, name):g} needs a bias by modality, but router.bias.kind="
+                f"{router.bias.kind}: use router.bias.kind=modality, or leave it out"
+            )
+
+
 def _check_parallel(config: Config, world: int) -> None:
     """Raise UserError when the model cannot be spread over `world` processes as asked."""
     ep, experts = config.parallel.expert_parallel, config.model.experts
@@ -200,6 +215,7 @@ class _Check:
 
 CHECKS = (
     _Check(ARCHITECTURE, lambda config, world: _check_parts(config.model, config.router)),
+    _Check(("router",), lambda config, world: _check_router(config.router)),
     _Check(("model", "parallel"), _check_parallel),
     _Check(("train", "router.group_size", "data.workers"), _check_training_batch),
     _Check(("train.precision", "train.grad_dtype"), lambda config, world: _check_gradients(config.train)),
