@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-BUILT_FROM = ("pyproject.toml", "setup.py", "README.md", "requirements.txt", "requirements-dev.txt", "model", "trainer", "conf")
+PINNED = ("requirements.txt", "requirements-dev.txt", "requirements-report.txt")
+BUILT_FROM = ("pyproject.toml", "setup.py", "README.md", *PINNED, "model", "trainer", "conf")
 
 
 def run_elsewhere(command: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -51,7 +52,7 @@ def test_every_command_is_installed():
 def test_versions_stand_once():
     assert set(PROJECT["project"]["dynamic"]) == {"dependencies", "optional-dependencies"}
     pinned = {}
-    for name in ("requirements.txt", "requirements-dev.txt"):
+    for name in PINNED:
         for line in (ROOT / name).read_text().splitlines():
             requirement = line.partition("#")[0].strip()
             if requirement:

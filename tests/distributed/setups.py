@@ -1,5 +1,6 @@
 """Tiny runs for the tests: configurations by layout, batches, training in real processes, and the state they end in."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import reduce
@@ -209,3 +210,13 @@ def plain_torch(config: Config, steps: int, keep: Iterable[int]) -> Trained:
                 f"{moment}/{name}": optimizer.state[p][moment].clone() for name, p in parameters.items() for moment in MOMENTS
             }
     return trained
+
+
+class NothingUnusable:
+    """The counters of a TrainingLoader whose samples and shards are all usable."""
+
+    def __init__(self) -> None:
+        self.read = self.shards_read = self.truncated = 0
+        self.shards = 1
+        self.bad: Counter[str] = Counter()
+        self.bad_shards: Counter[str] = Counter()

@@ -14,7 +14,7 @@ from model.objective import training_losses
 from model.peers import SingleProcess
 from model.preprocess import normalise
 from model.stream import MODALITIES
-from tests.distributed.setups import BATCH, Layout, TinyRun, batch, rows_of, tiny
+from tests.distributed.setups import BATCH, Layout, NothingUnusable, TinyRun, batch, rows_of, tiny
 from tests.distributed.spawn import run_distributed
 from tests.distributed.test_runs import COMMON, TWO, run_program
 from trainer.config.schema import Config
@@ -37,12 +37,11 @@ def pairs(micro: int, config: Config) -> tuple[Tensor, Tensor]:
     return (images.clamp(-1, 1) * 127.5 + 127.5).to(torch.uint8), texts
 
 
-class Batches:
+class Batches(NothingUnusable):
     """A TrainingLoader that gives this rank's rows of the micro-batches of one step."""
 
     def __init__(self, run: TinyRun) -> None:
-        self.read = 0
-        self.bad: dict[str, int] = {}
+        super().__init__()
         self._run = run
         self._micro = 0
 

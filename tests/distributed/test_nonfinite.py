@@ -2,7 +2,6 @@
 
 import json
 import shlex
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -11,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.distributed.setups import Layout, TinyRun, batch, rows_of, tiny
+from tests.distributed.setups import Layout, NothingUnusable, TinyRun, batch, rows_of, tiny
 from tests.distributed.spawn import run_distributed
 from tests.distributed.test_runs import COMMON, TWO, run_program
 from trainer.config.compose import compose_config
@@ -42,12 +41,11 @@ EXPERT = "towers.0.blocks.2.mlp.experts.down"
 DENSE = "towers.0.blocks.0.attention.qkv.weight"
 
 
-class Batches:
+class Batches(NothingUnusable):
     """A TrainingLoader that gives the batches of these numbers."""
 
     def __init__(self, numbers: list[int], run: TinyRun) -> None:
-        self.read = 0
-        self.bad: Counter[str] = Counter()
+        super().__init__()
         self._numbers = iter(numbers)
         self._run = run
 

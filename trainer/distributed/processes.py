@@ -106,16 +106,7 @@ def start_processes(device: str = "auto", timeout_minutes: float = 10.0, lost_af
     rank, world, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     chosen = choose_device(device, local_rank)
     raise_open_files(world)
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
-    else:
-        # Measured with torch 2.13: the fused attention's bf16 backward on CPUs takes several times as long as the plain one.
-        torch.backends.cuda.enable_flash_sdp(False)
-        fellows = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        if fellows > 1 and not (started_by_srun() and "OMP_NUM_THREADS" in os.environ):
-            # Each takes its share of the cores, whatever OMP_NUM_THREADS torchrun has set. A single process keeps the user's,
-            # a task of srun the batch script's.
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // fellows))
+    _prepare_device(chosen)
     watchdog = Watchdog(rank, world, local_rank)
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     timeout = timedelta(minutes=timeout_minutes)
@@ -141,15 +132,35 @@ def start_processes(device: str = "auto", timeout_minutes: float = 10.0, lost_af
             _check_devices(processes)
     except (RuntimeError, ValueError) as problem:
         watchdog.stop()
-        said, remedy = reason(problem), "MASTER_ADDR must be the first host, MASTER_PORT a free port there"
-        if isinstance(problem, dist.DistBackendError):  # NCCL's, whose last line is its own word on what went wrong
-            last = reason(str(problem).strip().rpartition("\n")[2])
-            said += f" … {last}" if last != said else ""
-            remedy = "if it is the network, set NCCL_SOCKET_IFNAME (`ip -brief address` lists them); NCCL_DEBUG=INFO tells more"
-        elif "Gloo" in said:  # they have met there, and then told each other addresses that lead nowhere
-            remedy = "set GLOO_SOCKET_IFNAME to the network between the hosts (`ip -brief address` lists them)"
+        said, remedy = _what_kept_it(problem)
         raise UserError(f"rank {rank} of {world} could not join the others at {place} ({said}): {remedy}") from problem
     return processes
+
+
+def _prepare_device(device: torch.device) -> None:
+    """Make a GPU the current one, or give this process its share of the cores."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        return
+    # Measured with torch 2.13: the fused attention's bf16 backward on CPUs takes several times as long as the plain one.
+    torch.backends.cuda.enable_flash_sdp(False)
+    fellows = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if fellows > 1 and not (started_by_srun() and "OMP_NUM_THREADS" in os.environ):
+        # Each takes its share of the cores, whatever OMP_NUM_THREADS torchrun has set. A single process keeps the user's,
+        # a task of srun the batch script's.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // fellows))
+
+
+def _what_kept_it(problem: RuntimeError | ValueError) -> tuple[str, str]:
+    """What was said when a rank could not join, and what to do about it."""
+    said, remedy = reason(problem), "MASTER_ADDR must be the first host, MASTER_PORT a free port there"
+    if isinstance(problem, dist.DistBackendError):  # NCCL's, whose last line is its own word on what went wrong
+        last = reason(str(problem).strip().rpartition("\n")[2])
+        said += f" … {last}" if last != said else ""
+        remedy = "if it is the network, set NCCL_SOCKET_IFNAME (`ip -brief address` lists them); NCCL_DEBUG=INFO tells more"
+    elif "Gloo" in said:  # they have met there, and then told each other addresses that lead nowhere
+        remedy = "set GLOO_SOCKET_IFNAME to the network between the hosts (`ip -brief address` lists them)"
+    return said, remedy
 
 
 def _not_connected(rank: int, world: int, place: str, device: torch.device, minutes: float) -> str:

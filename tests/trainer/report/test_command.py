@@ -1,0 +1,78 @@
+"""`python -m trainer.report`: what it is asked, what it prints, and the page with its plots."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.report.made_runs import rising, write_run
+from trainer.errors import UserError
+from trainer.report.__main__ import main, read_arguments
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """Two values of a loss's weight, two seeds each, and a run that has not come to its end."""
+    for load, last in ((0.0, 0.5), (1.0, 0.9)):
+        for seed in (0, 1):
+            write_run(tmp_path / f"load-{load}-{seed}", rising(last, 0.4 + 0.1 * seed), seed=seed, load=load)
+    write_run(tmp_path / "unfinished", rising(1.0, 0.5), steps=9)
+    return tmp_path
+
+
+def test_the_table_is_of_finished_runs_and_the_others_are_named(
+    sweep: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys, "argv", ["report", str(sweep)])
+    main()
+    said = capsys.readouterr()
+    assert said.out.splitlines() == [
+        "| load | n | routing/success/text | eval/zeroshot/top1 |",
+        "| --- | ---: | ---: | ---: |",
+        "| 0 | 2 | 0.312 ± 0.000 | 0.450 ± 0.071 |",
+        "| 1 | 2 | 0.562 ± 0.000 | 0.450 ± 0.071 |",
+    ]
+    assert said.err == f"WARNING: {sweep / 'unfinished'} is left out: it is at step 4 of 9\n"
+
+
+def test_the_page_has_the_table_the_plots_every_run_and_the_command(sweep: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("matplotlib")
+    output = sweep / "page"
+    monkeypatch.setattr(
+        sys, "argv", ["report", *map(str, sorted(sweep.glob("load-*"))), f"output={output}", "against=router.aux.load"]
+    )
+    main()
+    page = (output / "results.md").read_text()
+    for part in (
+        "± standard deviation over 2 runs",
+        "| 0 | 2 | 0.312",
+        "| load-1.0-1 | load=1 | 1 | 4 |",
+        "against=router.aux.load",
+    ):
+        assert part in page
+    for plot in ("curves.png", "against.png"):
+        assert f"]({plot})" in page
+        assert (output / plot).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "runs=DIR,DIR is missing"),
+        (["SWEEP", "metrics=eval/zeroshot/top"], "no run has recorded it (did you mean 'eval/zeroshot/top1'?)"),
+        (["SWEEP", "last=0"], "last=0 should be a number of steps, at least 1"),
+        (["SWEEP", "against=optim.lr"], "against=optim.lr: the runs do not differ in it; they differ in router.aux.load"),
+        (["SWEEP/unfinished"], "none of the 1 runs has come to its last step"),
+        (["SWEEP", "ouput=x"], "trainer.report has no 'ouput' (did you mean 'output'?)"),
+    ],
+)
+def test_a_mistake_is_one_line(sweep: Path, arguments: list[str], told: str):
+    with pytest.raises(UserError) as caught:
+        read_arguments([argument.replace("SWEEP", str(sweep)) for argument in arguments])
+    assert told in str(caught.value)
+
+
+def test_without_matplotlib_the_extra_is_named(sweep: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r'pip install "limoe-trainer\[report\]"; or leave output= out'):
+        read_arguments([str(sweep), "output=x"])

@@ -1,0 +1,150 @@
+"""Tables and plots of finished runs: `python -m trainer.report RUN… [output=DIR]`, from what the runs left on disk."""
+
+import importlib.util
+import logging
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.paths import user_path
+from trainer.config.arguments import Argument, Command
+from trainer.distributed.program import exit_with
+from trainer.errors import UserError, did_you_mean, reason
+from trainer.files import write_whole
+from trainer.report.groups import Group, group_runs
+from trainer.report.runs import RunRecord, read_runs
+from trainer.report.tables import TABLE_METRICS, results_table, runs_table
+from trainer.reporting.log_lines import log_to_terminal
+
+CURVES = ("routing/success/text", "routing/success/image", "eval/zeroshot/top1", "train/loss_contrastive")
+"""What is drawn over the steps, where any run has it."""
+RESULTS = "results.md"
+EXTRA = 'pip install "limoe-trainer[report]"'
+
+COMMAND = Command(
+    "trainer.report",
+    "Put finished runs into tables (mean, standard deviation over seeds, number of runs) and plots. Runs that differ in nothing "
+    "but their seed are one row.",
+    (
+        Argument("runs", "DIR,DIR", "run directories, or folders that contain some, such as a sweep's", required=True),
+        Argument("output", "DIR", f"where {RESULTS} and the plots go (default: the table is only printed)"),
+        Argument("metrics", "A,B", "the columns of the table"),
+        Argument("by", "KEY,KEY", "the keys that tell settings apart (default: all that differ)"),
+        Argument("against", "KEY", "a key with numbers: the metrics are plotted against it as well"),
+        Argument("last", "STEPS", "a metric of training is the mean over so many last steps (default: 100)"),
+        Argument("title", "TEXT", "heading of the page"),
+    ),
+    word="runs",
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a command line asks for. runs: the finished ones, a group a setting."""
+
+    groups: list[Group]
+    metrics: list[str]
+    last_steps: int
+    against: str | None
+    title: str
+    output: Path | None
+
+
+def read_arguments(arguments: list[str]) -> Report:
+    """What a command line means. Raises UserError for what is missing or mistyped, and where there is no finished run."""
+    words = [argument for argument in arguments if "=" not in argument and not argument.startswith("-")]
+    others = [argument for argument in arguments if argument not in words]
+    values = COMMAND.read([*([f"runs={','.join(words)}"] if words else []), *others]).values
+    runs = _finished(read_runs(user_path(place, "runs") for place in values["runs"].split(",")))
+    groups = group_runs(runs, values["by"].split(",") if "by" in values else None)
+    known = list(dict.fromkeys(name for run in runs for name in run.metrics()))
+    metrics = values["metrics"].split(",") if "metrics" in values else [name for name in TABLE_METRICS if name in known]
+    for name in metrics:
+        if name not in known:
+            raise UserError(f"metrics={name}: no run has recorded it{did_you_mean(name, known)}")
+    against = values.get("against")
+    if against is not None:
+        _check_numbers(against, groups)
+    last = values.get("last", "100")
+    if not (last.isdigit() and int(last) > 0):
+        raise UserError(f"last={last} should be a number of steps, at least 1")
+    output = user_path(values["output"], "output") if "output" in values else None
+    if output is not None and importlib.util.find_spec("matplotlib") is None:
+        raise UserError(f"plots need matplotlib: {EXTRA}; or leave output= out, and the table is printed")
+    return Report(groups, metrics, int(last), against, values.get("title", "Results"), output)
+
+
+def _finished(runs: Sequence[RunRecord]) -> list[RunRecord]:
+    """Those that came to their end; the others are named in a warning."""
+    unfinished = [run for run in runs if not run.is_finished]
+    for run in unfinished:
+        logging.getLogger(__name__).warning(
+            "%s is left out: it is at step %d of %s", run.folder, run.step, run.settings.get("train.steps")
+        )
+    finished = [run for run in runs if run.is_finished]
+    if not finished:
+        raise UserError(f"none of the {len(runs)} runs has come to its last step: let them finish first")
+    return finished
+
+
+def _check_numbers(key: str, groups: Sequence[Group]) -> None:
+    keys = list(groups[0].setting)
+    if key not in keys:
+        raise UserError(f"against={key}: the runs do not differ in it{did_you_mean(key, keys)}; they differ in {', '.join(keys)}")
+    values = [group.setting[key] for group in groups]
+    if not all(isinstance(value, (int, float)) for value in values):
+        raise UserError(f"against={key}: its values are not all numbers ({', '.join(map(str, values))})")
+
+
+def page(report: Report, arguments: Sequence[str], plots: Sequence[Path]) -> str:
+    """The page as Markdown: table, plots, every run with its seed, and the command that made it."""
+    counts = sorted({len(group.runs) for group in report.groups})
+    runs = f"{counts[0]} run{'s' if counts[0] > 1 else ''}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} runs"
+    parts = [
+        f"# {report.title}",
+        f"Mean ± standard deviation over {runs} of each setting (`n`). Evaluations are the last ones; metrics of training are "
+        f"means over the last {report.last_steps} steps.",
+        results_table(report.groups, report.metrics, report.last_steps).rstrip("\n"),
+        *(f"![{plot.stem}]({plot.name})" for plot in plots),
+        "## Runs",
+        runs_table(report.groups).rstrip("\n"),
+        f"Made by `python -m trainer.report {shlex.join(arguments)}`.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def write_report(report: Report, arguments: Sequence[str], folder: Path) -> None:
+    """Write the page and its plots. Raises UserError when they cannot be written."""
+    from trainer.report.plots import plot_against, plot_curves  # matplotlib is an extra
+
+    known = {name for group in report.groups for run in group.runs for name in run.metrics()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        plots = [folder / "curves.png"]
+        plot_curves(report.groups, [name for name in CURVES if name in known], plots[0])
+        if report.against is not None:
+            plots.append(folder / "against.png")
+            plot_against(report.groups, report.against, report.metrics, report.last_steps, plots[1])
+        write_whole(folder / RESULTS, page(report, arguments, plots).encode())
+    except OSError as problem:
+        raise UserError(f"the report cannot be written to {folder} ({reason(problem)}): choose another output") from problem
+
+
+def main() -> None:
+    """Read the command line, print the table, and write the page."""
+    arguments = sys.argv[1:]
+    log_to_terminal(rank=0)
+    try:
+        report = read_arguments(arguments)
+        print(results_table(report.groups, report.metrics, report.last_steps), end="")
+        if report.output is not None:
+            write_report(report, arguments, report.output)
+            print(f"\nwrote {report.output / RESULTS}")
+    except UserError as problem:
+        exit_with(problem)
+
+
+if __name__ == "__main__":
+    main()

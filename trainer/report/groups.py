@@ -1,0 +1,94 @@
+"""Runs that differ in nothing but their seed are one setting, measured several times."""
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.errors import UserError, did_you_mean
+from trainer.report.runs import RunRecord
+
+NOT_SETTINGS = ("seed", "resume", "run.", "log.", "hydra.", "checkpoint.", "model.name", "data.workers", "data.cache")
+"""Keys, or beginnings of keys, that make no other setting: what a run is called, and what it leaves behind."""
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """Values of several runs. deviation: of the sample (n - 1); None for a single run."""
+
+    mean: float
+    deviation: float | None
+    runs: int
+
+    @staticmethod
+    def of(values: Sequence[float]) -> "Statistic | None":
+        """None for no values."""
+        if not values:
+            return None
+        return Statistic(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+    def __str__(self) -> str:
+        """`0.974 ± 0.003`"""
+        return f"{self.mean:.3f}" + ("" if self.deviation is None else f" ± {self.deviation:.3f}")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one setting. setting: the value of each key that differs between groups."""
+
+    setting: dict[str, Any]
+    runs: list[RunRecord]
+
+    def statistic(self, metric: str, last_steps: int) -> Statistic | None:
+        """What the runs came to; see RunRecord.final. Runs without the metric do not count."""
+        values = [run.final(metric, last_steps) for run in self.runs]
+        return Statistic.of([value for value in values if value is not None and math.isfinite(value)])
+
+    def label(self) -> str:
+        """`priority=gate, aux.load=0`, as short as the keys allow; "all" where nothing differs."""
+        named = zip(short_names(self.setting), self.setting.values(), strict=True)
+        return ", ".join(f"{name}={shown(value)}" for name, value in named) or "all"
+
+
+def group_runs(runs: Iterable[RunRecord], by: Sequence[str] | None = None) -> list[Group]:
+    """The runs by what differs between them, in the order of their first runs.
+
+    by: the keys to look at; None: all whose values differ, but for NOT_SETTINGS. Raises UserError for a key that no run has.
+    """
+    runs = list(runs)
+    keys = list(dict.fromkeys(key for run in runs for key in run.settings))
+    for key in by or ():
+        if key not in keys:
+            raise UserError(f"by={key}: no run has this key{did_you_mean(key, keys)}")
+    differing = list(by) if by is not None else [key for key in keys if not key.startswith(NOT_SETTINGS) and _differs(key, runs)]
+    groups: dict[tuple[str, ...], Group] = {}
+    for run in runs:
+        setting = {key: run.settings.get(key) for key in differing}
+        groups.setdefault(tuple(map(repr, setting.values())), Group(setting, [])).runs.append(run)
+    return list(groups.values())
+
+
+def short_names(keys: Iterable[str]) -> list[str]:
+    """Each key by as few of its last parts as tell it from the others: `router.aux.load`, `optim.lr` are `load`, `lr`."""
+    keys = list(keys)
+    names = []
+    for key in keys:
+        parts = key.split(".")
+        endings = [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
+        own = [end for end in endings if sum(other == end or other.endswith(f".{end}") for other in keys) == 1]
+        names.append(own[0] if own else key)  # another may end in the whole of it, as data.seed in seed
+    return names
+
+
+def shown(value: Any) -> str:
+    """A value of the configuration as a user writes it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _differs(key: str, runs: list[RunRecord]) -> bool:
+    return len({repr(run.settings.get(key)) for run in runs}) > 1

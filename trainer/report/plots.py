@@ -1,0 +1,95 @@
+"""Plots of several runs: a line or a point a setting, its spread over seeds as a band or a bar."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # no screen is needed, and none is looked for
+
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from trainer.report.groups import Group, Statistic
+
+COLUMNS = 2
+PANEL = (4.6, 3.0)  # inches
+DOTS_PER_INCH = 110
+
+
+def plot_curves(groups: Sequence[Group], metrics: Sequence[str], path: Path) -> None:
+    """A panel a metric, a line a setting: the mean over its runs, with one standard deviation around it."""
+    figure, panels = _panels(len(metrics))
+    for axes, metric in zip(panels, metrics, strict=False):
+        for group in groups:
+            points = mean_curve(group, metric)
+            steps, means = list(points), [statistic.mean for statistic in points.values()]
+            if not steps:
+                continue
+            (line,) = axes.plot(steps, means, linewidth=1.4, label=group.label())
+            spread = [statistic.deviation or 0.0 for statistic in points.values()]
+            lower = [mean - deviation for mean, deviation in zip(means, spread, strict=True)]
+            upper = [mean + deviation for mean, deviation in zip(means, spread, strict=True)]
+            axes.fill_between(steps, lower, upper, color=line.get_color(), alpha=0.18, linewidth=0)
+        _finish(axes, metric, "step")
+    _save(figure, panels, path)
+
+
+def plot_against(groups: Sequence[Group], key: str, metrics: Sequence[str], last_steps: int, path: Path) -> None:
+    """A panel a metric: what runs came to against a number of their configuration, a line for each setting of the other keys."""
+    figure, panels = _panels(len(metrics))
+    for axes, metric in zip(panels, metrics, strict=False):
+        lines: dict[str, list[tuple[float, Statistic]]] = defaultdict(list)
+        for group in groups:
+            statistic = group.statistic(metric, last_steps)
+            if statistic is not None:
+                others = Group({name: value for name, value in group.setting.items() if name != key}, group.runs)
+                lines[others.label()].append((float(group.setting[key]), statistic))
+        for label, points in lines.items():
+            points.sort(key=lambda point: point[0])
+            places = [place for place, _ in points]
+            bars = [statistic.deviation or 0.0 for _, statistic in points]
+            axes.errorbar(places, [statistic.mean for _, statistic in points], yerr=bars, marker="o", capsize=3, label=label)
+        _finish(axes, metric, key)
+    _save(figure, panels, path)
+
+
+def mean_curve(group: Group, metric: str) -> dict[int, Statistic]:
+    """By step, over the runs of a group; steps that some of the runs with this metric did not record are left out."""
+    curves = [dict(zip(*run.curve(metric), strict=True)) for run in group.runs]
+    curves = [curve for curve in curves if curve]
+    if not curves:
+        return {}
+    common = sorted(set.intersection(*(set(curve) for curve in curves)))
+    found = {step: Statistic.of([curve[step] for curve in curves]) for step in common}
+    return {step: statistic for step, statistic in found.items() if statistic is not None}
+
+
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    rows, columns = math.ceil(count / COLUMNS), min(count, COLUMNS)
+    figure, panels = pyplot.subplots(rows, columns, figsize=(PANEL[0] * columns, PANEL[1] * rows), squeeze=False)
+    flat = list(panels.flat)
+    for unused in flat[count:]:
+        unused.set_axis_off()
+    return figure, flat
+
+
+def _finish(axes: Axes, metric: str, below: str) -> None:
+    axes.set_title(metric, fontsize=9)
+    axes.set_xlabel(below, fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _save(figure: Figure, panels: Sequence[Axes], path: Path) -> None:
+    """One legend for all panels, under them."""
+    labelled = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if len(labelled) > 1:
+        figure.legend(labelled.values(), labelled.keys(), loc="outside lower center", ncols=min(3, len(labelled)), fontsize=8)
+    figure.set_layout_engine("constrained")
+    figure.savefig(path, dpi=DOTS_PER_INCH, facecolor="white")
+    pyplot.close(figure)
