@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from model.config import AuxiliaryConfig
-from model.routing import Gates
+from model.routing import Gates, log_gates
 from model.stream import IMAGE, MODALITIES, TEXT, TokenStream
 
 M = len(MODALITIES)
@@ -55,19 +55,26 @@ def sum_over(passes: Sequence[Mapping[int, RoutingSums]]) -> dict[int, RoutingSu
     return {layer: reduce(add, [routing[layer] for routing in passes]) for layer in passes[0]}
 
 
-def routing_sums(gates: Gates, kept_nk: Tensor, stream: TokenStream, noise_std: float) -> Tensor:
+def routing_sums(
+    gates: Gates, kept_nk: Tensor, stream: TokenStream, noise_std: float, kind: str = "softmax", by_experts: bool = False
+) -> Tensor:
     """This process's RoutingSums of one layer, packed into one vector: `[3M + 1 + E + 2ME]`.
 
-    noise_std: sigma of the noise that the load loss imagines drawn again.
+    noise_std: sigma of the noise that the load loss imagines drawn again; kind: of the gates, which losses and statistics take
+    normalised; by_experts: whether experts chose their tokens, so that their load is what they took.
     """
     logits_ne = gates.logits_ne
     top_k = gates.expert_nk.shape[1]
     member_mn = torch.stack([(stream.modality_n == m) & stream.valid_n for m in range(M)]).to(logits_ne.dtype)
     valid_n = member_mn.sum(0)
-    log_gate_ne = logits_ne.log_softmax(-1)
+    log_gate_ne = log_gates(logits_ne, kind)
     gate_ne = log_gate_ne.exp()
     entropy_n = -(gate_ne * log_gate_ne).sum(-1)
-    one_hot_ne = torch.zeros_like(logits_ne).scatter_(1, gates.expert_nk, 1.0)
+    one_hot_ne = torch.zeros_like(logits_ne)
+    if by_experts:
+        one_hot_ne.copy_(kept_nk)
+    else:
+        one_hot_ne.scatter_(1, gates.expert_nk, 1.0)
     # eta_K - l_e, in units of the noise: how far redrawn noise must lift expert e into the top K.
     threshold_n1 = gates.noisy_ne.topk(top_k, dim=-1).values[:, -1:]
     chance_ne = torch.special.ndtr((logits_ne - threshold_n1) / noise_std)

@@ -57,7 +57,20 @@ class BiasConfig:
 class RouterConfig:
     """How tokens find their experts."""
 
-    top_k: int = option(1, "experts a token is sent to", at_least=1, identity=True)
+    choice: str = option(
+        "token",
+        "who chooses: token (each token its top_k experts), or expert (each expert its best tokens, as many as it has slots: "
+        "top_k * capacity_factor experts a token on average, and some tokens none)",
+        choices=("token", "expert"),
+        identity=True,
+    )
+    gates: str = option(
+        "softmax",
+        "what makes gates of the logits: softmax over the experts, or sigmoid, each expert by itself",
+        choices=("softmax", "sigmoid"),
+        identity=True,
+    )
+    top_k: int = option(1, "experts a token is sent to (model.expert_granularity times as many)", at_least=1, identity=True)
     capacity_factor: float = option(
         1.0,
         "slots of an expert's buffer: round_up(capacity_factor * top_k * tokens / experts), pads counted as tokens",
@@ -107,12 +120,34 @@ class ModelConfig:
         [], "indices of the blocks whose MLP is a mixture of experts; [] is a dense model", at_least=0, identity=True
     )
     experts: int = option(8, "experts of such a block", at_least=1, identity=True)
+    expert_granularity: int = option(
+        1,
+        "c cuts each expert into c finer ones: c times as many, each a c-th as wide, and a token is sent to c * router.top_k",
+        at_least=1,
+        identity=True,
+    )
+    shared_experts: int = option(
+        0,
+        "experts of such a block, as wide as the others, that every token passes beside those it is sent to",
+        at_least=0,
+        identity=True,
+    )
     image_size: int = option(32, "pixels a side of an image", at_least=1, identity=True)
     patch: int = option(4, "pixels a side of a patch, which is one token", at_least=1, identity=True)
     text_length: int = option(16, "tokens of a text at most, the end-of-text token counted", at_least=1, identity=True)
     vocabulary: int = option(2048, "SentencePiece tokens at most", at_least=1, identity=True)
     embedding: int = option(128, "width of the space that images and texts share", at_least=1, identity=True)
     initial_scale: float = option(10.0, "logit scale at the start of training, 1 / temperature", above=0)
+
+    @property
+    def routed_experts(self) -> int:
+        """Experts of an expert layer that tokens are sent to."""
+        return self.experts * self.expert_granularity
+
+    @property
+    def expert_width(self) -> int:
+        """Hidden width of each of them."""
+        return self.mlp // self.expert_granularity
 
     @property
     def image_tokens(self) -> int:

@@ -131,9 +131,12 @@ def _build(path: Path) -> tuple[LIMoE, tuple[list[float], list[float], list[int]
         values: Any = yaml.safe_load(path.read_text())
         router = dict(values["router"])
         config = ModelConfig(**values["model"])
-        # Nothing is dropped, whatever the run was evaluated with: what an image means must not depend on its batch.
+        # Nothing is dropped, whatever the run was evaluated with: what an image means must not depend on its batch. Where experts
+        # choose their tokens it does not, and without a capacity they would take all.
         nested = {"aux": AuxiliaryConfig(**router["aux"]), "bias": BiasConfig(**router.get("bias", {}))}
-        routing = replace(RouterConfig(**router | nested), eval_capacity_factor=None)
+        routing = RouterConfig(**router | nested)
+        if routing.choice == "token":
+            routing = replace(routing, eval_capacity_factor=None)
         with torch.device("meta"):
             data = values["data"]
             return LIMoE(config, routing), (list(data["mean"]), list(data["std"]), list(data.get("background", WHITE)))

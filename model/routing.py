@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -56,21 +57,34 @@ def capacity(tokens: int, experts: int, top_k: int, factor: float) -> int:
     return min(tokens, max(1, math.ceil(round(factor * top_k * tokens / experts, 6))))
 
 
+def log_gates(logits_ne: Tensor, kind: str) -> Tensor:
+    """Logarithms of the gates, normalised over the experts where they are not so by themselves (sigmoid)."""
+    return (F.logsigmoid(logits_ne) if kind == "sigmoid" else logits_ne).log_softmax(-1)
+
+
+def all_experts(tokens: int, experts: int, device: torch.device) -> Tensor:
+    """The `expert_nk` of expert choice, `[N, E]`: every token asks every expert, each of which takes the largest gates."""
+    return torch.arange(experts, device=device).expand(tokens, experts)
+
+
 def choose_experts(
     logits_ne: Tensor,
     top_k: int,
     noise_ne: Tensor | None = None,
     expert_nk: Tensor | None = None,
     bias_ne: Tensor | None = None,
+    kind: str = "softmax",
 ) -> Gates:
-    """Softmax over the noisy logits, then the K experts with the largest, ties to the lower index.
+    """Gates of the noisy logits, then the K experts with the largest, ties to the lower index.
+
+    kind: softmax over the experts, or sigmoid of each logit.
 
     The gate value, not renormalised, is the combine weight (K=1: output = p_e * expert_e(x)). noise_ne: what is added to the
     logits that route; expert_nk: experts that are chosen already, whose gates alone are wanted; bias_ne: what is added to the
     gates (broadcast to [N, E]) for the choice alone.
     """
     noisy_ne = logits_ne if noise_ne is None else logits_ne + noise_ne
-    gates_ne = noisy_ne.softmax(-1)
+    gates_ne = noisy_ne.sigmoid() if kind == "sigmoid" else noisy_ne.softmax(-1)
     if expert_nk is None:
         # By logits, as gates may underflow to ties; a stable sort, unlike topk, has a defined order among equal ones.
         wanted_ne = noisy_ne.detach() if bias_ne is None else gates_ne.detach() + bias_ne

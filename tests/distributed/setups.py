@@ -116,7 +116,7 @@ class TinyRun:
         for micro in range(config.train.accumulate):
             images, texts = rows_of(self.processes.rank, self.processes.world, *batch(self.progress.step, config, micro))
             output = self.engine(images, texts)
-            loss = training_losses(output, config.router.aux, config.model.experts, self.peers)
+            loss = training_losses(output, config.router.aux, config.model.routed_experts, self.peers)
             self.engine.backward(loss.total)
             self.engine.step()
             losses.append(self.processes.sum(loss.total) / self.processes.world)
@@ -171,7 +171,19 @@ class Trained:
 
 def decays(name: str) -> bool:
     """Whether weight decay applies: a list written by hand, to check the program's rule against."""
-    matrices = ("project", "table", "qkv", "out", "router", "heads.image", "heads.text", "mlp.up", "mlp.down")
+    matrices = (
+        "project",
+        "table",
+        "qkv",
+        "out",
+        "router",
+        "heads.image",
+        "heads.text",
+        "mlp.up",
+        "mlp.down",
+        "shared.up",
+        "shared.down",
+    )
     owner, _, leaf = name.rpartition(".")
     return (leaf == "weight" and owner.endswith(matrices)) or name.endswith(("experts.up", "experts.down"))
 
@@ -195,7 +207,7 @@ def plain_torch(config: Config, steps: int, keep: Iterable[int]) -> Trained:
         losses, routing = [], []
         for micro in range(config.train.accumulate):
             output = model(*batch(step, config, micro))
-            loss = training_losses(output, config.router.aux, config.model.experts, SingleProcess())
+            loss = training_losses(output, config.router.aux, config.model.routed_experts, SingleProcess())
             (loss.total / config.train.accumulate).backward()
             losses.append(loss.total.item())
             routing.append(loss.routing)

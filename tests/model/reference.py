@@ -27,6 +27,11 @@ def gates(logits_e: Tensor) -> list[Tensor]:
     return [power / total for power in powers]
 
 
+def sigmoids(logits_e: Tensor) -> list[Tensor]:
+    """Of one token's logits, each by itself."""
+    return [1 / (1 + torch.exp(-logit)) for logit in logits_e]
+
+
 def best(values: Sequence[float], top_k: int) -> list[int]:
     """Indices of the `top_k` largest values, largest first, ties to the lower index."""
     return sorted(range(len(values)), key=lambda index: (-values[index], index))[:top_k]
@@ -96,12 +101,14 @@ def expert_layer(
     places: int,
     priority: str,
     bias_ne: Sequence[Sequence[float]] | None = None,
+    kind: str = "softmax",
 ) -> tuple[Tensor, list[list[int]]]:
     """The output `[N, D]` token by token, and each choice's slot. noise_ne: what is added to the logits that route; bias_ne: to
 
     the gates, for the choice alone."""
     experts = layer.router.shape[0]
-    gate_ne = [gates(layer.logits(x_d) + noise_e) for x_d, noise_e in zip(x_nd, noise_ne, strict=True)]
+    gates_of = gates if kind == "softmax" else sigmoids
+    gate_ne = [gates_of(layer.logits(x_d) + noise_e) for x_d, noise_e in zip(x_nd, noise_ne, strict=True)]
     bias_ne = bias_ne or [[0.0] * experts] * len(x_nd)
     wanted_ne = [[gate.item() + bias for gate, bias in zip(*row, strict=True)] for row in zip(gate_ne, bias_ne, strict=True)]
     expert_nk = [best(wanted_e, top_k) for wanted_e in wanted_ne]
@@ -115,6 +122,23 @@ def expert_layer(
                 y_d = y_d + gate_ne[token][expert] * layer.expert(expert, x_d)
         outputs.append(y_d)
     return torch.stack(outputs), slot_nk
+
+
+def expert_choice_layer(
+    layer: Layer, x_nd: Tensor, valid_n: list[bool], group_n: list[int], groups: int, places: int
+) -> tuple[Tensor, list[list[int]]]:
+    """The output `[N, D]`, and the experts that took each token: expert by expert, each takes its best tokens of a group."""
+    gate_ne = [gates(layer.logits(x_d)) for x_d in x_nd]
+    taken_by: list[list[int]] = [[] for _ in x_nd]
+    outputs = [torch.zeros_like(x_d) for x_d in x_nd]
+    for expert in range(layer.router.shape[0]):
+        for group in range(groups):
+            members = [token for token in range(len(x_nd)) if valid_n[token] and group_n[token] == group]
+            members.sort(key=lambda token: (-gate_ne[token][expert].item(), token))
+            for token in members[:places]:
+                taken_by[token].append(expert)
+                outputs[token] = outputs[token] + gate_ne[token][expert] * layer.expert(expert, x_nd[token])
+    return torch.stack(outputs), taken_by
 
 
 def bias_step(load_e: Sequence[float], update: str) -> list[float]:

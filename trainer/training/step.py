@@ -84,7 +84,7 @@ class Trainer:
         for _ in range(self.config.train.accumulate):
             images, texts, waited = self._next_batch()
             output = self.engine(images, texts)
-            losses.append(training_losses(output, self.config.router.aux, self.config.model.experts, self.peers))
+            losses.append(training_losses(output, self.config.router.aux, self.config.model.routed_experts, self.peers))
             self.engine.backward(losses[-1].total)
             self.engine.step()
             data_seconds += waited
