@@ -153,8 +153,8 @@ def routing_metrics(layers: dict[int, RoutingSums]) -> dict[str, Tensor]:
     """What users watch, by layer and modality (scalars): success rate, entropy, experts used, largest load.
 
     success: share of the modality's tokens that got a slot; entropy: mean entropy of a token's gates, nats; experts_used:
-    exp(entropy of the mean gate); load/max: the most wanted expert's share of all choices times E (1 is even), and of the
-    choices of one modality (load/image, load/text).
+    exp(entropy of the mean gate); load/max: the most popular expert's share of all choices times E (1 is even), and the same
+    for the choices of one modality (load/image, load/text).
     """
     metrics: dict[str, Tensor] = {}
     successes: dict[str, list[Tensor]] = {name: [] for name in MODALITIES}

@@ -24,7 +24,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x_nd: Tensor, valid_n: Tensor, segments: tuple[Segment, ...]) -> Tensor:
-        """`[N, D]` -> `[N, D]`; one fused attention call a segment."""
+        """`[N, D]` -> `[N, D]`; one fused attention call per segment."""
         sizes = [segment.tokens for segment in segments]
         pieces = []
         for segment, qkv, valid in zip(segments, self.qkv(x_nd).split(sizes), valid_n.split(sizes), strict=True):
@@ -38,9 +38,9 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-LayerNorm block. Takes and gives plain tensors, so that activation checkpointing can wrap it as it is.
+    """Pre-LayerNorm block. Takes and returns plain tensors, so that activation checkpointing can wrap it directly.
 
-    The one thing that it changes, the assignment, is what tells a recomputation how the first pass has routed.
+    It changes only the assignment, which tells a recomputation how the first pass routed.
     """
 
     def __init__(self, config: ModelConfig, router: RouterConfig, peers: Peers, has_experts: bool) -> None:
@@ -75,7 +75,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A tower: blocks and a final LayerNorm. Nothing in it is told which modality a token is, but for the statistics."""
+    """A tower: blocks and a final LayerNorm. Except for the statistics, nothing in it knows a token's modality."""
 
     def __init__(self, config: ModelConfig, router: RouterConfig, peers: Peers) -> None:
         super().__init__()
@@ -87,9 +87,9 @@ class Encoder(nn.Module):
     def forward(
         self, stream: TokenStream, assignments: Mapping[int, Assignment] | None = None
     ) -> tuple[TokenStream, dict[int, Tensor], dict[int, Assignment]]:
-        """The stream after all blocks; of each expert layer, by its index, the packed routing sums and the assignment.
+        """The stream after all blocks; for each expert layer, by index, the packed routing sums and the assignment.
 
-        assignments: of an earlier pass over the same batch, to be repeated; None: new ones.
+        assignments: those of an earlier pass over the same batch, to repeat; None: new ones.
         """
         sums: dict[int, Tensor] = {}
         used: dict[int, Assignment] = {}

@@ -7,9 +7,9 @@ from model.option import option
 
 @dataclass
 class AuxiliaryConfig:
-    """Weights of the auxiliary losses; 0 switches one off (LIMoE paper, section 3.1; V-MoE, appendix A).
+    """Weights of the auxiliary losses; 0 turns a loss off (LIMoE paper, section 3.1; V-MoE, appendix A).
 
-    The model's loss is `contrastive + scale * mean of the switched-on (weight * loss)`, averaged over expert layers.
+    The model's loss is `contrastive + scale * mean of the active (weight * loss)`, averaged over expert layers.
     """
 
     scale: float = option(0.04, "factor on the mean of all auxiliary losses")
@@ -60,20 +60,20 @@ class RouterConfig:
     choice: str = option(
         "token",
         "who chooses: token (each token its top_k experts), or expert (each expert its best tokens, as many as it has slots: "
-        "top_k * capacity_factor experts a token on average, and some tokens none)",
+        "top_k * capacity_factor experts per token on average, and none for some tokens)",
         choices=("token", "expert"),
         identity=True,
     )
     gates: str = option(
         "softmax",
-        "what makes gates of the logits: softmax over the experts, or sigmoid, each expert by itself",
+        "how logits become gates: softmax over the experts, or sigmoid of each logit",
         choices=("softmax", "sigmoid"),
         identity=True,
     )
-    top_k: int = option(1, "experts a token is sent to (model.expert_granularity times as many)", at_least=1, identity=True)
+    top_k: int = option(1, "experts per token, before model.expert_granularity multiplies them", at_least=1, identity=True)
     capacity_factor: float = option(
         1.0,
-        "slots of an expert's buffer: round_up(capacity_factor * top_k * tokens / experts), pads counted as tokens",
+        "sets the slots in an expert's buffer: round_up(capacity_factor * top_k * tokens / experts); padding counts as tokens",
         above=0,
     )
     eval_capacity_factor: float | None = option(
@@ -84,15 +84,15 @@ class RouterConfig:
     )
     priority: str = option(
         "gate",
-        "who keeps a slot when a buffer overflows: gate (Batch Priority Routing), token (the same, with all choices of a token "
-        "ranked by its largest gate, as V-MoE does; another thing for top_k above 1 only), or order (first come, first served)",
+        "which tokens keep a slot when a buffer overflows: gate (Batch Priority Routing), token (the same, but all choices of a "
+        "token are ranked by its largest gate, as in V-MoE; differs only for top_k above 1), or order (first come, first served)",
         choices=("gate", "token", "order"),
     )
     noise: float = option(
         1.0,
-        "standard deviation of the training noise on the logits, in units of 1/E; 0 switches it off",
+        "standard deviation of the training noise on the router logits, in units of 1/E; 0 turns it off",
         at_least=0,
-        hint="0 switches the noise off",
+        hint="0 turns the noise off",
     )
     group_size: int | None = option(
         None,
@@ -106,38 +106,38 @@ class RouterConfig:
 
 @dataclass
 class ModelConfig:
-    """The architecture. Everything that decides a tensor's shape is here."""
+    """The architecture: everything that determines a tensor's shape."""
 
-    name: str = option("limoe_tiny", "what the model is called in tables and messages")
+    name: str = option("limoe_tiny", "the model's name in tables and messages")
     towers: int = option(
         1, "1: both modalities share one Transformer; 2: each has its own, as in CLIP", choices=(1, 2), identity=True
     )
     width: int = option(128, "width of a token", at_least=1, identity=True)
-    mlp: int = option(512, "hidden width of an MLP, and of an expert", at_least=1, identity=True)
+    mlp: int = option(512, "hidden width of an MLP and of an expert", at_least=1, identity=True)
     heads: int = option(4, "attention heads", at_least=1, identity=True)
-    layers: int = option(4, "Transformer blocks of a tower", at_least=1, identity=True)
+    layers: int = option(4, "Transformer blocks per tower", at_least=1, identity=True)
     expert_layers: list[int] = option(
         [], "indices of the blocks whose MLP is a mixture of experts; [] is a dense model", at_least=0, identity=True
     )
-    experts: int = option(8, "experts of such a block", at_least=1, identity=True)
+    experts: int = option(8, "experts per expert layer", at_least=1, identity=True)
     expert_granularity: int = option(
         1,
-        "c cuts each expert into c finer ones: c times as many, each a c-th as wide, and a token is sent to c * router.top_k",
+        "c splits each expert into c finer ones: c times as many, each 1/c as wide, and c * router.top_k per token",
         at_least=1,
         identity=True,
     )
     shared_experts: int = option(
         0,
-        "experts of such a block, as wide as the others, that every token passes beside those it is sent to",
+        "experts per expert layer, as wide as the others, that every token passes in addition to its routed ones",
         at_least=0,
         identity=True,
     )
-    image_size: int = option(32, "pixels a side of an image", at_least=1, identity=True)
-    patch: int = option(4, "pixels a side of a patch, which is one token", at_least=1, identity=True)
-    text_length: int = option(16, "tokens of a text at most, the end-of-text token counted", at_least=1, identity=True)
-    vocabulary: int = option(2048, "SentencePiece tokens at most", at_least=1, identity=True)
-    embedding: int = option(128, "width of the space that images and texts share", at_least=1, identity=True)
-    initial_scale: float = option(10.0, "logit scale at the start of training, 1 / temperature", above=0)
+    image_size: int = option(32, "side of an image, in pixels", at_least=1, identity=True)
+    patch: int = option(4, "side of a patch in pixels; each patch is one token", at_least=1, identity=True)
+    text_length: int = option(16, "most tokens per text, including the end-of-text token", at_least=1, identity=True)
+    vocabulary: int = option(2048, "largest number of SentencePiece tokens", at_least=1, identity=True)
+    embedding: int = option(128, "width of the embedding space shared by images and texts", at_least=1, identity=True)
+    initial_scale: float = option(10.0, "logit scale (1 / temperature) at the start of training", above=0)
 
     @property
     def routed_experts(self) -> int:

@@ -41,7 +41,7 @@ def count_parameters(config: ModelConfig, router: RouterConfig) -> ParameterCoun
 
 
 def step_flops(model: ModelConfig, router: RouterConfig, pairs: int) -> float:
-    """FLOPs of forward and backward over `pairs` pairs: 6 an applied weight and token, and attention's two products.
+    """FLOPs of forward and backward over `pairs` pairs: 6 per applied weight and token, plus attention's two products.
 
     The embedding tables multiply nothing; pads are computed, so they count; recomputation does not (the usual model FLOPs).
     """

@@ -55,7 +55,7 @@ def dispatch(x_nd: Tensor, choice_of_slot: Tensor, slot_of_choice: Tensor) -> Te
 
 
 def combine(y_ecd: Tensor, gate_nk: Tensor, choice_of_slot: Tensor, slot_of_choice: Tensor) -> Tensor:
-    """Bring expert outputs home: `[E, C, D]` -> `[N, D]`, the gate-weighted sum over a token's choices.
+    """Bring expert outputs back: `[E, C, D]` -> `[N, D]`, the gate-weighted sum over a token's choices.
 
     A choice without a slot adds nothing, so a token without any gets zeros: only its residual passes.
     """

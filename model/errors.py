@@ -1,17 +1,17 @@
-"""Errors that are the user's to mend, as opposed to bugs, which keep their traceback."""
+"""Errors for users to fix, as opposed to bugs, which keep their traceback."""
 
 LONGEST = 200
-"""Characters of a reason: it stands in the middle of a line."""
+"""Most characters of a reason, which is only part of a line."""
 
 
 class UserError(Exception):
-    """Bad input: the message is one clear line that says what is wrong, where, and how to mend it."""
+    """Bad input: the message is one clear line that says what is wrong, where, and how to fix it."""
 
 
 def reason(problem: BaseException | str) -> str:
-    """What a problem says, as a part of a line: the system's words for an OSError, else the first line of its text.
+    """A problem in a few words, for the middle of a line: the system's message for an OSError, else the first line of its text.
 
-    The name of its type where it says nothing; no longer than LONGEST.
+    If it has no text, the name of its type. At most LONGEST characters.
     """
     system = getattr(problem, "strerror", None)  # of an OSError, whose text repeats number and path
     text = system if isinstance(system, str) and system else str(problem)

@@ -34,7 +34,7 @@ class Experts(nn.Module):
 
 
 class Router(Float32Module):
-    """Linear map to one logit an expert, no additive term, computed in float32 whatever the model's precision.
+    """Linear map to one logit per expert, no additive term, computed in float32 whatever the model's precision.
 
     bias: the loss-free one (model.balance), `[1, E]` for all tokens or `[M, E]` by modality, None without. It is no parameter:
     no gradient reaches it, and the logits do not contain it.
@@ -61,7 +61,7 @@ class Router(Float32Module):
 
 
 class ExpertLayer(nn.Module):
-    """A sparse mixture of MLPs in the place of a block's MLP.
+    """A sparse mixture of MLPs in place of a block's MLP.
 
     Tokens choose their experts, or experts their tokens (Zhou et al. 2022, "Mixture-of-Experts with Expert Choice Routing", arXiv
     2202.09368): then every token asks every expert, and each expert's slots go to the largest gates. In evaluation each pair, or
@@ -80,9 +80,9 @@ class ExpertLayer(nn.Module):
         self.shared = MLP(width, shared * hidden) if shared else None
 
     def draw(self, stream: TokenStream, generator: torch.Generator | None = None) -> Assignment:
-        """A new assignment for a batch, with noise in training; generator: by default torch's own of the stream's device.
+        """A new assignment for a batch, with noise in training; generator: by default torch's own for the stream's device.
 
-        Here, and not where the noise is used: a compiled region draws other numbers from the same seed than an eager one.
+        The noise is drawn here, not where it is used: a compiled region would draw other numbers from the same seed.
         """
         if not self.training or self.config.noise == 0:
             return Assignment()

@@ -1,4 +1,4 @@
-"""First values of the parameters: the same for every parallel layout, as each tensor (and expert) has a seed of its own."""
+"""Initial values of the parameters: the same for every parallel layout, because each tensor (and expert) has its own seed."""
 
 import math
 import zlib
@@ -25,7 +25,7 @@ def _draw(shape: torch.Size, std: float, seed: int, name: str) -> Tensor:
 def initialise(model: nn.Module, seed: int, first_expert: int, initial_scale: float) -> None:
     """Fill every parameter: matrices with std 1/sqrt(fan-in), tables with 0.02, norms with ones, biases with zeros.
 
-    first_expert: the global index of the first expert this process owns, so that expert e starts alike wherever it lives.
+    first_expert: the global index of the first expert this process owns, so that expert e starts the same wherever it is.
     """
     modules = dict(model.named_modules())
     for name, parameter in model.named_parameters():

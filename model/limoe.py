@@ -23,7 +23,7 @@ MAX_SCALE = 100.0
 
 
 class _ClampAtMaximum(torch.autograd.Function):
-    """min(value, maximum); at the maximum only gradients that lower the value pass, so that it neither grows on nor sticks."""
+    """min(value, maximum); at the maximum only gradients that lower the value pass, so it neither grows nor sticks there."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, maximum: float) -> Tensor:
@@ -51,7 +51,7 @@ class LogitScale(Float32Module):
 
 @dataclass(frozen=True)
 class Output:
-    """What a forward pass gives. images, texts: L2-normalised `[B, embedding]`, None for a modality that was not given.
+    """The result of a forward pass. images, texts: L2-normalised `[B, embedding]`, None for a modality that was not given.
 
     scale: the logit scale, a scalar; routing: packed routing sums of this process by expert layer (model.auxiliary);
     assignments: what the expert layers decided, by layer, for another pass over the same batch.
@@ -65,7 +65,7 @@ class Output:
 
 
 class LIMoE(nn.Module):
-    """Embeds images and texts in one space. `ModelConfig.towers` and `expert_layers` decide which of the family it is."""
+    """Embeds images and texts in one space. `ModelConfig.towers` and `expert_layers` decide which member of the family it is."""
 
     def __init__(self, config: ModelConfig, router: RouterConfig, peers: Peers | None = None) -> None:
         super().__init__()

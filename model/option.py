@@ -1,4 +1,4 @@
-"""What a field of a configuration means and what it may be, declared beside it; checks, documentation and help read it there."""
+"""The meaning and the limits of a configuration field, declared with it and used for checks, documentation and help."""
 
 import math
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ COUNTS = {2: "two", 3: "three"}
 
 @dataclass(frozen=True)
 class Option:
-    """A field's meaning, and the values that it takes whatever the other fields are. None is always let through."""
+    """A field's meaning, and its allowed values regardless of the other fields. None always passes."""
 
     meaning: str
     choices: tuple[Any, ...] = ()
@@ -23,18 +23,18 @@ class Option:
     ascending: bool = False
     """Whether no entry of the list may be smaller than the one before."""
     filled: bool = False
-    """Whether a text must not be empty."""
+    """Whether text must not be empty."""
     hint: str = ""
-    """What helps somebody whose value was refused, after the allowed values."""
+    """Help for a user whose value was refused, printed after the allowed values."""
     path: bool = False
-    """Whether a text is a path, or a shard pattern: `trainer.config.paths` expands it."""
+    """Whether text is a path or a shard pattern, which `trainer.config.paths` expands."""
     identity: bool = False
-    """Whether weights that were trained with one value are another function under another."""
+    """Whether the same weights compute a different function with another value."""
     prepares_input: bool = False
-    """Whether weights expect pictures that were prepared with the value of their training."""
+    """Whether the weights expect images prepared with the value used in training."""
 
     def allows(self, value: Any) -> bool:
-        """Whether a value can be. Numbers must be finite, those in a list too."""
+        """Whether a value is allowed. Numbers must be finite, also in a list."""
         if value is None:
             return True
         if self.choices:
@@ -59,7 +59,7 @@ class Option:
 
     @property
     def allowed(self) -> str:
-        """The values that can be, in words: `none, blocks or offload`, `above 0 and below 1`; empty when all can."""
+        """The allowed values in words: `none, blocks or offload`, `above 0 and below 1`; empty if all are."""
         if self.choices:
             *others, last = map(str, self.choices)
             return f"{', '.join(others)} or {last}" if others else last
@@ -70,12 +70,14 @@ class Option:
         bounds = " and ".join(filter(None, (lower, upper)))
         if self.length is not None:
             numbers = f"{COUNTS.get(self.length, self.length)} numbers"
-            return ", ".join(filter(None, (numbers, "the smaller first" if self.ascending else "", bounds and f"each {bounds}")))
+            return ", ".join(
+                filter(None, (numbers, "the smaller one first" if self.ascending else "", bounds and f"each {bounds}"))
+            )
         return bounds or ("not empty" if self.filled else "")
 
 
 def option(default: Any, meaning: str, **limits: Any) -> Any:
-    """A dataclass field with its default and its `Option`; the limits are the fields of that."""
+    """A dataclass field with its default and its `Option`, whose other fields are `limits`."""
     metadata: Mapping[str, Any] = {"option": Option(meaning, **limits)}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)

@@ -1,4 +1,4 @@
-"""The one seam to the other processes: what a model asks of its fellows, and the answer of a process that is alone."""
+"""The only seam to the other processes: what a model asks of its peers, and the answer for a single process."""
 
 from typing import Protocol
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class Peers(Protocol):
-    """What crosses processes inside a forward pass. Shapes: E experts, e = E / EP local experts, C slots a process, D width."""
+    """What crosses processes inside a forward pass. Shapes: E experts, e = E / EP local experts, C slots per process, D width."""
 
     expert_parallel: int
     """EP: how many processes share one set of experts."""
@@ -39,7 +39,7 @@ class Peers(Protocol):
 
 
 class SingleProcess:
-    """Peers of a process that is alone: nothing to send, nothing to wait for."""
+    """Peers of a single process: nothing to send, nothing to wait for."""
 
     expert_parallel = 1
     expert_rank = 0

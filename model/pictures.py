@@ -1,4 +1,4 @@
-"""Whatever a user of the model has for an image."""
+"""Every kind of image that a user of the model may have."""
 
 from collections.abc import Sequence
 from os import PathLike
@@ -24,7 +24,7 @@ Pixels are an array `[H, W]` or `[H, W, C]` as numpy's users have it, or a tenso
 def read_picture(image: Picture, least_side: int = 0, background: Sequence[int] = WHITE) -> Image.Image:
     """An RGB image, read as evaluation does it: see model.preprocess.decode_image.
 
-    Raises UserError for a file that is no image, TypeError for an object that is none, and ValueError for pixels of another
+    Raises UserError for a file that is not an image, TypeError for any other object, and ValueError for pixels with another
     shape or range.
     """
     if isinstance(image, (str, PathLike)):
@@ -46,15 +46,15 @@ def read_picture(image: Picture, least_side: int = 0, background: Sequence[int] 
     if hasattr(image, "read"):
         content = image.read()
         if not isinstance(content, bytes):
-            raise TypeError("an image's file should be opened for reading bytes: open(path, 'rb')")
+            raise TypeError("an image file must be opened in binary mode: open(path, 'rb')")
         return decode_image(content, least_side, background)
     raise TypeError(
-        f"{kind_of_object(image)} is no image: give a path, a file's content, an open file, a Pillow image, an array or a tensor"
+        f"{kind_of_object(image)} is not an image: give a path, file content, an open file, a Pillow image, an array or a tensor"
     )
 
 
 def kind_of_object(value: object) -> str:
-    """`None`, `a float (nan)`, `a list`: for the line that says what was given."""
+    """`None`, `a float (nan)`, `a list`: for the error that says what was given."""
     if value is None:
         return "None"
     if isinstance(value, (int, float)):
@@ -64,19 +64,19 @@ def kind_of_object(value: object) -> str:
 
 
 def _from_pillow(image: Image.Image, least_side: int, background: Sequence[int]) -> Image.Image:
-    """An image that is opened but not read yet is read anew, as a file would be: at a part of its size, and only our formats."""
+    """An image that is open but not yet read is read again like a file: at a reduced size, and only in our formats."""
     if isinstance(image, ImageFile.ImageFile) and image.tile and image.fp and image.tell() == 0:
         return decode_image(_content(image.fp), least_side, background)
     try:
         return upright_rgb(image, background)
     except UserError:
         raise
-    except Exception as problem:  # what was opened may be cut off
+    except Exception as problem:  # the file may be cut off
         raise UserError(f"image cannot be decoded: {problem or type(problem).__name__}") from problem
 
 
 def _content(file: IO[bytes]) -> bytes:
-    """All of an open file, which stays where it is."""
+    """The whole content of an open file, whose position is kept."""
     position = file.tell()
     file.seek(0)
     content = file.read()
@@ -90,13 +90,13 @@ def _from_array(pixels: NDArray[Any], dtype: str, background: Sequence[int]) -> 
         pixels = pixels[:, :, 0]
     if not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))) or 0 in pixels.shape:
         raise ValueError(
-            f"pixels of height, width, channels {list(pixels.shape)} are no image: give an array [H, W, 3] or a tensor [3, H, W]"
+            f"pixels of height, width, channels {list(pixels.shape)} are not an image: use an array [H, W, 3] or tensor [3, H, W]"
         )
     if pixels.dtype.kind not in "buif":
-        raise TypeError(f"pixels of {dtype} are no image: give bytes from 0 to 255, or floats from 0 to 1")
+        raise TypeError(f"pixels of {dtype} are not an image: give bytes from 0 to 255, or floats from 0 to 1")
     white = 1 if "float" in dtype or "bool" in dtype else 255
     least, most = float(pixels.min()), float(pixels.max())
     if not (least >= 0 and most <= white):  # NaN is neither
-        raise ValueError(f"pixels of {dtype} go from {least:g} to {most:g}; they should lie between 0 and {white}")
+        raise ValueError(f"pixels of {dtype} go from {least:g} to {most:g}; they must be between 0 and {white}")
     eight = (pixels.astype(np.float32) * (255 / white)).round().astype(np.uint8)
     return upright_rgb(Image.fromarray(eight), background)

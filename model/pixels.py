@@ -10,7 +10,7 @@ from model.errors import UserError
 
 
 def to_rgb(image: Image.Image, background: Sequence[int]) -> Image.Image:
-    """The image in mode RGB, whatever mode it has, laid over `background` (RGB, 0 to 255); itself when it is so already.
+    """The image in mode RGB, whatever its mode, over `background` (RGB, 0 to 255); returned unchanged if it already is RGB.
 
     Raises UserError for a mode that Pillow cannot convert.
     """
@@ -26,7 +26,7 @@ def to_rgb(image: Image.Image, background: Sequence[int]) -> Image.Image:
     try:
         return _over(_rgba(image), background) if image.has_transparency_data else image.convert("RGB")
     except ValueError as problem:
-        raise UserError(f"an image of mode {image.mode} cannot become RGB: {problem}") from None
+        raise UserError(f"an image of mode {image.mode} cannot be converted to RGB: {problem}") from None
 
 
 def _rgba(image: Image.Image) -> Image.Image:
@@ -34,7 +34,7 @@ def _rgba(image: Image.Image) -> Image.Image:
         image = image.convert(image.mode[:-1] + "A")
     clear = image.info.get("transparency")
     if isinstance(clear, tuple | int) and image.mode in ("1", "L", "RGB"):
-        # Of a PNG with 16 bits a channel Pillow keeps the 8 upper ones, but all of the transparent colour.
+        # For a PNG with 16 bits per channel Pillow keeps the upper 8, but all 16 of the transparent colour.
         values = clear if isinstance(clear, tuple) else (clear,)
         if max(values) > 255:
             image = image.copy()
@@ -62,7 +62,7 @@ def _from_deep(image: Image.Image, background: Sequence[int]) -> Image.Image:
 
 
 def _eight_bits(values: NDArray[np.generic], of_16_bits: bool) -> NDArray[np.uint8]:
-    """Grey values as 0 to 255. Integers of 32 bits and floats do not say what white is: the least usual range that holds all."""
+    """Grey values as 0 to 255. 32-bit integers and floats do not define white: the smallest usual range that contains all."""
     numbers = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     most = numbers.max(initial=0.0)
     if of_16_bits:

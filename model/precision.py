@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Float32Module(nn.Module):
-    """A module whose own parameters no cast of the model makes smaller than float32.
+    """A module whose own parameters stay at least float32 when the model is cast.
 
     bfloat16 has eight significant bits: a logit scale near 100 would move in steps of half, a router's weight in steps of 0.4%.
     """

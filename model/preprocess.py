@@ -15,8 +15,8 @@ from model.pixels import to_rgb
 Box = tuple[float, float, float, float]  # left, upper, right, lower, in pixels
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "QOI", "DIB")
-"""Told by their first bytes and decoded in this process. Of Pillow's others, EPS and PDF run programs, TGA has no signature."""
-MOST_PIXELS = 64 * 1024 * 1024  # larger images are taken for decompression bombs: 192 MiB decoded
+"""Recognised by their first bytes; decoded here. Of Pillow's others EPS and PDF run programs and TGA has no signature."""
+MOST_PIXELS = 64 * 1024 * 1024  # larger images are treated as decompression bombs: 192 MiB decoded
 REDUCING_GAP = 2.0  # a large box is first shrunk by a whole factor to no less than twice the size: faster, looks the same
 WHITE = (255, 255, 255)
 
@@ -34,7 +34,7 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# What comes for an image: how it begins, in lower case, and its name.
+# What is often given instead of an image: how it begins, in lower case, and its name.
 IMPOSTORS = (
     (b"<svg", "an SVG drawing"),
     (b"<!doctype html", "an HTML page"),
@@ -48,24 +48,34 @@ IMPOSTORS = (
     (b"\x1f\x8b", "gzip data"),
     (b"pk\x03\x04", "a ZIP archive"),
     (b"version https://git-lfs", "a pointer of Git LFS"),
+    (b"<!--", "HTML or XML"),
+    (b"8bps", "a Photoshop document"),
+    (b"\xff\x0a", "JPEG XL, which Pillow does not decode"),
+    (b"\0\0\0\x0cjxl ", "JPEG XL, which Pillow does not decode"),
+    (b"\xff\xd8\xff", "a damaged JPEG"),
+    (b"\x89png", "a damaged PNG"),
+    (b"gif8", "a damaged GIF, or one without a frame"),
+    (b"ii*\0", "a damaged TIFF"),
+    (b"mm\0*", "a damaged TIFF"),
 )
 
 
 def decode_image(content: bytes, least_side: int = 0, background: Sequence[int] = WHITE) -> Image.Image:
     """An image file of FORMATS as an RGB image, loaded and upright (EXIF); of several frames, the first.
 
-    background: RGB from 0 to 255, seen through what is transparent. A JPEG may come at 1/2, 1/4 or 1/8 of its size, but with
+    background: RGB from 0 to 255, shown through transparent parts. A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, but with
     no side under `least_side` pixels (0: at full size), which takes a fraction of the time. Raises UserError for anything
-    that cannot be decoded whole.
+    that cannot be decoded completely.
     """
     try:
         return upright_rgb(_opened(content, least_side), background)
     except UserError:
         raise
     except (UnidentifiedImageError, Image.DecompressionBombError) as problem:
-        bomb = isinstance(problem, Image.DecompressionBombError)
-        raise UserError(_too_large(str(problem)) if bomb else f"image cannot be decoded: it is {kind_of(content)}") from None
-    # Decoders meet foreign bytes here and raise nearly anything: OSError, SyntaxError, ValueError, struct.error, ...
+        if isinstance(problem, Image.DecompressionBombError):
+            raise UserError(_too_large(_in_brackets(str(problem)))) from None
+        raise UserError(f"image cannot be decoded: it is {kind_of(content)}") from None
+    # Decoders see arbitrary bytes here and can raise nearly anything: OSError, SyntaxError, ValueError, struct.error, ...
     except Exception as problem:
         raise UserError(f"image cannot be decoded: {problem or type(problem).__name__}") from None
 
@@ -82,11 +92,15 @@ def is_image(content: bytes) -> bool:
 
 
 def kind_of(content: bytes) -> str:
-    """In words, what a file is that is no image."""
+    """In words, what a file is if it is not an image."""
     start = content[:512].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if content[4:8] == b"ftyp":
         brand = content[8:12].decode("ascii", "replace")
-        return "HEIC, which Pillow does not decode" if brand.startswith(("hei", "hev", "mif")) else f"a film ({brand!r})"
+        if brand.startswith("avi"):
+            return "a damaged AVIF"
+        return "HEIC, which Pillow does not decode" if brand.startswith(("hei", "hev", "mif")) else f"a video ({brand!r})"
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return "a damaged WebP"
     if not content.strip(b"\0"):
         return "a file of zeros" if content else "an empty file"
     found = [name for mark, name in IMPOSTORS if start.startswith(mark)]
@@ -108,7 +122,7 @@ def _opened(content: bytes, least_side: int) -> Image.Image:
     except UserError:
         raise
     except Exception:
-        # Pillow refuses a whole PNG for a text or a colour profile of more than a megabyte.
+        # Pillow refuses a whole PNG because of a text or a colour profile of more than a megabyte.
         if not content.startswith(PNG_SIGNATURE):
             raise
         return _loaded(Image.open(io.BytesIO(b"".join(_pixel_chunks(content))), formats=FORMATS), least_side)
@@ -125,8 +139,13 @@ def _loaded(image: Image.Image, least_side: int) -> Image.Image:
     return image
 
 
+def _in_brackets(told: str) -> str:
+    """The size in Pillow's own words, which go on with Pillow's own limit."""
+    return told.partition("(")[2].partition(")")[0] or told
+
+
 def _too_large(size: str) -> str:
-    return f"image too large ({size}): the limit is {MOST_PIXELS} pixels, against decompression bombs; store it smaller"
+    return f"image too large ({size}): the limit is {MOST_PIXELS} pixels, against decompression bombs; reduce its size"
 
 
 def _pixel_chunks(content: bytes) -> Iterator[bytes]:
@@ -144,7 +163,7 @@ def _orientation(image: Image.Image) -> int:
     """1, upright, when nothing can be read."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # EXIF is foreign bytes too, and an image with damaged EXIF is a good image
+    except Exception:  # EXIF is arbitrary bytes too, and an image with damaged EXIF is still usable
         return 1
 
 
@@ -161,7 +180,7 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], dtype
 
 
 def central_box(width: int, height: int, lowest_ratio: float, highest_ratio: float) -> Box:
-    """The largest box in the middle whose width to height lies between the two ratios."""
+    """The largest box in the middle whose ratio of width to height is between the two ratios."""
     box_width, box_height = min(width, height * highest_ratio), min(height, width / lowest_ratio)
     left, upper = (width - box_width) / 2, (height - box_height) / 2
     return left, upper, left + box_width, upper + box_height

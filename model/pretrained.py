@@ -27,7 +27,7 @@ FILES = (WEIGHTS, CONFIG, TOKENIZER)
 """What an export is made of."""
 
 BATCH_SIZE = 64
-"""Images or texts embedded at once, unless told otherwise."""
+"""Images or texts embedded at once by default."""
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ class Pretrained:
         std: Sequence[float],
         background: Sequence[int] = WHITE,
     ) -> None:
-        """mean, std: of the pixels, by channel, as in training; background: RGB, 0 to 255, seen through what is transparent."""
+        """mean, std: of the pixels, by channel, as in training; background: RGB, 0 to 255, shown through transparent parts."""
         self.module = module.eval().requires_grad_(False)
         self._tokenizer = tokenizer
         self._mean, self._std = list(mean), list(std)
@@ -51,12 +51,12 @@ class Pretrained:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is, and what it gives."""
+        """The device of the model and of its results."""
         return self.module.scale.log_scale.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the model computes in."""
+        """The dtype that the model computes in."""
         return self.module.patches.project.weight.dtype
 
     @property
@@ -76,7 +76,7 @@ class Pretrained:
     def embed_images(self, images: Iterable[Picture], batch_size: int = BATCH_SIZE) -> Tensor:
         """Unit vectors, float32 `[n, D]` on the model's device. What an image can be, see model.pictures.Picture.
 
-        Raises UserError for a file that is no image, TypeError or ValueError for an object that is none.
+        Raises UserError for a file that is not an image, TypeError or ValueError for any other object.
         """
         _check_list(images, "embed_images", "images")
         rows = []
@@ -87,7 +87,7 @@ class Pretrained:
 
     @torch.no_grad()
     def embed_texts(self, texts: Iterable[str], batch_size: int = BATCH_SIZE) -> Tensor:
-        """Unit vectors, float32 `[n, D]` on the model's device. Raises TypeError for what is no list of texts."""
+        """Unit vectors, float32 `[n, D]` on the model's device. Raises TypeError for anything but a list of texts."""
         batches = _batches(_checked_texts(texts, "embed_texts"), batch_size)
         return self._joined([self.module(texts=self.tokenize(batch).to(self.device)).texts for batch in batches])
 
@@ -109,18 +109,18 @@ def load_pretrained(folder: Path, device: str | torch.device, dtype: torch.dtype
                 f"{folder}: no {name} there; give the folder that `python -m trainer.export run=DIR` wrote (DIR/export)"
             )
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise TypeError(f"dtype={dtype!r} should be a floating dtype of torch, such as torch.bfloat16, or None")
+        raise TypeError(f"dtype={dtype!r} must be a floating-point dtype of torch, such as torch.bfloat16, or None")
     module, (mean, std, background) = _build(folder / CONFIG)
     module.load_state_dict(_read_weights(folder / WEIGHTS, module), assign=True)
     tokenizer = Tokenizer.load(folder / TOKENIZER)
     if tokenizer.vocabulary > module.config.vocabulary:
         raise UserError(
-            f"{folder / TOKENIZER} has {tokenizer.vocabulary} pieces, but the model knows {module.config.vocabulary}: "
-            f"it belongs to another model; export again"
+            f"{folder / TOKENIZER} has {tokenizer.vocabulary} pieces, but the model has room for {module.config.vocabulary}: "
+            f"it belongs to another model; export the run again"
         )
     try:
         module = module.to(device, dtype)
-    except (RuntimeError, AssertionError) as problem:  # torch without CUDA asserts that it has it
+    except (RuntimeError, AssertionError) as problem:  # torch without CUDA fails an assertion
         raise UserError(f"device={device} cannot be used ({reason(problem)}): choose another, such as cpu") from problem
     return Pretrained(module, tokenizer, mean, std, background)
 
@@ -131,8 +131,8 @@ def _build(path: Path) -> tuple[LIMoE, tuple[list[float], list[float], list[int]
         values: Any = yaml.safe_load(path.read_text())
         router = dict(values["router"])
         config = ModelConfig(**values["model"])
-        # Nothing is dropped, whatever the run was evaluated with: what an image means must not depend on its batch. Where experts
-        # choose their tokens it does not, and without a capacity they would take all.
+        # Nothing is dropped, whatever the run was evaluated with: an embedding must not depend on its batch. With expert choice it
+        # never does, and experts without a capacity would take every token.
         nested = {"aux": AuxiliaryConfig(**router["aux"]), "bias": BiasConfig(**router.get("bias", {}))}
         routing = RouterConfig(**router | nested)
         if routing.choice == "token":
@@ -141,7 +141,9 @@ def _build(path: Path) -> tuple[LIMoE, tuple[list[float], list[float], list[int]
             data = values["data"]
             return LIMoE(config, routing), (list(data["mean"]), list(data["std"]), list(data.get("background", WHITE)))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, LookupError, TypeError, ValueError, ArithmeticError) as problem:
-        raise UserError(f"{path}: no configuration of a trained model ({reason(problem)}); export the run again") from problem
+        raise UserError(
+            f"{path} is not the configuration of a trained model ({reason(problem)}); export the run again"
+        ) from problem
 
 
 def _read_weights(path: Path, module: LIMoE) -> dict[str, Tensor]:
@@ -155,8 +157,8 @@ def _read_weights(path: Path, module: LIMoE) -> dict[str, Tensor]:
     if different:
         name = different[0]
         raise UserError(
-            f"{path} is not of the model that {CONFIG} beside it describes ({len(different)} tensors differ, such as {name}: "
-            f"{found.get(name, 'missing')}, described {expected.get(name, 'nowhere')}): export the run again"
+            f"{path} does not belong to the model that {CONFIG} describes ({len(different)} tensors differ, such as {name}: "
+            f"{found.get(name, 'missing')} in the file, {expected.get(name, 'missing')} in the model): export the run again"
         )
     return weights
 
@@ -173,19 +175,19 @@ def _checked_text(text: object, place: int, function: str) -> str:
 
 
 def _check_list(items: object, function: str, what: str) -> None:
-    """Raise TypeError for one image or text in the place of several, and for what cannot be gone through."""
+    """Raise TypeError for a single image or text instead of several, and for what cannot be iterated over."""
     # An array of 4 dimensions is a list of images, of one (an object array or a column of a table) perhaps of paths or texts.
     is_one_image = getattr(items, "ndim", None) in (0, 2, 3)
     if isinstance(items, (str, bytes, bytearray, memoryview)) or hasattr(items, "read") or is_one_image:
         shown = repr(items) if isinstance(items, str) else "it"
-        raise TypeError(f"{function} takes a list of {what}, also for a single one: [{shown}]")
+        raise TypeError(f"{function} takes a list of {what}, even for a single one: [{shown}]")
     if not isinstance(items, Iterable):
         raise TypeError(f"{function} takes a list of {what}, not {kind_of_object(items)}")
 
 
 def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ValueError(f"batch_size={size!r} should be a whole number, 1 or more")
+        raise ValueError(f"batch_size={size!r} must be an integer of at least 1")
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch

@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Gates:
-    """What the router thinks of each token.
+    """The router's scores for each token.
 
     logits_ne: without noise, float32 [N, E]; noisy_ne: the logits that route; expert_nk: the K experts with the largest noisy
     gates (plus a bias, if there is one), largest first; gate_nk: their noisy gates, without the bias.
@@ -36,7 +36,7 @@ class Slots:
 
 @dataclass
 class Assignment:
-    """How one expert layer routes one batch: the noise it is given, and what the first pass over the batch decides with it.
+    """How one expert layer routes one batch: the noise it gets, and the decisions of the first pass over the batch.
 
     Every later pass over the same batch that gets the same object repeats these decisions: it may compute the same logits by
     other kernels, and where two are near, their last bits would send a token elsewhere than in the pass whose gradient is wanted.
@@ -119,7 +119,7 @@ def assign_slots(
         first = (by_gate + n * torch.arange(top_k, device=device).unsqueeze(1)).reshape(-1)
     order = first[torch.sort(buffer[first], stable=True).indices]
 
-    # In `order` the claimants of a buffer stand together, best first; their place is the distance from the first of them.
+    # In `order` the claimants of a buffer are adjacent, best first; their place is the distance from the first of them.
     sorted_buffer = buffer[order]
     starts = torch.searchsorted(sorted_buffer, torch.arange(buffers + 1, device=device))
     place = torch.arange(choices, device=device) - starts[sorted_buffer]
@@ -136,7 +136,7 @@ def assign_slots(
 
 
 def largest_load(gates: Gates, valid_n: Tensor, experts: int) -> Tensor:
-    """How many choices the most wanted expert got, int64 scalar."""
+    """The number of choices for the most popular expert, int64 scalar."""
     counts = torch.zeros(experts, dtype=torch.int64, device=valid_n.device)
     counts.index_add_(0, gates.expert_nk.reshape(-1), valid_n.to(torch.int64).repeat_interleave(gates.expert_nk.shape[1]))
     return counts.max()

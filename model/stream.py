@@ -1,6 +1,6 @@
 """TokenStream: the tokens of both modalities in one flat tensor.
 
-Shape letters used all over the model: N tokens, D width, B images or texts, L tokens of one, E experts, C slots of one
+Shape letters used throughout the model: N tokens, D width, B images or texts, L tokens of one, E experts, C slots of one
 expert, K choices of one token, M modalities.
 """
 
@@ -15,7 +15,7 @@ IMAGE, TEXT = range(2)
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of `count` sequences of `length` tokens, all of one modality, that lie one after another in the stream."""
+    """A run of `count` consecutive sequences of `length` tokens in the stream, all of one modality."""
 
     modality: int
     count: int
@@ -23,7 +23,7 @@ class Segment:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the whole segment, pads counted."""
+        """Tokens of the whole segment, including padding."""
         return self.count * self.length
 
 

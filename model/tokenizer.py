@@ -18,9 +18,9 @@ SPACE = "▁"  # the piece that stands for a blank
 
 @dataclass(frozen=True)
 class Encoded:
-    """n texts. ids: int64 `[n, length]`; counts: tokens of each whole text, its end counted; more than `length` were cut.
+    """n texts. ids: int64 `[n, length]`; counts: tokens of each whole text, including its end; beyond `length` they were cut.
 
-    known: whether a text has any token that is neither unknown nor blank, also behind the cut.
+    known: whether a text has any token that is neither unknown nor blank, even beyond the cut.
     """
 
     ids: Tensor
@@ -32,32 +32,32 @@ class Tokenizer:
     """A SentencePiece model whose texts end with the end-of-text token and are padded with 0. Can be pickled."""
 
     def __init__(self, model: bytes) -> None:
-        """From a serialised SentencePiece model; raises UserError when it is none."""
+        """From a serialised SentencePiece model; raises UserError if it is not one."""
         self.model = model
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except (RuntimeError, ValueError, TypeError):
             raise UserError("not a SentencePiece model") from None
         if self._processor.eos_id() < 0:
-            raise UserError("a SentencePiece model without an end-of-text token (</s>): train it with eos_id=2")
-        # Others' models often use 0 for a token (by default for the unknown), which would be masked: their ids move up by one.
+            raise UserError("this SentencePiece model has no end-of-text token (</s>): train it with eos_id=2")
+        # Models trained elsewhere often use 0 for a token (by default the unknown one), which would be masked: shift ids by one.
         self._shift = int(self._processor.pad_id() != PADDING)
         self._end: int = self._processor.eos_id() + self._shift
         self._says_nothing = {self._processor.unk_id(), self._processor.piece_to_id(SPACE)}
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """From a `.model` file. Raises UserError when it is missing, unreadable, or no SentencePiece model."""
+        """From a `.model` file. Raises UserError if it is missing, unreadable, or not a SentencePiece model."""
         try:
             return cls(user_path(path).read_bytes())
         except OSError as problem:
-            raise UserError(f"tokenizer {path}: {reason(problem)}; it should be the PATH.model of SentencePiece") from None
+            raise UserError(f"tokenizer {path}: {reason(problem)}; give the PATH.model of a SentencePiece model") from None
         except UserError as problem:
             raise UserError(f"tokenizer {path}: {problem}") from None
 
     @property
     def vocabulary(self) -> int:
-        """The number of token ids, that of padding counted."""
+        """The number of token ids, including padding."""
         return int(self._processor.vocab_size()) + self._shift
 
     def __call__(self, texts: Sequence[str], length: int) -> Tensor:
@@ -65,7 +65,7 @@ class Tokenizer:
         return self.encode(texts, length).ids
 
     def encode(self, texts: Sequence[str], length: int) -> Encoded:
-        """The ids that a call gives, and what was found on the way. Texts are cleaned first: see model.text."""
+        """The ids that a call returns, and what was found on the way. Texts are cleaned first: see model.text."""
         # One thread: a loader worker has one core, and the texts are short.
         cleaned = [clean_text(text) for text in texts]
         found: list[list[int]] = self._processor.encode(cleaned, out_type=int, num_threads=1) if cleaned else []
@@ -76,7 +76,7 @@ class Tokenizer:
         return Encoded(ids, [len(tokens) + 1 for tokens in found], [not self._says_nothing.issuperset(row) for row in found])
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, as the tokenizer has normalised it; padding and end-of-text are left out."""
+        """The text of token ids, as normalised by the tokenizer, without padding and end-of-text."""
         return str(self._processor.decode([int(token) - self._shift for token in ids if token not in (PADDING, self._end)]))
 
     def __getstate__(self) -> bytes:

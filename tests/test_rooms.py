@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-GROUND = ("errors", "files")
+GROUND = ("errors", "files", "output")
 ROOMS = (
     *GROUND,
     "config",

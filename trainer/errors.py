@@ -1,16 +1,16 @@
-"""Errors that are the user's to mend, and the help they give."""
+"""Errors for users to fix, and the help that comes with them."""
 
 import difflib
 from collections.abc import Callable, Iterable
 
-from model.errors import UserError as UserError  # one class, whoever meets the mistake
+from model.errors import UserError as UserError  # one class, whoever finds the mistake
 from model.errors import reason as reason
 
 Check = Callable[[], object]
-"""Raises UserError when something is wrong."""
+"""Raises UserError if something is wrong."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ " (did you mean 'x'?)" for the nearest of the known names, or nothing when none is near."""
+    """ " (did you mean 'x'?)" for the nearest of the known names, or "" if none is near."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean '{near[0]}'?)" if near else ""

@@ -42,14 +42,14 @@ COMMAND = Command(
 def read_arguments(arguments: list[str]) -> tuple[Path, str, Config]:
     """The checkpoint, the kind of weights and the configuration that a command line means.
 
-    Raises UserError for what is missing or mistyped, and for keys that would make another model of the weights.
+    Raises UserError for what is missing or mistyped, and for keys that would turn the weights into another model.
     """
     given = COMMAND.read(arguments)
     checkpoint = checkpoint_of(given.values["run"])
     with reading(checkpoint):
         kind = check_weights(given.values.get("weights", WEIGHTS), checkpoint)
         config = stored_config(checkpoint / CONFIG, given.overrides)
-    check_identity(checkpoint, config, "evaluate a run that was trained so")
+    check_identity(checkpoint, config, "evaluate a run that was trained this way")
     # A run trained on many processes is evaluated on however many there are now.
     if not any(override.startswith("parallel.expert_parallel=") for override in given.overrides):
         config.parallel.expert_parallel = 1
@@ -96,7 +96,7 @@ def main() -> None:
         _, _, config = take_newest(lambda: read_arguments(arguments), lambda asked: asked)
     except UserError as problem:
         exit_with(problem)
-    # Chosen again, by rank 0 for all: each rank has looked at another moment, and a run that trains goes on meanwhile.
+    # Chosen again, by rank 0 for all: each rank has looked at a different time, while the run may be training.
 
     def work(processes: Processes) -> int:
         return take_newest(lambda: read_arguments(arguments), lambda asked: evaluate_run(*asked, processes), processes)

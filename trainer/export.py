@@ -40,6 +40,7 @@ from trainer.distributed.processes import ALONE
 from trainer.distributed.program import exit_with
 from trainer.engine.state import EMA, WEIGHTS
 from trainer.errors import UserError, reason
+from trainer.output import reader_may_leave
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 COMMAND = Command(
@@ -89,8 +90,8 @@ def _last(average: str, run: str) -> list[Path]:
     found = complete_checkpoints(user_path(run, "run"))
     if len(found) < int(number):
         raise UserError(
-            f"average={average}: {run} holds {len(found)} complete checkpoints; give a run directory with that many "
-            f"(checkpoint.keep={number} keeps them) or average fewer"
+            f"average={average}: {run} has {len(found)} complete checkpoints; give a run directory that has enough "
+            f"(checkpoint.keep={number} keeps that many), or average fewer"
         )
     return found[-int(number) :]
 
@@ -102,7 +103,7 @@ def _run_of(checkpoint: Path) -> Path:
 def read_weights(export: Export, config: Config) -> dict[str, Tensor]:
     """The weights by their names in the model's state_dict, experts `[E, …]`, float32; the mean, if there are several.
 
-    Raises UserError for a damaged checkpoint, or for one that is of another architecture than the newest.
+    Raises UserError for a damaged checkpoint, or for one with a different architecture from the newest.
     """
     with torch.device("meta"):
         model = LIMoE(config.model, config.router)
@@ -114,9 +115,9 @@ def read_weights(export: Export, config: Config) -> dict[str, Tensor]:
 
 
 def write_export(export: Export) -> list[str]:
-    """Write the export, whole or not at all; returns what is to be told about it.
+    """Write the export atomically; returns lines that describe it.
 
-    Raises UserError when it cannot be written, or when `output` holds something else than an earlier export.
+    Raises UserError when it cannot be written, or when `output` contains anything but an earlier export.
     """
     for checkpoint in export.checkpoints:
         check_sound(checkpoint, ALONE)
@@ -130,7 +131,7 @@ def write_export(export: Export) -> list[str]:
     with torch.device("meta"):
         model = LIMoE(config.model, config.router)
     precise = {name for name, _ in float32_parameters(model)} | {name for name, _ in model.named_buffers()}
-    for name in weights.keys() - precise:  # one after the other, so that memory never holds both
+    for name in weights.keys() - precise:  # one after the other, so that both are never in memory
         weights[name] = weights[name].to(DTYPES[export.dtype])
     origin = describe(export, config)
     partial = export.output.with_name(f".{export.output.name}.partial")
@@ -140,12 +141,12 @@ def write_export(export: Export) -> list[str]:
         save_file(weights, partial / pretrained.WEIGHTS, {"format": "pt", "origin": origin})
         shutil.copyfile(newest / CONFIG, partial / pretrained.CONFIG)
         shutil.copyfile(newest / TOKENIZER, partial / pretrained.TOKENIZER)
-        # safetensors lets nobody else read its file; others get what they get of any file.
+        # safetensors makes its file private; use the permissions of any other file.
         (partial / pretrained.WEIGHTS).chmod((partial / pretrained.CONFIG).stat().st_mode)
         _put_in_place(partial, export.output)
     except (OSError, SafetensorError) as problem:
         raise UserError(
-            f"the export could not be written to {export.output} ({reason(problem)}): mend it or choose another output"
+            f"the export could not be written to {export.output} ({reason(problem)}): fix this or choose another output"
         ) from problem
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -157,7 +158,7 @@ def write_export(export: Export) -> list[str]:
 
 
 def export_newest(arguments: list[str]) -> list[str]:
-    """`write_export` of what a command line means at that moment: a run that trains deletes its older checkpoints."""
+    """`write_export` for a command line, repeated if the training run deletes the checkpoint meanwhile."""
 
     def write(export: Export) -> list[str]:
         with reading(*export.checkpoints):
@@ -175,12 +176,12 @@ def describe(export: Export, config: Config) -> str:
 
 
 def _holds_export(output: Path) -> bool:
-    """Whether an earlier export lies there. Raises UserError when something else does."""
+    """Whether an earlier export is there. Raises UserError if something else is."""
     if not output.exists():
         return False
     others = [path.name for path in output.iterdir() if path.name not in pretrained.FILES] if output.is_dir() else [output.name]
     if others:
-        raise UserError(f"output={output} holds something else ({', '.join(sorted(others)[:3])}): choose another folder")
+        raise UserError(f"output={output} contains other files ({', '.join(sorted(others)[:3])}): choose another folder")
     return any(output.iterdir())
 
 
@@ -205,7 +206,8 @@ def main() -> None:
         told = export_newest(sys.argv[1:])
     except UserError as problem:
         exit_with(problem)
-    print("\n".join(told))
+    with reader_may_leave():
+        print("\n".join(told))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all."""
+"""Writing a file atomically."""
 
 import os
 from collections.abc import Iterable
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def write_whole(path: Path, content: bytes | Iterable[bytes]) -> None:
-    """Put a file in place at once: a crash leaves the old one or the new one, on the disk and not only in memory.
+    """Put a file in place at once: a crash leaves either the old one or the new one, on disk and not only in memory.
 
     One process at a time. Raises OSError.
     """

@@ -11,7 +11,7 @@ from trainer.launch.job_array import read_array_line
 if TYPE_CHECKING:
     from trainer.distributed.processes import Processes
 
-# PyTorch and DeepSpeed take seconds to import: not for --help, and not before the configuration is known to be good.
+# PyTorch and DeepSpeed take seconds to import: not for --help, and not before the configuration is checked.
 
 
 def train(config: Config, processes: "Processes") -> int:
@@ -22,7 +22,7 @@ def train(config: Config, processes: "Processes") -> int:
 
 
 def run_or_check(config: Config) -> NoReturn:
-    """Train, or with run.dry=true only check that it can be done; then exit with an honest code."""
+    """Train, or with run.dry=true only check the run; then exit with the right code."""
     if config.run.dry:
         from trainer.launch.preflight import dry_run
 

@@ -90,7 +90,7 @@ class SlurmLab:
         return self.call("on", node, *command).stdout
 
     def start_on(self, node: str, *command: str) -> subprocess.Popen[str]:
-        """A command that goes on inside a node; whoever starts it ends it."""
+        """A command that keeps running inside a node; whoever starts it ends it."""
         return subprocess.Popen([str(CLUSTER), "on", node, *command], env=self._environment, stdout=subprocess.PIPE, text=True)
 
     def submit(self, folder: Path, options: list[str], overrides: list[str], **variables: str) -> Job:

@@ -47,7 +47,7 @@ def signal_each_start(lab: SlurmLab, job: Job) -> None:
 TWO_CRASHES = {"LIMOE_MAX_CRASHES": "2"}
 CASES = {
     "finished": Case("0", 1, "COMPLETED", "0:0", "start 0: 1 task(s)"),
-    "mistake": Case("2", 1, "FAILED", "2:0", "not requeued: there is something to mend"),
+    "mistake": Case("2", 1, "FAILED", "2:0", "not requeued: fix the error above first"),
     "interrupted": Case("130:5:5", 1, "FAILED", "130:0", "interrupted and saved at step 5: not requeued"),
     "stopped": Case("85:5:5 0", 2, "COMPLETED", "0:0", "stopped and saved at step 5: requeued"),
     "not to be requeued": Case("85:5:5", 1, "FAILED", "85:0", "not requeued, as this job asks", ["--no-requeue"]),
@@ -109,12 +109,12 @@ CASES = {
         "none 0", 2, "COMPLETED", "0:0", "crashed at step 0, exit code 137, 1 of at most 3", variables={"CHECKS": "0:137"}
     ),
     "the check finds a mistake": Case(
-        "none", 1, "FAILED", "2:0", "not requeued: there is something to mend", variables={"CHECKS": "0:2"}
+        "none", 1, "FAILED", "2:0", "not requeued: fix the error above first", variables={"CHECKS": "0:2"}
     ),
     "requeued by a person": Case(
-        "wait 0", 2, "COMPLETED", "0:0", "SLURM is ending this job itself", act=command("scontrol", "requeue")
+        "wait 0", 2, "COMPLETED", "0:0", "SLURM is already ending this job", act=command("scontrol", "requeue")
     ),
-    "cancelled": Case("wait 0", 1, "CANCELLED", "85:0", "SLURM is ending this job itself", act=command("scancel")),
+    "cancelled": Case("wait 0", 1, "CANCELLED", "85:0", "SLURM is already ending this job", act=command("scancel")),
     "preempted": Case("wait 0", 2, "COMPLETED", "0:0", "saved at step 7", ["--nodelist=node4", "--exclusive"], act=preempt),
     "always signalled too early": Case(
         "deaf deaf",
@@ -122,7 +122,7 @@ CASES = {
         "FAILED",
         "138:0",
         "error: asked to stop before it could save, 2 times without a new checkpoint (the last is of step 0; at step 0 0), "
-        "exit code 138: not requeued; is the time limit longer than its warning (--signal)?",
+        "exit code 138: not requeued; is the time limit longer than the warning before it (--signal)?",
         act=signal_each_start,
         variables=TWO_CRASHES,
     ),
@@ -198,7 +198,7 @@ def test_a_mistake_in_the_site_s_file_is_told(lab: SlurmLab, tmp_path: Path):
     job = lab.submit(tmp_path, [], [], LIMOE_HOME=str(home))
     assert lab.end(job)["ExitCode"] == "2:0"
     assert "site.env: line 1:" in job.text()
-    assert "error: mend slurm/site.env, of which nothing has been read" in job.text()
+    assert "error: slurm/site.env has a syntax error (above); nothing in it has been read" in job.text()
     assert "start 0" not in job.text()
 
 
@@ -218,7 +218,7 @@ def test_a_port_that_is_taken_is_left_alone(lab: SlurmLab, tmp_path: Path):
 def test_gpus_without_cores_are_an_error(lab: SlurmLab, tmp_path: Path):
     job = lab.submit(tmp_path, ["--gpus-per-node=2"], [], LIMOE_PYTHON=str(STAND_IN), PLAY="0")
     assert lab.end(job)["ExitCode"] == "2:0"
-    assert "error: 2 tasks share 1 CPUs a node: give each some by --cpus-per-gpu or --cpus-per-task" in job.text()
+    assert "error: 2 tasks share 1 CPUs per node: give each some with --cpus-per-gpu or --cpus-per-task" in job.text()
 
 
 def test_gpus_that_nodes_got_different_numbers_of_are_an_error(lab: SlurmLab, tmp_path: Path):
@@ -246,7 +246,7 @@ def test_a_node_without_python_leaves_the_exit_code(lab: SlurmLab, tmp_path: Pat
     variables = {"LIMOE_PYTHON": str(STAND_IN), "PLAY": "85:5:5"}
     job = lab.submit(tmp_path, ["--ntasks=1", f"--export=ALL,PATH={tools}"], [], **variables)
     assert lab.end(job)["ExitCode"] == "85:0"
-    assert "warning: there is no python3 here, so that nothing will requeue this job" in job.text()
+    assert "warning: there is no python3 here, so nothing will requeue this job" in job.text()
 
 
 def test_without_scontrol_the_exit_code_and_a_line_remain(lab: SlurmLab, tmp_path: Path):

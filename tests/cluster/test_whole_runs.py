@@ -92,7 +92,7 @@ def test_after_a_signal_the_job_is_requeued_and_goes_on_exactly(
     ended = lab.end(job)
     text = job.text()
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), text
-    assert text.count("stopped by signal") == text.count("going on from step") == 1, text
+    assert text.count("stopped by signal") == text.count("continuing from step") == 1, text
     expected = losses(undisturbed.folder / "runs" / NAME)
     assert losses(run_dir) == pytest.approx(expected, rel=1e-6)
     identity = (run_dir / "wandb_run_id").read_text().strip()
@@ -106,12 +106,12 @@ def test_a_killed_run_is_requeued_and_goes_on_from_its_last_checkpoint(lab: Slur
     run_dir = tmp_path / "runs" / "killed"
     lab.wait(job, lambda: bool(complete_checkpoints(run_dir)))
     signal_program(lab, "node4", "KILL")
-    lab.wait_for_line(job, "going on from step")
+    lab.wait_for_line(job, "continuing from step")
     text = job.text()
     lab.call("exec", "scancel", job.number)
     lab.end(job)
     told = re.search(r"crashed at step (\d+), exit code 137, 1 of at most 3 times.*: requeued", text)
-    went_on = re.search(r"going on from step (\d+) of", text)
+    went_on = re.search(r"continuing from step (\d+) of", text)
     assert told and went_on, job.last_lines()
     assert int(went_on[1]) % 5 == 0
     assert 5 <= int(went_on[1]) <= int(told[1])
@@ -124,7 +124,7 @@ def test_after_the_crash_of_a_node_the_job_goes_on_with_fewer(lab: SlurmLab, ove
     run_dir = tmp_path / "runs" / "crash"
     lab.wait(job, lambda: bool(complete_checkpoints(run_dir)))
     lab.call("crash", "node2")
-    lab.wait_for_line(job, "going on from step")
+    lab.wait_for_line(job, "continuing from step")
     saved = len(losses(run_dir))
     lab.wait(job, lambda: len(losses(run_dir)) > saved)
     shown = lab.show(job)
@@ -133,7 +133,7 @@ def test_after_the_crash_of_a_node_the_job_goes_on_with_fewer(lab: SlurmLab, ove
     lab.call("boot", "node2")
     assert (shown["NumNodes"], shown["NodeList"], shown["Restarts"]) == ("1", "node1", "1"), job.last_lines()
     assert "start 1: 1 task(s), 1 CPU(s) each, on node1" in job.text()
-    assert "error: rank 1 ended without a word" in job.text(), "the survivor names the rank of the node"
+    assert "error: rank 1 died without a message" in job.text(), "the survivor names the rank of the node"
 
 
 def test_a_cut_cable_leaves_no_rank_waiting(lab: SlurmLab, overrides: list[str], tmp_path: Path):
@@ -160,7 +160,7 @@ def test_a_killed_task_of_two_nodes_is_named(lab: SlurmLab, overrides: list[str]
     signal_program(lab, f"node{1 + rank}", "KILL")
     ended = lab.end(job)
     assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "0"), job.last_lines()
-    named = [line for line in job.text().splitlines() if line.startswith(f"error: rank {rank} ended without a word")]
+    named = [line for line in job.text().splitlines() if line.startswith(f"error: rank {rank} died without a message")]
     assert len(named) == 1, job.last_lines()
     assert f"(rank {1 - rank} saw RuntimeError: " in named[0]
     if rank == 0:
@@ -176,13 +176,13 @@ def test_a_stopped_task_of_two_nodes_is_named(lab: SlurmLab, overrides: list[str
     signal_program(lab, f"node{1 + rank}", "STOP")
     ended = lab.end(job)
     assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "0"), job.last_lines()
-    told = f"error: rank {rank} on node{1 + rank} has not been heard from for 8 s (its last word: training step "
+    told = f"error: rank {rank} on node{1 + rank} has not been heard from for 8 s (last message: training step "
     assert told in job.text(), job.last_lines()
     assert not programs_on(lab, f"node{1 + rank}")
 
 
 def endless(lab: SlurmLab, folder: Path, overrides: list[str], **variables: str) -> Job:
-    """A run on node1 and node2 that has taken a few steps and goes on until something befalls it."""
+    """A run on node1 and node2 that has taken a few steps and continues until something happens to it."""
     more = ["log.wandb=disabled", "train.steps=1000000", "run.name=endless"]
     job = lab.submit(folder, [*TWO_NODES, "--nodelist=node[1-2]", "--no-requeue"], [*overrides, *more], **variables)
     lab.wait(job, lambda: len(losses(folder / "runs" / "endless")) > 3)

@@ -1,6 +1,6 @@
 """The program, with one rank that dies at a step of its first start: `… -m tests.distributed.crashes_once HOW RANK [overrides]`.
 
-HOW: "killed" or "fails". What torchrun starts again goes on undisturbed.
+HOW: "killed" or "fails". What torchrun restarts runs undisturbed.
 """
 
 import os

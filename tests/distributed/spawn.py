@@ -139,7 +139,7 @@ def _collect(readers: list[Connection], seconds: float) -> list[bytes] | str:
             try:
                 result, problem = waiting.pop(rank).recv()
             except EOFError:
-                result, problem = None, "died without a word"
+                result, problem = None, "died without a message"
             if problem:
                 problems[rank] = problem
                 # One that only lost contact may speak before the one that failed: hear both.
@@ -149,7 +149,7 @@ def _collect(readers: list[Connection], seconds: float) -> list[bytes] | str:
     if problems:
         return "\n".join(f"rank {rank}: {problem}" for rank, problem in problems.items())
     if waiting:
-        return f"ranks {list(waiting)} of {len(readers)} were not done after {seconds:.0f} s"
+        return f"ranks {list(waiting)} of {len(readers)} were not finished after {seconds:.0f} s"
     return [results[rank] for rank in range(len(readers))]
 
 

@@ -69,7 +69,7 @@ def test_the_log_of_a_normal_run_tells_its_steps_and_nothing_foreign(trained: Pa
 @pytest.mark.parametrize(
     ("mistake", "told"),
     [
-        ("train.stpes=3", "error: 'train.stpes=3': the configuration has no 'train.stpes' (did you mean 'train.steps'?)"),
+        ("train.stpes=3", "error: 'train.stpes=3': the configuration has no key 'train.stpes' (did you mean 'train.steps'?)"),
         ("model.experts=3", "error: model.experts=3 is not divisible by parallel.expert_parallel=2"),
         ("data.tokenizer=/nowhere/t.model", "error: tokenizer /nowhere/t.model: No such file or directory"),
     ],
@@ -86,7 +86,7 @@ def test_several_processes_tell_a_mistake_once(tmp_path: Path, cache: Path, mist
 def test_another_architecture_does_not_go_on_in_the_directory_of_a_run(copy: Path, cache: Path):
     before = contents(copy)
     done = run([*TINY, f"data.cache={cache}", f"run.dir={copy}", "train.steps=2", "model.width=64"], copy.parent / "log")
-    assert "is of another model (model.width was 32, is 64): use model.width=32, or begin anew" in the_line(done)
+    assert "belongs to another model (model.width was 32, is 64): use model.width=32, or start a new run" in the_line(done)
     assert contents(copy) == before
 
 
@@ -98,7 +98,7 @@ def test_a_full_disk_at_the_checkpoint_leaves_the_one_before(copy: Path, cache: 
         done = run([*TINY, f"data.cache={cache}", f"run.dir={copy}", "train.steps=2"], copy.parent / "log")
     told = the_line(done)
     assert "the checkpoint of step 2 could not be written" in told
-    assert f"{kept.name}, is untouched" in told
+    assert f"{kept.name}, is intact" in told
     assert complete_checkpoints(copy) == [kept]
     assert contents(kept) == before
 
@@ -106,7 +106,7 @@ def test_a_full_disk_at_the_checkpoint_leaves_the_one_before(copy: Path, cache: 
 def test_evaluation_of_a_run_whose_data_are_gone_names_them(copy: Path, cache: Path):
     arguments = [f"run={copy}", "eval.zeroshot=/nowhere", "eval.retrieval=false"]
     done = run(arguments, copy.parent / "log", module="trainer.evaluate")
-    assert the_line(done).startswith("error: eval.zeroshot: /nowhere is no folder")
+    assert the_line(done).startswith("error: eval.zeroshot: /nowhere is not a folder")
 
 
 def test_hydras_flags_tell_a_mistake_in_one_line_too(tmp_path: Path):

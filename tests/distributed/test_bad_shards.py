@@ -43,7 +43,7 @@ def test_one_dead_shard_is_counted_and_told_with_the_commands_last_line(tmp_path
     last = [row for row in rows(tmp_path) if "train/loss" in row][-1]
     assert 1 <= last["data/bad_shards"] <= 3, "once an epoch of 84 pairs"
     assert "data/bad_samples" not in last
-    assert done.output.count("the shard breaks off: the command ended with exit code 3: lost 0") == 1
+    assert done.output.count("the shard ends early: the command ended with exit code 3: lost 0") == 1
     assert "data.train: 8 shards, " in done.output
 
 

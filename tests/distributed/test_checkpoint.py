@@ -1,4 +1,4 @@
-"""Checkpoints are of the model, not of the layout: what one layout saves, any other goes on from."""
+"""Checkpoints belong to the model, not to the layout: what one layout saves, any other can resume from."""
 
 import os
 from pathlib import Path
@@ -148,7 +148,7 @@ def test_a_checkpoint_that_was_cut_off_never_counts(moment, run_dir):
     left = [path for path in (run_dir / "checkpoints").iterdir() if path != checkpoint_path(run_dir, 1)]
     assert len(left) == 1, "it should have been cut off in the middle"
     assert (left[0] / MARKER).exists() == (moment == "before the renaming")
-    # The next start goes on from the complete one and writes the same step again, whole.
+    # The next start resumes from the complete one and writes the same step again, completely.
     run_distributed(go_on, 1, Layout(), run_dir, 1, 2)
     assert complete_checkpoints(run_dir) == [checkpoint_path(run_dir, 1), checkpoint_path(run_dir, 2)]
     assert [path.name for path in (run_dir / "checkpoints").iterdir() if path.name.startswith(".")] == []

@@ -108,7 +108,7 @@ def fail_and_go_on(processes: Processes, run_dir: Path) -> None:
         open_files.append(len(list(Path("/proc/self/fd").iterdir())))
     assert open_files[-1] == open_files[0], "days of a full disk must not use up the connections"
     checkpointer.save(run.engine, run.progress)
-    with pytest.raises(UserError, match="the last complete one, step-00000002, is untouched"):
+    with pytest.raises(UserError, match="the last complete one, step-00000002, is intact"):
         checkpointer.wait(must_succeed=True)  # nothing comes after it
 
 
@@ -132,7 +132,7 @@ def hang_and_go_on(processes: Processes, run_dir: Path) -> None:
     checkpointer.save(run.engine, run.progress)
     assert checkpointer.wait() is None, "none is begun while the disk does not answer"
     checkpointer.save(run.engine, run.progress)
-    with pytest.raises(UserError, match=r"the checkpoint of step 1 could not be written to .*still does not answer"):
+    with pytest.raises(UserError, match=r"the checkpoint of step 1 could not be written to .*is still not responding"):
         checkpointer.wait(must_succeed=True)  # or the run would end as if it were saved
     gate.opened.set()
     config.timeout_minutes = 1.0

@@ -54,7 +54,7 @@ def test_a_disk_that_fills_up_loses_nothing_and_the_run_goes_on_when_there_is_ro
     assert "No space left on device" in first
     kept = complete_checkpoints(run_dir)
     assert kept, "the disk has room for one"
-    assert f"the last complete one, {kept[-1].name}, is untouched" in first
+    assert f"the last complete one, {kept[-1].name}, is intact" in first
     for checkpoint in kept:
         records = read_marker(checkpoint)
         assert damage_among(checkpoint, records, list(records)) is None

@@ -66,4 +66,4 @@ def test_embeddings_are_those_of_one_process_whatever_the_batch():
                 for place, row in enumerate(rows):
                     torch.testing.assert_close(image_rows[place], one_by_one[row][0], rtol=0, atol=1e-5)
                     torch.testing.assert_close(text_rows[place], one_by_one[row][1], rtol=0, atol=1e-5)
-            assert loss_after == pytest.approx(trained.losses[1], rel=1e-5), "training goes on as if nothing had been evaluated"
+            assert loss_after == pytest.approx(trained.losses[1], rel=1e-5), "training continues as if nothing had been evaluated"

@@ -84,7 +84,7 @@ def test_a_full_disk_of_one_rank_is_one_line_on_all_of_them(run_dir):
     for name, line in first.items():
         print(name, "->", line)
         assert line.startswith(f"the checkpoint of step 2 could not be written to {run_dir / 'checkpoints'} ("), name
-        assert "the last complete one, step-00000001, is untouched" in line
+        assert "the last complete one, step-00000001, is intact" in line
         assert "\n" not in line
         assert ("File too large" if "rank" in name else "No space left on device") in line
     assert complete_checkpoints(run_dir) == [checkpoint_path(run_dir, 2)], "room again: the next one is written"

@@ -63,12 +63,12 @@ def test_a_run_that_is_killed_again_and_again_ends_like_the_undisturbed_one(tmp_
     overrides = [*COMMON, f"data.cache={cache}", f"run.dir={run_dir}", *OFTEN]
     cut_off, reached = 0, []
     for number, kind in enumerate(KILLS):
-        with pytest.raises(RanksFailed, match="died without a word"):
+        with pytest.raises(RanksFailed, match="died without a message"):
             run_distributed(run_and_die, 2, overrides, run_dir, kind, number)
         cut_off += is_writing(run_dir)
         reached.append(max((int(path.name[5:]) for path in complete_checkpoints(run_dir)), default=0))
     assert reached == sorted(reached), "nothing that was complete is ever lost"
-    assert reached[-1] > 3, "there was something to go on from"
+    assert reached[-1] > 3, "there was something to resume from"
     assert cut_off >= 3, "some must have been cut off in the middle of a checkpoint"
     assert losses_in(run_dir) == pytest.approx(whole[: len(losses_in(run_dir))], rel=1e-6)
     assert in_forks(2, run_dir, cache, *OFTEN) == pytest.approx(whole, rel=1e-6)

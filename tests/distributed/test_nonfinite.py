@@ -187,7 +187,7 @@ def test_the_checkpoints_from_before_stay_and_the_advice_to_go_back_works_again_
     for turn in (1, 2):
         told = run_distributed(diverge, 2, [*overrides, *advised], 5)
         assert told[0] == told[1]
-        assert "not finite in 4 steps in a row, the last of them step 9: go back to the checkpoint from before them" in told[0]
+        assert "not finite in 4 steps in a row, up to step 9: go back to the checkpoint from before them" in told[0]
         assert names(run_dir / "checkpoints") == ["step-00000004", "step-00000005"]
         aside = run_dir / f"earlier-{turn}"
         assert told[0].endswith(f"(checkpoints since then are now in {aside})")
@@ -208,6 +208,6 @@ def test_without_a_checkpoint_from_before_the_same_command_begins_anew(tmp_path:
     overrides = [*COMMON, *TWO, f"data.cache={tmp_path / 'cache'}", f"run.dir={run_dir}", "train.steps=4"]
     overrides += ["train.max_nonfinite_steps=3", "checkpoint.every_steps=1"]
     told = run_distributed(diverge, 2, overrides, 0)
-    assert "no checkpoint from before them is left, so start the same command anew" in told[0]
+    assert "no checkpoint from before them is left, so start over with the same command" in told[0]
     assert run_distributed(run_program, 2, overrides) == [0, 0]
     assert list(losses_by_step(run_dir)) == [1, 2, 3, 4]

@@ -83,4 +83,4 @@ def test_records_that_the_first_rank_cannot_open_are_an_error_on_every_rank(tmp_
     overrides = [*COMMON, f"data.cache={tmp_path / 'cache'}", f"run.dir={tmp_path / 'run'}", "log.wandb=online"]
     first, second = run_distributed(open_records, 2, [*overrides, str(tmp_path)])
     assert first == second
-    assert "log.wandb=online, but nobody is logged in here" in first
+    assert "log.wandb=online, but you are not logged in here" in first

@@ -1,4 +1,4 @@
-"""torchrun starts a run again (--max-restarts): it goes on from its checkpoint, past what dead ranks left in the store."""
+"""torchrun restarts a run (--max-restarts): it resumes from its checkpoint, despite what dead ranks left in the store."""
 
 import json
 import os
@@ -35,9 +35,9 @@ def test_a_run_that_crashed_once_goes_on_from_its_checkpoint(
     )
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
-    told = "rank 1 failed: IndexError: a bug" if how == "fails" else f"rank {victim} ended without a word"
+    told = "rank 1 failed: IndexError: a bug" if how == "fails" else f"rank {victim} died without a message"
     assert said.count(f"error: {told}") == 1, said
-    assert f"going on from step {STEP - 1} of {STEPS}" in said
+    assert f"continuing from step {STEP - 1} of {STEPS}" in said
     assert checkpoint_path(tmp_path / "run", STEPS).is_dir()
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert list({row["step"]: None for row in rows if "train/loss" in row}) == list(range(1, STEPS + 1))

@@ -230,7 +230,9 @@ def test_a_value_that_is_no_number_is_never_the_best(mode: str, values: list[flo
 
 
 def test_a_metric_that_no_evaluation_measures_cannot_be_the_best(tmp_path, cache):
-    with pytest.raises(RanksFailed, match=r"checkpoint.best=eval/top1: no evaluation measures it.*eval/retrieval/i2t_r1"):
+    with pytest.raises(
+        RanksFailed, match=r"checkpoint.best=eval/top1: no evaluation produces this metric.*eval/retrieval/i2t_r1"
+    ):
         in_forks(1, tmp_path / "run", cache, "eval.retrieval=true", "checkpoint.best=eval/top1", "train.steps=3")
 
 
@@ -258,4 +260,4 @@ def test_a_run_that_is_done_says_what_to_set_and_a_resume_what_is_different(tmp_
     warned = [line for line in (run_dir / "train.log").read_text().splitlines() if "WARNING trainer.training" in line]
     assert len(warned) == 2
     assert "train.steps: 3 -> 5, train.ema: 0.9 -> null, optim.lr: 0.003 -> 0.001" in warned[0]
-    assert "train.ema is off, but step-00000003 holds a moving average" in warned[1]
+    assert "train.ema is off, but step-00000003 has a moving average" in warned[1]

@@ -37,7 +37,7 @@ def test_results_come_in_rank_order(world):
 
 @pytest.mark.parametrize(
     ("how", "told"),
-    [("raises", "not what was asked for"), ("dies", "rank 1: died without a word"), ("hangs", "were not done after 5 s")],
+    [("raises", "not what was asked for"), ("dies", "rank 1: died without a message"), ("hangs", "were not finished after 5 s")],
 )
 def test_a_rank_that_misbehaves_ends_the_call(how, told):
     started = time.monotonic()

@@ -1,6 +1,7 @@
 """Signals to the whole program, and the death of one of its processes."""
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="session")
 def endless(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Overrides of a run that goes on until it is stopped."""
+    """Overrides of a run that trains until it is stopped."""
     return [*TINY, f"data.cache={tmp_path_factory.mktemp('cache')}", "train.steps=1000000"]
 
 
@@ -73,7 +74,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, endless: list[str]):
         os.kill(process.pid, signal.SIGINT)
         done = ended(process, log)
     assert done.code == 130, done.output
-    assert done.errors == ["interrupted: ended at once, without saving"]
+    assert done.errors == ["interrupted: stopped at once, without saving"]
     assert not complete_checkpoints(run_dir)
 
 
@@ -93,7 +94,11 @@ def test_the_death_of_the_launcher_ends_its_ranks(tmp_path: Path, endless: list[
         finally:
             for rank in ranks:
                 end_group(rank)
-    assert "error: the launcher, through which the ranks hear of each other, has not answered for 3 s" in log.read_text()
+    # Whether a rank first misses the store or, if a peer was faster, the peer: it is the launcher that died.
+    errors = [line for line in log.read_text().splitlines() if line.startswith("error:")]
+    assert errors
+    for line in errors:
+        assert re.match(r"error: the launcher on \S+, which connects the ranks, (has not|does not) answer", line)
 
 
 def is_running(process: int) -> bool:
@@ -114,5 +119,5 @@ def test_the_death_of_a_rank_ends_the_others_with_its_name(tmp_path: Path, endle
         done = ended(process, log)
     assert done.code != 0
     assert len(done.errors) == 1, done.output
-    assert done.errors[0].startswith(f"error: rank {victim} ended without a word")
+    assert done.errors[0].startswith(f"error: rank {victim} died without a message")
     assert complete_checkpoints(run_dir)

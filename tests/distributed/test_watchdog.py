@@ -80,7 +80,7 @@ def test_a_stopped_rank_ends_the_other_with_its_name(free_port: int, silent: int
     lines = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, errors
     assert lines[0].startswith(f"error: rank {silent} on ")
-    assert f"(its last word: training step {7 + silent})" in lines[0]
+    assert f"(last message: training step {7 + silent})" in lines[0]
 
 
 def test_a_rank_that_has_finished_is_not_missed(free_port: int):
@@ -106,7 +106,7 @@ def test_a_join_that_hangs_is_ended_with_a_line(free_port: int):
 
 
 def test_a_rank_that_dies_while_the_others_connect_is_named(free_port: int):
-    """The watchdog starts before NCCL connects, which would wait for ever."""
+    """The watchdog starts before NCCL connects, which would wait forever."""
     ranks = start(free_port, "connect")
     try:
         for process in ranks:
@@ -120,4 +120,4 @@ def test_a_rank_that_dies_while_the_others_connect_is_named(free_port: int):
             process.communicate()
     assert code == 1
     assert errors.splitlines()[-1].startswith("error: rank 1 on "), errors
-    assert "(its last word: joining the others)" in errors
+    assert "(last message: joining the others)" in errors

@@ -63,7 +63,7 @@ def test_other_noise_gives_another_loss() -> None:
 
 
 def _careless(block: nn.Module) -> nn.Module:
-    """Checkpointing that draws the noise anew, and decides anew, when it recomputes."""
+    """Checkpointing that draws the noise and decides again when it recomputes."""
     inner = block.forward
 
     def forward(*args: Any) -> Any:

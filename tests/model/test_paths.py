@@ -45,9 +45,9 @@ def test_a_path_means_what_a_shell_would_make_of_it(typed: str, meant: str):
 @pytest.mark.parametrize(
     ("typed", "told"),
     [
-        ("~no-such-user/x", "run.dir=~no-such-user/x: no home directory of '~no-such-user' is known"),
-        ("$NOWHERE/x", "run.dir=$NOWHERE/x: the environment has no $NOWHERE"),
-        ("/a/${NOWHERE}", "the environment has no $NOWHERE"),
+        ("~no-such-user/x", "run.dir=~no-such-user/x: the home directory of '~no-such-user' is unknown"),
+        ("$NOWHERE/x", "run.dir=$NOWHERE/x: the environment variable $NOWHERE is not set"),
+        ("/a/${NOWHERE}", "the environment variable $NOWHERE is not set"),
     ],
 )
 def test_what_there_is_not_is_told_with_the_key(typed: str, told: str):
@@ -58,3 +58,10 @@ def test_what_there_is_not_is_told_with_the_key(typed: str, told: str):
 
 def test_a_path_object_is_read_alike():
     assert user_path(Path("~/x")) == Path("/home/me/x")
+
+
+@pytest.mark.parametrize("text", ["s3://bucket/run", "pipe:cat x", "https://host/x"])
+def test_where_only_a_path_will_do_a_url_is_refused(text: str):
+    with pytest.raises(UserError, match=f"run={text}: a path is needed here"):
+        user_path(text, "run")
+    assert user_path("file:///x/y") == Path("/x/y")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 
 from model.errors import UserError
-from model.preprocess import FORMATS, UPRIGHT, WHITE, centre_crop, decode_image, is_image, kind_of
+from model.preprocess import FORMATS, PNG_SIGNATURE, UPRIGHT, WHITE, centre_crop, decode_image, is_image, kind_of
 
 GREEN = (10, 200, 30)
 ROOM = 12  # how far a lossy format may be off
@@ -234,9 +234,17 @@ def test_of_several_frames_the_first_is_taken() -> None:
         (b"%PDF-1.7 ...", "a PDF document"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "PostScript"),
         (b"\0\0\0\x20ftypheic\0\0\0\0", "HEIC"),
-        (b"\0\0\0\x20ftypisom\0\0\0\0", "a film ('isom')"),
+        (b"\0\0\0\x20ftypisom\0\0\0\0", "a video ('isom')"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
         (b"no image", "unknown data that begins with b'no image'"),
+        (b"<!-- 404 -->\n<html>", "HTML or XML"),
+        (b"\xff\xd8\xff\xe0", "a damaged JPEG"),
+        (PNG_SIGNATURE + b"\0" * 40, "a damaged PNG"),
+        (b"GIF89a\5\0\5\0\0\0\0;", "a damaged GIF"),
+        (b"RIFF\0\0\0\0WEBP", "a damaged WebP"),
+        (b"\0\0\0\x1cftypavif", "a damaged AVIF"),
+        (b"II*\0\xff\xff\xff\xff", "a damaged TIFF"),
+        (b"\0\0\0\x0cJXL \r\n", "JPEG XL"),
     ],
 )
 def test_what_is_no_image_is_called_by_its_name(content: bytes, told: str) -> None:
@@ -270,11 +278,11 @@ def test_a_cut_file_cannot_be_decoded(kind: str) -> None:
 def test_the_size_limit_names_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     content = encoded(marked(), "PNG")
     monkeypatch.setattr("model.preprocess.MOST_PIXELS", 100)
-    with pytest.raises(UserError, match=r"too large \(32 x 16 pixels\): the limit is 100 pixels.*store it smaller"):
+    with pytest.raises(UserError, match=r"too large \(32 x 16 pixels\): the limit is 100 pixels.*reduce its size"):
         decode_image(content)
     monkeypatch.setattr("model.preprocess.MOST_PIXELS", 10**9)
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(UserError, match="too large"):
+    with pytest.raises(UserError, match=r"too large \(512 pixels\): the limit is 1000000000 pixels"):  # not Pillow's
         decode_image(content)
 
 

@@ -21,8 +21,8 @@ SCRIPT = Path(requeue.__file__)
 @pytest.mark.parametrize(
     ("code", "asked", "saved", "before", "crashes", "action", "message"),
     [
-        (2, "", 0, 0, [], LEAVE, "not requeued: there is something to mend first"),
-        (2, "TERM", 5, 0, [], LEAVE, "not requeued: there is something to mend first"),
+        (2, "", 0, 0, [], LEAVE, "not requeued: fix the error above first"),
+        (2, "TERM", 5, 0, [], LEAVE, "not requeued: fix the error above first"),
         (130, "", 5, 0, [], LEAVE, "interrupted and saved at step 5: not requeued"),
         (130, "USR1", 5, 5, [], LEAVE, "interrupted and saved at step 5: not requeued"),
         (85, "", 7, 0, [], REQUEUE, SAVED),
@@ -50,7 +50,7 @@ SCRIPT = Path(requeue.__file__)
             [5, 6, 5],
             LEAVE,
             f"error: {TOO_EARLY}, 3 times without a new checkpoint (the last is of step 5; at step 5 6 5), exit code 138: "
-            "not requeued; is the time limit longer than its warning (--signal)?",
+            "not requeued; is the time limit longer than the warning before it (--signal)?",
         ),
         (1, "", 5, 0, [7], REQUEUE, "crashed at step 7, exit code 1, 1 of at most 3 times without a new checkpoint"),
         (137, "", 5, 5, [7, 8], REQUEUE, "crashed at step 8, exit code 137, 2 of at most 3 times without a new checkpoint"),
@@ -181,7 +181,7 @@ def test_a_job_with_a_lost_node_is_left_to_slurm(job: Job):
     code, said = job.ends(1)
     assert (code, said) == (
         1,
-        "train.sbatch: a node does not answer: SLURM ends the job, and requeues it, as soon as it has noticed\n",
+        "train.sbatch: a node does not answer: waiting for SLURM to notice, end the job and requeue it\n",
     )
     assert not (job.folder / "crashes").exists()
 
@@ -189,8 +189,8 @@ def test_a_job_with_a_lost_node_is_left_to_slurm(job: Job):
 @pytest.mark.parametrize(
     ("shown", "told"),
     [
-        ("JobState=RUNNING Requeue=0", "not requeued, as this job asks: the same overrides"),
-        ("JobState=COMPLETING Requeue=1", "SLURM is ending this job itself"),
+        ("JobState=RUNNING Requeue=0", "not requeued, as this job asks: to continue from the last checkpoint"),
+        ("JobState=COMPLETING Requeue=1", "SLURM is already ending this job"),
     ],
 )
 def test_what_slurm_says_of_the_job_comes_first(job: Job, shown: str, told: str):
@@ -211,13 +211,15 @@ def test_a_refusal_is_told(job: Job):
     job.scontrol("JobState=RUNNING", requeue="exit 1")
     code, said = job.ends(85, position="7 7 85")
     assert code == 85
-    assert "SLURM refuses to: the same overrides" in said
+    assert "SLURM refuses to requeue it: to continue" in said
 
 
 def test_without_scontrol_the_exit_code_and_a_line_remain(job: Job):
     code, said = job.ends(85, position="7 7 85")
     assert code == 85
-    assert "stopped and saved at step 7, but scontrol is not here to requeue the job: the same overrides" in said
+    assert (
+        "stopped and saved at step 7, but scontrol is not here to requeue the job: to continue from the last checkpoint" in said
+    )
 
 
 def test_crashes_that_cannot_be_counted_end_the_job(job: Job):

@@ -33,11 +33,11 @@ def test_a_run_is_described_as_it_was_trained(tmp_path: Path):
     ("arguments", "told"),
     [
         (["modle=limoe_h14"], "trainer.describe has no 'modle' (did you mean 'model'?)"),
-        (["train.stpes=7"], "the configuration has no 'train.stpes' (did you mean 'train.steps'?)"),
+        (["train.stpes=7"], "the configuration has no key 'train.stpes' (did you mean 'train.steps'?)"),
         (["limoe_h14"], "trainer.describe has no 'limoe_h14'"),
         (["--model"], "model has no value"),
-        (["run=/nowhere"], "/nowhere/config.yaml: no configuration of a run"),
-        (["model=limoe_h41"], "'model=limoe_h41': no such choice (did you mean 'limoe_h14'?)"),
+        (["run=/nowhere"], "/nowhere/config.yaml is not the configuration of a run"),
+        (["model=limoe_h41"], "'model=limoe_h41' does not exist (did you mean 'limoe_h14'?)"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(arguments: list[str], told: str):

@@ -46,7 +46,10 @@ def test_a_checkpoint_can_be_named_itself(run_dir: Path):
         (["run=a", "run=b"], "run is given twice"),
         (["rnu=a"], "trainer.evaluate has no 'rnu' (did you mean 'run'?)"),
         (["run=RUN", "--eval.batch_size"], "eval.batch_size has no value"),
-        (["run=RUN", "model.heads=8"], "is of another model (model.heads was 4, is 8): use model.heads=4, or evaluate a run"),
+        (
+            ["run=RUN", "model.heads=8"],
+            "belongs to another model (model.heads was 4, is 8): use model.heads=4, or evaluate a run",
+        ),
         (["run=RUN", "router.top_k=2", "model.expert_layers=[1]"], "model.expert_layers was [], is [1]"),
         (["run=~nobody-here/x"], "run=~nobody-here/x: no home directory of '~nobody-here' is known"),
         (["run=/nowhere"], "run=/nowhere: no complete checkpoint there"),
@@ -69,7 +72,7 @@ def test_a_mistake_is_told_in_one_line(run_dir: Path, arguments: list[str], told
 def test_a_damaged_configuration_is_named(run_dir: Path):
     path = checkpoint_path(run_dir, 10) / CONFIG
     path.write_text("a: [")
-    with pytest.raises(UserError, match="no configuration of a run"):
+    with pytest.raises(UserError, match="not the configuration of a run"):
         read_arguments([f"run={run_dir}"])
 
 

@@ -107,7 +107,7 @@ def test_checkpoints_of_two_models_are_not_averaged(run_dir: Path):
     write_marker(
         checkpoint_path(run_dir, 30), {str(path.relative_to(checkpoint_path(run_dir, 30))): record_of(path) for path in files}
     )
-    with pytest.raises(UserError, match=r"step-00000020 is of another model \(model.heads was 4, is 2\)"):
+    with pytest.raises(UserError, match=r"step-00000020 belongs to another model \(model.heads was 4, is 2\)"):
         write_export(read_arguments([f"run={run_dir}", "average=last:2"]))
 
 
@@ -116,7 +116,7 @@ def test_an_output_is_a_path_like_any_other(run_dir: Path, monkeypatch: pytest.M
     monkeypatch.chdir(run_dir.parent)
     for output in ("~/out", "out/", f"file://{run_dir.parent}/out"):
         assert read_arguments([f"run=~/{run_dir.name}", f"output={output}"]).output == run_dir.parent / "out"
-    with pytest.raises(UserError, match="holds something else"):
+    with pytest.raises(UserError, match="contains other files"):
         write_export(read_arguments([f"run={run_dir}", "output=."]))
 
 
@@ -144,10 +144,10 @@ def test_an_earlier_export_is_replaced_and_said_to_be(run_dir: Path):
 
 
 def test_what_is_not_an_export_is_not_replaced(run_dir: Path):
-    with pytest.raises(UserError, match=r"holds something else \(photos\)"):
+    with pytest.raises(UserError, match=r"contains other files \(photos\)"):
         write_export(read_arguments([f"run={run_dir}", f"output={run_dir.parent}"]))
     (run_dir / "notes").write_text("mine")
-    with pytest.raises(UserError, match=r"holds something else \(notes\)"):
+    with pytest.raises(UserError, match=r"contains other files \(notes\)"):
         write_export(read_arguments([f"run={run_dir}", f"output={run_dir / 'notes'}"]))
 
 
@@ -185,8 +185,8 @@ def test_a_damaged_checkpoint_is_not_exported(run_dir: Path):
         (["run=RUN", "--average"], "average has no value"),
         (["run=RUN", "average=5"], "write average=last:N"),
         (["run=RUN", "average=last:0"], "write average=last:N"),
-        (["run=RUN", "average=last:4"], "holds 3 complete checkpoints"),
-        (["run=RUN/checkpoints/step-00000030", "average=last:2"], "holds 0 complete checkpoints"),
+        (["run=RUN", "average=last:4"], "has 3 complete checkpoints"),
+        (["run=RUN/checkpoints/step-00000030", "average=last:2"], "has 0 complete checkpoints"),
         (["run=RUN", "dtype=fp16"], "dtype=fp16: choose fp32 or bf16"),
         (["run=RUN", "weights=best"], "weights=best: choose model or ema"),
     ],

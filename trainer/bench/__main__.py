@@ -17,6 +17,7 @@ from trainer.config.schema import Config
 from trainer.distributed.processes import Processes
 from trainer.distributed.program import exit_with, run_program
 from trainer.errors import UserError
+from trainer.output import reader_may_leave
 
 BENCHMARKS = {"checkpoint": checkpoint.bench}
 FOLDER = Path("benchmarks")
@@ -46,8 +47,9 @@ def measure(name: str, models: list[str], processes: Processes) -> int:
         FOLDER.mkdir(exist_ok=True)
         path = FOLDER / f"{name}.md"
         path.write_text(f"{table}\n{_circumstances(name, models, processes)}")
-        print(path.read_text())
-        print(f"written to {path}")
+        with reader_may_leave():
+            print(path.read_text())
+            print(f"written to {path}")
     return 0
 
 

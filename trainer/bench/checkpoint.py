@@ -1,4 +1,4 @@
-"""What a checkpoint costs: seconds and bytes of saving and resuming by model size, beside DeepSpeed's own for dense models."""
+"""The cost of a checkpoint: time and size of saving and resuming by model size, next to DeepSpeed's own for dense models."""
 
 import gc
 import shutil
@@ -28,7 +28,7 @@ from trainer.engine.state import MOMENTS, WEIGHTS, ExpertSharding, set_optimizer
 from trainer.estimate.rows import readable
 
 MODELS = ["dense_s32", "limoe_s32", "dense_b32", "limoe_b32"]
-PAIRS = 8  # a process and step
+PAIRS = 8  # per process and step
 WARM_UP, STEPS, REPEATS = 2, 5, 3
 COLUMNS = (
     *("model", "parameters", "on disk", "step", "copy", "stands still", "blocking", "resume"),
@@ -36,12 +36,12 @@ COLUMNS = (
 )
 HEADER = f"""# Checkpoints
 
-*Stands still*: seconds that one checkpoint keeps the training from going on, all told: the *copy* of the state to CPU memory, and
-what the steps beside the writing took longer than steps without. Where all cores compute, as here, the writing takes time from
-them; where cores are idle beside GPUs, the copy is what remains. *Blocking* is the same state written while the training waits
+*Stands still*: the training time that one checkpoint costs in total: the *copy* of the state to CPU memory, and the extra time of
+the steps during the writing. If all cores compute, as here, the writing takes time from them; if cores are idle next to GPUs,
+only the copy remains. *Blocking* is the same state written while training waits
 (`checkpoint.asynchronous=false`). DeepSpeed's `save_checkpoint` blocks too; of such experts it keeps only one rank's, so it is
 measured for dense models. Ours is digested (SHA-256) and synced to the disk, DeepSpeed's is neither; a resume checks the digests.
-Same disk, same run, medians of {REPEATS}, ZeRO stage 2, bf16, {PAIRS} pairs a process and step.
+Same disk, same run, medians of {REPEATS}, ZeRO stage 2, bf16, {PAIRS} pairs per process and step.
 
 | {" | ".join(COLUMNS)} |
 |{"---|" * len(COLUMNS)}
@@ -143,7 +143,7 @@ def _measure(name: str, folder: Path, processes: Processes) -> Row:
 
 
 def _beside(subject: _Subject, checkpointer: Checkpointer) -> tuple[tuple[float, float, float], int]:
-    """Seconds of a step, of the copy, and of what a checkpoint beside the training costs it all told; and its bytes."""
+    """Seconds of a step, of the copy, and of the total cost of a checkpoint during training; and its bytes."""
     step = median(subject.step() for _ in range(STEPS))
     started, steps = time.perf_counter(), 0
     checkpointer.save(subject.engine, TrainingProgress(step=2))

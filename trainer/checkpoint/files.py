@@ -4,12 +4,12 @@
         state/           tensors, each rank's share (torch.distributed.checkpoint)
         tokenizer.model
         config.yaml
-        progress.json    what a resume needs beside tensors
+        progress.json    what a resume needs besides tensors
         complete         the marker, written last: size and SHA-256 of every other file
     checkpoints/best -> step-00000900
 
-A checkpoint is written under a hidden name and renamed when it is whole; an old one is hidden before it is deleted. So whatever
-bears its name and has no marker, or does not match it, was damaged from outside.
+A checkpoint is written under a hidden name and renamed when it is complete; an old one is hidden before it is deleted. So a
+checkpoint that has its final name, but no marker or one that does not match, was damaged from outside.
 """
 
 import errno
@@ -35,19 +35,19 @@ _HIDDEN = re.compile(r"\.step-\d{8,}\.(partial|deleted)")
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What a file must be for its checkpoint to be sound."""
+    """What a file must match for its checkpoint to be sound."""
 
     bytes: int
     sha256: str
 
 
 def checkpoint_path(run_dir: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """The path of a step's checkpoint."""
     return run_dir / "checkpoints" / f"step-{step:08d}"
 
 
 def partial_path(final: Path) -> Path:
-    """Where a checkpoint lies until it is whole."""
+    """The path of a checkpoint until it is complete."""
     return final.with_name(f".{final.name}.partial")
 
 
@@ -57,9 +57,9 @@ def step_of(checkpoint: Path) -> int:
 
 
 def all_checkpoints(run_dir: Path) -> list[Path]:
-    """Everything of a run that bears a checkpoint's name, sound or damaged, oldest first.
+    """Everything in a run that has a checkpoint's name, sound or damaged, oldest first.
 
-    Raises OSError for a folder that cannot be read, and for what stands in its place, such as a link to a disk that is not there.
+    Raises OSError for a folder that cannot be read, and for anything else in its place, such as a link to a missing disk.
     """
     folder = run_dir / "checkpoints"
     if not folder.is_dir() and os.path.lexists(folder):
@@ -104,12 +104,12 @@ def write_marker(checkpoint: Path, records: dict[str, FileRecord]) -> None:
 
 
 def read_marker(checkpoint: Path) -> dict[str, FileRecord]:
-    """The records of all files of a checkpoint. Raises UserError, a few words only, when there is no whole marker."""
+    """The records of all files of a checkpoint. Raises UserError, with a few words only, if there is no complete marker."""
     try:
         records = json.loads((checkpoint / MARKER).read_text())
         return {name: FileRecord(**record) for name, record in records.items()}
     except FileNotFoundError:
-        raise UserError(f"it has no file '{MARKER}', which is written last") from None
+        raise UserError(f"its last file, '{MARKER}', is missing") from None
     except OSError as problem:
         raise UserError(f"{MARKER}: {reason(problem)}") from None
     except (ValueError, TypeError, AttributeError) as problem:
@@ -117,7 +117,7 @@ def read_marker(checkpoint: Path) -> dict[str, FileRecord]:
 
 
 def damage_among(checkpoint: Path, records: dict[str, FileRecord], names: list[str], digests: bool = True) -> str | None:
-    """What is wrong with the first of the named files that is not as recorded; None when all are. digests: compare these too."""
+    """What is wrong with the first of the named files that differs from its record, else None. digests: compare these too."""
     for name in names:
         try:
             size = (checkpoint / name).stat().st_size
@@ -125,14 +125,14 @@ def damage_among(checkpoint: Path, records: dict[str, FileRecord], names: list[s
         except OSError as problem:
             return f"{name}: {reason(problem)}"
         if size != records[name].bytes:
-            return f"{name} has {size} bytes in place of {records[name].bytes}"
+            return f"{name} has {size} bytes instead of {records[name].bytes}"
         if found is not None and found != records[name]:
-            return f"{name} is not what was written: its SHA-256 differs"
+            return f"{name} has changed since it was written: its SHA-256 differs"
     return None
 
 
 def publish(partial: Path, final: Path) -> None:
-    """Give a whole checkpoint its name."""
+    """Give a complete checkpoint its name."""
     if final.exists():  # the same step written again
         delete(final)
     partial.rename(final)
@@ -140,7 +140,7 @@ def publish(partial: Path, final: Path) -> None:
 
 
 def point_best_to(final: Path) -> None:
-    """Let `checkpoints/best` lead to a checkpoint."""
+    """Point `checkpoints/best` to a checkpoint."""
     link = final.with_name(BEST)
     temporary = final.with_name(f".{BEST}")
     temporary.unlink(missing_ok=True)
@@ -149,7 +149,7 @@ def point_best_to(final: Path) -> None:
 
 
 def is_finite(checkpoint: Path) -> bool:
-    """Whether the last step before a checkpoint was finite; of one that does not say, it is taken to be."""
+    """Whether the last step before a checkpoint was finite; assumed so if the checkpoint does not say."""
     try:
         return not json.loads((checkpoint / PROGRESS).read_text()).get("nonfinite_in_a_row", 0)
     except (OSError, ValueError, AttributeError):
@@ -159,8 +159,8 @@ def is_finite(checkpoint: Path) -> bool:
 def delete_old(run_dir: Path, newest: Path, keep: int, keep_every: int | None) -> None:
     """Delete all checkpoints but `newest`, the `keep - 1` before it, the best, and those of every `keep_every`-th step.
 
-    One that was written while steps were not finite counts for nothing: it stays only as long as it is the newest, beside
-    `keep` others. Later ones than `newest`, which are there after going back to an early one, count like those before it.
+    One that was written while steps were not finite does not count: it stays only as long as it is the newest, in addition to
+    `keep` others. Ones later than `newest`, which exist after going back to an earlier one, count like those before it.
     """
     folder = run_dir / "checkpoints"
     best = (folder / BEST).resolve().name
@@ -173,9 +173,9 @@ def delete_old(run_dir: Path, newest: Path, keep: int, keep_every: int | None) -
 
 
 def delete(checkpoint: Path) -> None:
-    """Delete a checkpoint so that, if it is cut off in the middle, nothing half bears its name.
+    """Delete a checkpoint so that, if this is interrupted, no partial checkpoint keeps its name.
 
-    What cannot be deleted now, such as a file of NFS that somebody reads, is left to `sweep_up`.
+    What cannot be deleted now, such as a file on NFS that is being read, is left to `sweep_up`.
     """
     hidden = checkpoint.with_name(f".{checkpoint.name}.deleted")
     shutil.rmtree(hidden, ignore_errors=True)
@@ -184,7 +184,7 @@ def delete(checkpoint: Path) -> None:
 
 
 def sweep_up(run_dir: Path) -> None:
-    """Remove what writing or deleting left when it was cut off. Nothing may be writing there."""
+    """Remove what interrupted writes or deletions left. Nothing may be writing there."""
     folder = run_dir / "checkpoints"
     for path in folder.iterdir() if folder.is_dir() else ():
         if _HIDDEN.fullmatch(path.name):
@@ -192,7 +192,7 @@ def sweep_up(run_dir: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Let the disk have a file's content, or a folder's names, before going on."""
+    """Flush a file's content, or a folder's names, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Whether a configuration means the model that a checkpoint is of. Shapes do not tell: with other heads they are the same."""
+"""Whether a configuration describes a checkpoint's model. Shapes are not enough: they do not depend on the number of heads."""
 
 import logging
 from pathlib import Path
@@ -23,13 +23,13 @@ OF_EXPERTS = (
     "model.expert_granularity",
     "model.shared_experts",
 )
-"""Without expert layers these change nothing."""
+"""Keys that change nothing without expert layers."""
 
 
 def check_identity(checkpoint: Path, config: Config, otherwise: str) -> None:
-    """Raise UserError when the weights of a checkpoint would be another function under a configuration than they were trained as.
+    """Raise UserError when the weights of a checkpoint would compute a different function than they were trained for.
 
-    `otherwise`: what to do whose other model is meant.
+    `otherwise`: what to do if the other model is intended.
     """
     compared = _compared(checkpoint, config)
     is_dense = compared.get("model.expert_layers") == ([], [])
@@ -43,21 +43,21 @@ def check_identity(checkpoint: Path, config: Config, otherwise: str) -> None:
         more = f"; and {len(refused) - SHOWN} more" if len(refused) > SHOWN else ""
         again = " ".join(f"{name}={_typed(compared[name][0])}" for name in refused)
         use = f"use {again}" if not more else f"use the model that {checkpoint / CONFIG} describes"
-        raise UserError(f"checkpoint {checkpoint} is of another model ({shown}{more}): {use}, or {otherwise}")
+        raise UserError(f"checkpoint {checkpoint} belongs to another model ({shown}{more}): {use}, or {otherwise}")
 
 
 def warn_of_other_pictures(checkpoint: Path, config: Config) -> None:
-    """Warn when a configuration prepares pictures in another way than the weights of a checkpoint know them."""
+    """Warn when a configuration prepares images differently from a checkpoint's training."""
     for name, (was, wanted) in _compared(checkpoint, config).items():
         if was != wanted and KEYS[name].option.prepares_input:
             _log.warning(
-                "%s=%s, but %s was trained with %s: the model sees other pictures than it knows",
+                "%s=%s, but %s was trained with %s: the model sees images unlike those it was trained on",
                 *(name, wanted, checkpoint.name, was),
             )
 
 
 def _compared(checkpoint: Path, config: Config) -> dict[str, tuple[Any, Any]]:
-    """What a checkpoint was trained with, and what is asked for, by key; nothing where it has no configuration."""
+    """What a checkpoint was trained with, and what is asked for, by key; empty if it has no configuration."""
     if not (checkpoint / CONFIG).is_file():
         return {}
     before = load_config(checkpoint / CONFIG)
@@ -65,7 +65,7 @@ def _compared(checkpoint: Path, config: Config) -> dict[str, tuple[Any, Any]]:
 
 
 def _trained(before: Any, key: Key) -> Any:
-    """What a checkpoint was trained with. One from before there was the key has what its default does."""
+    """What a checkpoint was trained with; the default if it is older than the key."""
     value = OmegaConf.select(before, key.name, default=key.default)
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: which one is sound, and what it holds for this model under this layout."""
+"""Resuming from a checkpoint: which one is sound, and what it contains for this model under this layout."""
 
 import contextlib
 import json
@@ -32,11 +32,11 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-BEGIN_ANEW = "mend them, or say resume=never to start from the beginning (they are kept)"
+START_OVER = "repair them, or start from the beginning with resume=never (they are kept)"
 
 
-def newest_sound(run_dir: Path, processes: Processes, digests: bool = True, remedy: str = BEGIN_ANEW) -> Path | None:
-    """The newest checkpoint of a run whose files are what was written; warns of damaged ones on the way. A collective.
+def newest_sound(run_dir: Path, processes: Processes, digests: bool = True, remedy: str = START_OVER) -> Path | None:
+    """The newest checkpoint of a run whose files are intact; warns of damaged ones on the way. A collective.
 
     digests: as in `damage`; remedy: what to do when all are damaged. None when there are no checkpoints. Raises UserError when
     there are some and all are damaged.
@@ -47,32 +47,32 @@ def newest_sound(run_dir: Path, processes: Processes, digests: bool = True, reme
         if problem is None:
             return checkpoint
         if was_deleted(checkpoint, processes):
-            return newest_sound(run_dir, processes, digests)  # a run is at work there, and has newer ones by now
+            return newest_sound(run_dir, processes, digests)  # a run is training there, and has newer ones by now
         if processes.is_first:
-            _log.warning("checkpoint %s is damaged and passed over: %s", checkpoint, problem)
+            _log.warning("checkpoint %s is damaged and was skipped: %s", checkpoint, problem)
     if candidates:
         raise UserError(
-            f"none of the {len(candidates)} checkpoints in {run_dir / 'checkpoints'} can be read (of the oldest: {problem}): "
+            f"none of the {len(candidates)} checkpoints in {run_dir / 'checkpoints'} can be read (the oldest: {problem}): "
             f"{remedy}"
         )
     return None
 
 
 class CheckpointDeleted(UserError):
-    """A checkpoint was deleted while it was read, by the run that it is of."""
+    """A checkpoint was deleted by its own run while it was read."""
 
 
 def was_deleted(checkpoint: Path, processes: Processes = ALONE) -> bool:
-    """Whether a checkpoint, seen before, is there no more. A collective; rank 0 looks.
+    """Whether a checkpoint, seen before, no longer exists. A collective; rank 0 looks.
 
-    A checkpoint loses its name before its files, so whoever could not read one that is being deleted hears so here.
+    A checkpoint loses its name before its files, so if reading failed because of a deletion, this is true.
     """
     return processes.from_first(not os.path.lexists(checkpoint))
 
 
 @contextlib.contextmanager
 def reading(*checkpoints: Path, processes: Processes = ALONE) -> Iterator[None]:
-    """Around what each rank reads for itself: a UserError of any is raised on all, as CheckpointDeleted where that is why."""
+    """For what each rank reads by itself: a UserError on any rank is raised on all, as CheckpointDeleted if that is the cause."""
     problem: UserError | None = None
     try:
         yield
@@ -86,10 +86,10 @@ def reading(*checkpoints: Path, processes: Processes = ALONE) -> Iterator[None]:
 
 
 def take_newest(choose: Callable[[], T], use: Callable[[T], R], processes: Processes = ALONE) -> R:
-    """What `use` makes of what `choose` finds, chosen anew whenever the checkpoint is deleted meanwhile.
+    """What `use` makes of what `choose` finds; chosen again whenever the checkpoint is deleted meanwhile.
 
     So a run can be read while it trains and deletes its older checkpoints. `choose` is called on rank 0; `use` is a collective,
-    and raises CheckpointDeleted on every rank or on none. Raises the last one where nothing is left to choose.
+    and raises CheckpointDeleted on every rank or on none. Raises the last one if nothing is left to choose.
     """
     deleted: CheckpointDeleted | None = None
 
@@ -110,11 +110,11 @@ def take_newest(choose: Callable[[], T], use: Callable[[T], R], processes: Proce
         except CheckpointDeleted as problem:
             deleted = problem
             if processes.is_first:
-                _log.warning("the checkpoint was deleted while it was read, by the run that trains there: its newest is taken")
+                _log.warning("the checkpoint was deleted while it was read, by the run that trains there: using its newest one")
 
 
 def check_sound(checkpoint: Path, processes: Processes, digests: bool = True) -> None:
-    """Raise UserError on every rank when the files of a checkpoint are not what was written. A collective."""
+    """Raise UserError on every rank when the files of a checkpoint have changed since they were written. A collective."""
     problem = damage(checkpoint, processes, digests)
     if problem is not None:
         raise processes.from_first(_unreadable(checkpoint, problem))
@@ -123,7 +123,7 @@ def check_sound(checkpoint: Path, processes: Processes, digests: bool = True) ->
 def damage(checkpoint: Path, processes: Processes, digests: bool = True) -> str | None:
     """What is wrong with the files of a checkpoint, if anything; each rank reads its share of them. A collective.
 
-    digests: False looks at their sizes only, which takes no time however large they are.
+    digests: False compares only their sizes, which takes no time however large they are.
     """
     records, problem = first_reads(lambda: _marker_of(checkpoint), processes)
     if problem is not None:
@@ -141,7 +141,7 @@ def _marker_of(checkpoint: Path) -> tuple[dict[str, FileRecord], str | None]:
 
 
 def read_progress(checkpoint: Path) -> TrainingProgress:
-    """What the checkpoint says beside tensors. Raises UserError when it cannot be read."""
+    """What the checkpoint contains besides tensors. Raises UserError when it cannot be read."""
     try:
         values = json.loads((checkpoint / PROGRESS).read_text())
         return TrainingProgress(**values | {"data": DataProgress(**values.get("data", {}))})
@@ -153,21 +153,21 @@ def _unreadable(checkpoint: Path, problem: BaseException | str) -> UserError:
     if was_deleted(checkpoint):
         return _deleted(checkpoint)
     return UserError(
-        f"checkpoint {checkpoint} is damaged ({reason(problem)}): move it away so that the one before is taken, or name another"
+        f"checkpoint {checkpoint} is damaged ({reason(problem)}): move it away to use the previous one, or name another"
     )
 
 
 def _deleted(checkpoint: Path) -> CheckpointDeleted:
     return CheckpointDeleted(
-        f"checkpoint {checkpoint} was deleted while it was read, by the run that it is of, which keeps its newest "
-        f"only (checkpoint.keep): give the run directory for the newest there is, or a checkpoint that stays"
+        f"checkpoint {checkpoint} was deleted while it was read, by its own run, which keeps only its newest "
+        f"(checkpoint.keep): give the run directory to use its newest one, or a checkpoint that is kept"
     )
 
 
 class SavedState:
-    """The tensors of a checkpoint for a model under a layout. Each is read by one rank and handed round to those that need it.
+    """The tensors of a checkpoint for a model under a layout. Each is read by one rank and passed on to those that need it.
 
-    So a rank's memory holds at most its share of one kind at a time, and of the weights too while they are still wanted.
+    So a rank holds in memory at most its share of one kind at a time, and of the weights while they are still needed.
     """
 
     def __init__(self, checkpoint: Path, model: nn.Module, sharding: ExpertSharding | None, kinds: tuple[str, ...]) -> None:
@@ -198,7 +198,7 @@ class SavedState:
             del mine
 
     def _read(self, kind: str) -> dict[str, Tensor]:
-        """What this rank is to read of a kind, by the parameter's name."""
+        """What this rank has to read of a kind, by the parameter's name."""
         sharding = self._sharding
         keys = {name: key_of(kind, name, self._buffers) for name in self._like}
         names = [name for name in self._like if keys[name] and (sharding is None or sharding.is_mine(self._dealt[name]))]
@@ -217,10 +217,10 @@ class SavedState:
 
 
 def load_state(checkpoint: Path, model: nn.Module, sharding: ExpertSharding | None, kinds: tuple[str, ...]) -> SavedState:
-    """The state in a checkpoint for this model under this layout, to be read kind by kind.
+    """The state in a checkpoint for this model under this layout, read kind by kind.
 
-    kinds: which of model, exp_avg, exp_avg_sq and ema; sharding: None for a process alone, without a process group.
-    Raises UserError for a damaged checkpoint and for one of another architecture, naming the tensors that differ.
+    kinds: which of model, exp_avg, exp_avg_sq and ema; sharding: None for a single process without a process group.
+    Raises UserError for a damaged checkpoint and for one with another architecture, naming the tensors that differ.
     """
     state = SavedState(checkpoint, model, sharding, kinds)
     experts = expert_names(model) if sharding else set()
@@ -252,7 +252,7 @@ def _saved_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
 
 
 def first_failure(problem: CheckpointException) -> BaseException:
-    """What went wrong on the first rank where something did."""
+    """The problem of the first rank that had one."""
     failure = next(iter(problem.failures.values()), None)
     return failure[0] if isinstance(failure, tuple) else problem
 
@@ -268,8 +268,8 @@ def check_architecture(checkpoint: Path, wanted: dict[str, tuple[int, ...]], pre
     )
     more = f"; and {len(names) - 3} more" if len(names) > 3 else ""
     raise UserError(
-        f"checkpoint {checkpoint} is of another architecture ({shown}{more}): "
-        f"use the model it was trained with, or begin anew (another run.dir, no init_from)"
+        f"checkpoint {checkpoint} has another architecture ({shown}{more}): "
+        f"use the model it was trained with, or start a new run (another run.dir, no init_from)"
     )
 
 
@@ -282,7 +282,7 @@ def checkpoint_of(run: str) -> Path:
     try:
         checkpoint = find_checkpoint(user_path(run, "run"))
     except OSError as problem:
-        raise UserError(f"run={run}: {problem.filename} cannot be read ({reason(problem)}): mend it") from problem
+        raise UserError(f"run={run}: {problem.filename} cannot be read ({reason(problem)})") from problem
     if checkpoint is None:
         raise UserError(f"run={run}: no complete checkpoint there; give a run directory, or one of its checkpoints")
     return checkpoint
@@ -297,13 +297,15 @@ WEIGHTS_ARGUMENT = Argument(
 
 
 def check_weights(kind: str, checkpoint: Path) -> str:
-    """The kind of weights that `weights=` names. Raises UserError for an average that was not kept."""
+    """The kind of weights that `weights=` names. Raises UserError for an average that was not saved."""
     if kind == EMA and EMA not in saved_kinds(checkpoint):
-        raise UserError(f"weights={EMA}: {checkpoint} holds no moving average, as train.ema was not set; leave weights={EMA} out")
+        raise UserError(
+            f"weights={EMA}: {checkpoint} has no moving average, because train.ema was not set; leave weights={EMA} out"
+        )
     return kind
 
 
 def resumed_kinds(checkpoint: Path, train: TrainConfig) -> tuple[str, ...]:
-    """What a run that goes on from the checkpoint takes from it: the average only if it is there and wanted."""
+    """What a run that resumes from the checkpoint takes from it: the average only if it exists and is wanted."""
     wanted = train.ema is not None and EMA in saved_kinds(checkpoint)
     return (WEIGHTS, *MOMENTS, EMA) if wanted else (WEIGHTS, *MOMENTS)

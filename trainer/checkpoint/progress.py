@@ -1,4 +1,4 @@
-"""What a run must know beside its tensors to go on."""
+"""What a run needs besides its tensors to resume."""
 
 from dataclasses import dataclass, field
 
@@ -7,16 +7,16 @@ from trainer.data.order.progress import DataProgress
 
 @dataclass
 class TrainingProgress:
-    """What a resume needs beside tensors."""
+    """What a resume needs besides tensors."""
 
     step: int = 0
-    """Optimizer steps done, skipped ones counted; the schedule and the data go on from here."""
+    """Optimizer steps done, including skipped ones; the schedule and the data continue from here."""
     optimizer_steps: int = 0
     """Steps that the optimizer applied."""
     skipped_steps: int = 0
     """Steps left out because the loss or the gradient was not finite."""
     nonfinite_in_a_row: int = 0
-    """Steps whose loss or gradient was not finite, this one the last of them; 0 after a sound step."""
+    """Steps in a row, up to this one, whose loss or gradient was not finite; 0 after a finite step."""
     seed: int = 0
     pairs: int = 0
     """Pairs drawn from the training data, over all ranks: batches may have another size after a resume."""
@@ -25,8 +25,8 @@ class TrainingProgress:
     best: float | None = None
     """The best value of `checkpoint.best` so far."""
     best_step: int | None = None
-    """The step that had it; `checkpoints/best` leads there as soon as the next checkpoint is complete."""
+    """The step that had it; `checkpoints/best` points there as soon as the next checkpoint is complete."""
     evaluation_due: bool = False
-    """Whether this step was to be evaluated, but the run was asked to stop before."""
+    """Whether this step should have been evaluated, but the run was asked to stop first."""
     data: DataProgress = field(default_factory=DataProgress)
     """Counters of the data and the lengths of its shards, over all ranks."""

@@ -1,4 +1,4 @@
-"""Writing checkpoints while the training goes on (torch.distributed.checkpoint, in a thread beside it)."""
+"""Writing checkpoints while training continues (torch.distributed.checkpoint, in a background thread)."""
 
 import contextlib
 import json
@@ -46,12 +46,12 @@ from trainer.errors import UserError, reason
 _log = logging.getLogger(__name__)
 
 POLL_SECONDS = 2.0
-"""No rank waits longer than this for its own disk before it hears of the others, so no collective runs into its time-out."""
+"""No rank waits longer than this for its own disk before it hears from the others, so that no collective times out."""
 
 
 @dataclass(frozen=True)
 class SaveReport:
-    """What a checkpoint took. blocked: seconds that the training stood still; written: seconds beside it; bytes: of tensors."""
+    """The cost of a checkpoint. blocked: seconds without training; written: seconds in the background; bytes: of tensors."""
 
     step: int
     blocked: float
@@ -70,7 +70,7 @@ class _Write:
     bytes: int = 0
     problem: str | None = None
     lost_contact: bool = False
-    """Whether the threads of the ranks no longer hear each other, which leaves their group unusable."""
+    """Whether the threads of the ranks no longer hear each other, which makes their group unusable."""
     thread: threading.Thread | None = None
 
     @property
@@ -84,7 +84,7 @@ class Checkpointer:
     def __init__(
         self, run_dir: Path, config: CheckpointConfig, processes: Processes, sharding: ExpertSharding, last: Path | None = None
     ) -> None:
-        """`last`: the checkpoint that the run goes on from, for messages. A collective."""
+        """`last`: the checkpoint that the run resumes from, for messages. A collective."""
         self._run_dir = run_dir
         self._config = config
         self._processes = processes
@@ -119,13 +119,13 @@ class Checkpointer:
     def wait(self, must_succeed: bool = False) -> SaveReport | None:
         """Wait until the checkpoint that is being written is complete; None when there is none, or it failed.
 
-        `must_succeed`: the state of this moment has to be on the disk afterwards. Raises UserError, on every rank, when it
-        could not be written and the run is to stop for that.
+        `must_succeed`: the current state has to be on disk afterwards. Raises UserError, on every rank, when it
+        could not be written and the run has to stop for that.
         """
         write, self._write = self._write, None
         if write is None or write.thread is None:
             if must_succeed and self._stuck is not None:
-                self._fail(self._stuck, "the disk still does not answer", stop=True)
+                self._fail(self._stuck, "the disk is still not responding", stop=True)
             return None
         started = time.monotonic()
         problem = self._problem_of(write, started + 60 * self._config.timeout_minutes)
@@ -147,18 +147,18 @@ class Checkpointer:
                 return next((found for found in self._processes.gather_objects(write.problem) if found), None)
             if late:
                 self._stuck, write.lost_contact = write, True
-                return f"it was not done after {self._config.timeout_minutes:g} minutes"
+                return f"it was not finished after {self._config.timeout_minutes:g} minutes"
 
     def _fail(self, write: _Write, problem: str, stop: bool) -> None:
-        left = f"the last complete one, {self._last.name}, is untouched" if self._last else "there is no earlier one"
+        left = f"the last complete one, {self._last.name}, is intact" if self._last else "there is no earlier one"
         line = (
             f"the checkpoint of step {write.progress.step} could not be written to {self._run_dir / 'checkpoints'} "
             f"({problem}); {left}"
         )
         if stop:
-            raise UserError(f"{line}: make room and start the same command again")
+            raise UserError(f"{line}: make room, then run the same command again")
         if self._processes.is_first:
-            _log.warning("%s: the training goes on and tries again at the next one", line)
+            _log.warning("%s: training continues, and the next checkpoint is tried as usual", line)
         if write.lost_contact:
             self._aside = self._processes.aside(self._config.timeout_minutes)
 
@@ -167,7 +167,7 @@ class Checkpointer:
         if self._stuck is not None and not self._processes.any(self._stuck.is_running):
             self._stuck = None
         if self._stuck is not None and self._processes.is_first:
-            _log.warning("no checkpoint now: that of step %d still waits for the disk", self._stuck.progress.step)
+            _log.warning("no checkpoint now: the one of step %d is still waiting for the disk", self._stuck.progress.step)
         return self._stuck is not None
 
     def _write_share(self, write: _Write, share: dict[str, Tensor]) -> None:
@@ -180,7 +180,7 @@ class Checkpointer:
             write.problem = reason(first_failure(problem) if isinstance(problem, CheckpointException) else problem)
             if self._aside.is_first:
                 shutil.rmtree(partial, ignore_errors=True)
-        except Exception as problem:  # lost contact with another rank, which the training meets too
+        except Exception as problem:  # lost contact with another rank, which training will notice too
             write.problem = reason(problem)
             write.lost_contact = True
         write.seconds = time.monotonic() - started
@@ -193,7 +193,7 @@ class Checkpointer:
                 partial.mkdir(parents=True)
         writer = _Writer(partial / STATE)
         dcp.save(share, storage_writer=writer, process_group=ranks.group, no_dist=ranks.world == 1)
-        share.clear()  # the memory is free before the files are read again
+        share.clear()  # free the memory before the files are read again
         records: dict[str, FileRecord] = {}
         with _together(ranks):
             mine = {str(path.relative_to(partial)): record_of(path) for path in partial.glob(f"{STATE}/__{ranks.rank}_*")}
@@ -223,14 +223,14 @@ class Checkpointer:
 
 
 class _Writer(FileSystemWriter):
-    """Writes what is on the CPU into one file a rank, and tells what the system said when it refuses.
+    """Writes what is on the CPU into one file per rank, and reports the operating system's error if that fails.
 
-    torch.save covers an OSError of its stream with an error about its own position in it.
+    torch.save replaces an OSError of its stream by one about its own position.
     """
 
     def __init__(self, path: Path) -> None:
-        # No copying ahead: torch's loader for that asks for a CUDA stream, and in our thread, whose current device is GPU 0, that
-        # makes a context of every rank there.
+        # No copying ahead: torch's loader for that asks for a CUDA stream, and in our thread, whose device is GPU 0, every
+        # rank would create a context there.
         super().__init__(path, single_file_per_rank=True, per_thread_copy_ahead=0)
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
@@ -246,7 +246,7 @@ class _Writer(FileSystemWriter):
 
 @contextlib.contextmanager
 def _together(processes: Processes) -> Iterator[None]:
-    """An OSError of any rank becomes one on every rank, so that none waits for another."""
+    """An OSError on any rank is raised on every rank, so that none waits for another."""
     problem: OSError | None = None
     try:
         yield

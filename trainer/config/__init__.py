@@ -1,1 +1,1 @@
-"""What a user may ask for, and what cannot be."""
+"""What a user may ask for, and what is not possible."""

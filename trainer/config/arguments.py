@@ -1,4 +1,4 @@
-"""The arguments of the commands beside training, in one form: `run=DIR`, `--run=DIR` and `--run DIR` are the same."""
+"""The arguments of all commands except training, in one form: `run=DIR`, `--run=DIR` and `--run DIR` are the same."""
 
 import sys
 import textwrap
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from trainer.config.compose import GROUPS
 from trainer.config.keys import KEYS
 from trainer.errors import UserError, did_you_mean
+from trainer.output import reader_may_leave
 
 WIDTH = 100
 HELP = {"-h", "--help"}
@@ -15,7 +16,7 @@ HELP = {"-h", "--help"}
 
 @dataclass(frozen=True)
 class Argument:
-    """`name=VALUE`. choices: the values that it can have, for those that cannot have any."""
+    """`name=VALUE`. choices: the allowed values, if they are limited."""
 
     name: str
     value: str
@@ -31,7 +32,7 @@ class Argument:
 
 @dataclass(frozen=True)
 class Given:
-    """What a command line says: the values of the command's own arguments, and overrides `key=value` of the configuration."""
+    """A command line as read: values of the command's own arguments, and overrides `key=value` of the configuration."""
 
     values: dict[str, str]
     overrides: list[str]
@@ -43,12 +44,12 @@ class Command:
 
     module: str
     does: str
-    """What it is for, in a sentence or a few."""
+    """What it is for, in a few sentences."""
     arguments: tuple[Argument, ...] = ()
     overrides: str = ""
-    """What `key=value` changes, where keys of the configuration can be given."""
+    """What `key=value` changes, if the command takes keys of the configuration."""
     word: str = ""
-    """The argument that a word without a key gives."""
+    """The argument that a word without a key stands for."""
 
     @property
     def usage(self) -> str:
@@ -66,7 +67,7 @@ class Command:
         table = [textwrap.fill(f"  {form:<{width - 2}}{meaning}", WIDTH, subsequent_indent=" " * width) for form, meaning in rows]
         same = "A key can be written in three ways: key=value, --key=value and --key value."
         if self.word:
-            same += f" A word alone is the {self.word}."
+            same += f" A word on its own is the {self.word}."
         return "\n".join([textwrap.fill(self.does, WIDTH), "", f"usage: {self.usage}", "", *table, "", same])
 
     def read(self, arguments: list[str]) -> Given:
@@ -75,13 +76,14 @@ class Command:
         Raises UserError for what is unknown, with the nearest name, for what is missing, has no value, or is given twice.
         """
         if HELP & set(arguments):
-            print(self.help())
+            with reader_may_leave():
+                print(self.help())
             sys.exit(0)
         own = {argument.name: argument for argument in self.arguments}
         given = Given({}, [])
         for key, value, typed in self._pairs(arguments):
             if key not in own:
-                given.overrides.append(f"{key}={value}")
+                given.overrides.append(typed if self._is_deletion(typed) else f"{key}={value}")
             elif key in given.values:
                 raise UserError(f"'{typed}': {key} is given twice; {self.usage}")
             else:
@@ -96,6 +98,11 @@ class Command:
         """Key, value, and what was typed."""
         remaining = iter(arguments)
         for argument in remaining:
+            if argument == "--":  # as other programs have it before names; here it may stand anywhere
+                continue
+            if self._is_deletion(argument):
+                yield argument, "", argument
+                continue
             key, equals, value = argument.lstrip("-").partition("=") if argument.startswith("--") else argument.partition("=")
             if not equals and self.word and not argument.startswith("-") and not self._is_key(key):
                 key, equals, value = self.word, "=", argument
@@ -107,6 +114,11 @@ class Command:
                 raise UserError(f"'{argument}': {key} has no value; write {key}=VALUE")
             yield key, value, argument
 
+    def _is_deletion(self, argument: str) -> bool:
+        """Whether it is `~key`, which the configuration refuses with its reason, and no path such as `~/runs/first`."""
+        sections = {name.partition(".")[0] for name in (*KEYS, *GROUPS)}
+        return bool(self.overrides) and argument[:1] == "~" and argument[1:].partition("=")[0].partition(".")[0] in sections
+
     def _is_key(self, name: str) -> bool:
         return name in [argument.name for argument in self.arguments] or (bool(self.overrides) and name in KEYS)
 
@@ -116,7 +128,7 @@ class Command:
             known += [*KEYS, *GROUPS]
             section = key.lstrip("+~").partition(".")[0]
             if section in {name.partition(".")[0] for name in known}:
-                return  # what is wrong in it, such as a mistyped key of a section, the configuration tells
+                return  # the configuration reports what is wrong in it, such as a mistyped key in a section
         if key not in known:
             raise UserError(f"'{argument}': {self.module} has no '{key}'{did_you_mean(key, known)}: {self.usage}")
 

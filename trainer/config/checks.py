@@ -1,6 +1,6 @@
 """Which configurations can run, and on how many processes: checks before anything is built.
 
-What a value may be whatever the others are, its field says (trainer.config.schema); here is what depends on several.
+The limits of a single value are declared with its field (trainer.config.schema); checks that involve several values are here.
 """
 
 import math
@@ -23,7 +23,7 @@ def check_layout(config: Config, world: int) -> None:
     """Raise UserError when `world` processes cannot train with the configuration."""
     problems = list(layout_problems(config, world).values())
     if len(problems) > 1:
-        raise UserError(f"{problems[0]} (and {len(problems) - 1} more, which run.dry=true tells)")
+        raise UserError(f"{problems[0]} (and {len(problems) - 1} more: run.dry=true shows them all)")
     _raise_first(problems)
 
 
@@ -33,7 +33,7 @@ def check_evaluation(config: Config, world: int) -> None:
 
 
 def check_description(config: Config, world: int) -> None:
-    """Raise UserError when there is no such model, or it cannot be spread over `world` processes."""
+    """Raise UserError when the model is impossible, or cannot be spread over `world` processes."""
     _raise_first(list(layout_problems(config, world, DESCRIBED).values()))
 
 
@@ -48,9 +48,9 @@ def _raise_first(problems: list[str]) -> None:
 
 
 def layout_problems(config: Config, world: int, needed: tuple[str, ...] = EVERYTHING) -> dict[str, str]:
-    """A line for everything that is wrong in the needed sections, by the key or sections that it is about.
+    """A line for each problem in the needed sections, by the key or sections that it is about.
 
-    A check of several values is left for the next time when one of them is wrong by itself.
+    A check of several values is skipped if one of them is wrong by itself.
     """
     wrong = {key: line for key, line in wrong_values(config).items() if _is_in(key, needed)}
     found = dict(wrong)
@@ -144,9 +144,9 @@ def _check_parallel(config: Config, world: int) -> None:
         return
     if experts % ep:
         raise UserError(
-            f"model.experts={config.model.experts}{_finer(config.model)} is not divisible by parallel.expert_parallel={ep}, "
-            f"and each rank must own as many experts "
-            f"as any other: use parallel.expert_parallel={_divisor(math.gcd(world, experts), ep)}"
+            f"model.experts={config.model.experts}{_finer(config.model)} is not divisible by parallel.expert_parallel={ep}: "
+            f"every rank must own the same number of experts; "
+            f"use parallel.expert_parallel={_divisor(math.gcd(world, experts), ep)}"
         )
     if world % ep:
         raise UserError(
@@ -160,10 +160,10 @@ def _finer(model: ModelConfig) -> str:
 
 
 def _check_gradients(train: TrainConfig) -> None:
-    """Raise UserError for gradients that would be cut in a run that computes everything in float32."""
+    """Raise UserError for gradients in lower precision than a run that computes everything in float32."""
     if train.precision == "fp32" and train.grad_dtype != "fp32":
         raise UserError(
-            f"train.grad_dtype={train.grad_dtype} needs train.precision=bf16: float32 gradients are not cut; "
+            f"train.grad_dtype={train.grad_dtype} needs train.precision=bf16: a float32 run sums its gradients in float32; "
             f"use train.grad_dtype=fp32"
         )
 
@@ -216,12 +216,12 @@ def _typed(numbers: Iterable[int]) -> str:
 
 
 def _divisor(number: int, most: int) -> int:
-    """The largest divisor that is not above `most`."""
+    """The largest divisor of at most `most`."""
     return max(divisor for divisor in range(1, min(number, most) + 1) if number % divisor == 0)
 
 
 def _multiple(wanted: int, of: int) -> int:
-    """The multiple of `of` that is nearest to a number, and not 0."""
+    """The multiple of `of`, other than 0, that is nearest to a number."""
     return max(1, round(wanted / of)) * of
 
 

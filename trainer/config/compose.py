@@ -13,7 +13,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
-from yaml import YAMLError
+from yaml import MarkedYAMLError, YAMLError
 
 from trainer.config.keys import KEYS as VALUE_KEYS
 from trainer.config.paths import expand_paths
@@ -23,7 +23,7 @@ from trainer.errors import UserError, did_you_mean
 HOME_IN_LIST = re.compile(r"([\[{,:]\s*)(~[^\s,:\[\]{}'\"]*)")
 PACKAGE = Path(__file__).resolve().parents[1]
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
-"""The configuration: inside the package in an installed wheel (setup.py), beside it in a checkout."""
+"""The configuration: inside the package in an installed wheel (setup.py), next to it in a checkout."""
 
 
 def register_schema() -> None:
@@ -52,13 +52,13 @@ def compose_config(overrides: list[str]) -> Config:
 def check_one_run(override: Override) -> None:
     """Raise UserError for an override that only a sweep could follow."""
     if override.key_or_group.startswith(("hydra/launcher", "hydra.launcher")):
-        raise UserError(f"'{override.input_line}' is for sweeps: add -m, or submit one run by sbatch slurm/train.sbatch")
+        raise UserError(f"'{override.input_line}' is for sweeps: add -m, or submit a single run with sbatch slurm/train.sbatch")
     if override.key_or_group.startswith(("hydra/sweeper", "hydra.sweeper", "hydra.sweep.")):
         raise UserError(f"'{override.input_line}' is for sweeps: add -m")
     if override.is_sweep_override():
         raise UserError(
-            f"'{override.input_line}' names several values: -m trains with each in turn, key=[a,b] is one list, "
-            f"and key='\"a,b\"' one text"
+            f"'{override.input_line}' gives several values: add -m to train with each in turn; write key=[a,b] for a list, "
+            f"and key='\"a,b\"' for text that contains a comma"
         )
 
 
@@ -71,16 +71,16 @@ def parse_overrides(overrides: list[str]) -> list[Override]:
             parsed.append(parser.parse_override(quote_text(text)))
         except HydraException as problem:
             raise UserError(
-                f"'{text}' cannot be parsed ({_one_line(problem)}): write key=value; quote the whole for the shell, and a text "
-                f"that holds any of ,:={{}}[]() once more inside, as in 'run.name=\"a,b\"'"
+                f"'{text}' cannot be parsed ({_one_line(problem)}): write key=value, in quotes for the shell; text that contains "
+                f"any of ,:={{}}[]() needs another pair of quotes inside, as in 'run.name=\"a,b\"'"
             ) from problem
     return parsed
 
 
 def quote_text(argument: str) -> str:
-    """The argument with its value in quotes when Hydra's grammar cannot read it as it is and its key takes a text.
+    """The argument with its value in quotes, if its key takes text and Hydra's grammar cannot read it as it is.
 
-    So nobody has to quote a shard pattern twice for its braces, or a `pipe:` command.
+    So a shard pattern with braces or a `pipe:` command need not be quoted twice.
     """
     key, _, value = argument.partition("=")
     if key.lstrip("+") not in TEXT_KEYS or value[:1] in ("", "'", '"'):
@@ -88,7 +88,7 @@ def quote_text(argument: str) -> str:
     try:
         OverridesParser.create().parse_override(argument)
     except HydraException:
-        if value[0] in "[{":  # of a list or a mapping only home directories: Hydra knows no `~` in them
+        if value[0] in "[{":  # in a list or a mapping, only home directories: Hydra does not allow `~` there
             return HOME_IN_LIST.sub(r'\1"\2"', argument)
         escaped = value.replace('"', '\\"')
         return f'{key}="{escaped}"'
@@ -98,10 +98,10 @@ def quote_text(argument: str) -> str:
 def to_config(values: Any) -> Config:
     """A composed or loaded configuration as a Config, its paths expanded.
 
-    Raises UserError for an unknown key, a value of the wrong type, and a path that names nobody's home.
+    Raises UserError for an unknown key, a value of the wrong type, and a path with an unknown user's home.
     """
     try:
-        # Merged as plain values: a typed node would bring a key along that `+` has added to it.
+        # Merged as plain values: a typed node would keep a key that `+` has added to it.
         merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(values))
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as problem:
@@ -116,14 +116,19 @@ def load_config(path: Path) -> DictConfig:
     try:
         loaded = OmegaConf.load(path)
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as problem:
-        raise UserError(f"{path}: no configuration of a run ({_one_line(problem)}); give run=DIR of a run directory") from problem
+        raise UserError(
+            f"{path} is not the configuration of a run ({_one_line(problem)}); give run=DIR, the directory of a run"
+        ) from problem
     if not isinstance(loaded, DictConfig):
-        raise UserError(f"{path}: no configuration of a run; give run=DIR of a run directory")
+        raise UserError(f"{path} is not the configuration of a run; give run=DIR, the directory of a run")
     return loaded
 
 
 def explain(problem: Exception) -> str:
-    """The part of a Hydra or OmegaConf error that says what is wrong and what was meant, as one line."""
+    """What is wrong, and what was probably meant, out of a Hydra or OmegaConf error, as one line."""
+    if isinstance(problem, MarkedYAMLError) and problem.problem_mark:
+        mark = problem.problem_mark
+        return f"{mark.name}, line {mark.line + 1}: {problem.problem}"
     if isinstance(problem, HydraException) and isinstance(problem.__cause__, OmegaConfBaseException):
         problem = problem.__cause__  # Hydra's "Error merging override" without its reason
     if isinstance(problem, MissingConfigException) and problem.missing_cfg_file:
@@ -131,8 +136,8 @@ def explain(problem: Exception) -> str:
         options = problem.options or []
         if not group or not options:
             return _one_line(problem)
-        plugin = "; others are plugins of Hydra, to be installed first" if group == "hydra/sweeper" else ""
-        return f"'{group}={name}': no such choice{did_you_mean(name, options)}; {group} can be {', '.join(options)}{plugin}"
+        plugin = "; others are Hydra plugins, which must be installed first" if group == "hydra/sweeper" else ""
+        return f"'{group}={name}' does not exist{did_you_mean(name, options)}; {group} can be {', '.join(options)}{plugin}"
     key = getattr(problem, "full_key", None) or ""
     if key and isinstance(problem, (ConfigKeyError, ConfigAttributeError)):
         return _no_such_key(key, _beside(key, problem))
@@ -143,7 +148,7 @@ def explain(problem: Exception) -> str:
 
 
 def _beside(key: str, problem: OmegaConfBaseException) -> list[str]:
-    """The keys of Hydra's settings that lie where there is no such one; ours are all known."""
+    """Hydra's keys near an unknown one; our own are all known."""
     parent = getattr(problem, "parent_node", None)
     if not key.startswith("hydra.") or not isinstance(parent, DictConfig):
         return []
@@ -156,34 +161,35 @@ def _one_line(problem: Exception) -> str:
 
 
 def check_key(override: Override) -> None:
-    """Raise UserError, with the nearest known name, for an override of a key that there is not."""
+    """Raise UserError, with the nearest known name, for an override of an unknown key."""
     key = override.key_or_group
     known = key in KEYS or key in GROUPS or any(key.startswith(f"{name}.") for name in OPEN_KEYS)
     if not known and key.partition(".")[0].partition("/")[0] != "hydra":
         raise UserError(f"'{override.input_line}': {_no_such_key(key)}")
-    is_choice = isinstance(override.value(), str) or override.is_sweep_override()
-    if key in GROUPS and not override.is_delete() and not is_choice and not isinstance(override.value(), dict):
-        raise UserError(f"'{override.input_line}': {_always_there(key)}")  # null, or a number: Hydra has only a traceback for it
+    is_choice = isinstance(override.value(), (str, list, dict)) or override.is_sweep_override()
+    if key in GROUPS and not override.is_delete() and not is_choice:
+        raise UserError(f"'{override.input_line}': {_always_there(key)}")  # null, or a number: Hydra would only print a traceback
     if known and override.is_delete() and not any(key.startswith(f"{name}.") for name in OPEN_KEYS):
         raise UserError(f"'{override.input_line}': {_always_there(key)}")
 
 
 def _always_there(key: str) -> str:
-    """Hydra would take a key away, and the schema put its default back: nothing would happen, and nobody would say so."""
+    """Why a key cannot be deleted: Hydra would remove it, and the schema would silently restore its default."""
     if key == "experiment":
-        return "a run without an experiment names none: leave experiment= out"
+        return "for a run without an experiment, leave experiment= out"
     if key in GROUPS:
         choices = ", ".join(sorted(path.stem for path in (CONF / key).glob("*.yaml")))
         return f"every run has one {key}: choose {choices}"
     if key not in VALUE_KEYS:
-        return f"the section {key} stays; set its keys, such as {next(name for name in VALUE_KEYS if name.startswith(key))}"
+        example = next(name for name in VALUE_KEYS if name.startswith(key))
+        return f"a section cannot be deleted; set the keys of {key}, such as {example}"
     if VALUE_KEYS[key].optional:
-        return f"a key is not deleted but switched off: {key}=null"
-    return f"a key is not deleted but set; the default is {key}={VALUE_KEYS[key].default}"
+        return f"a key cannot be deleted; turn it off with {key}=null"
+    return f"a key cannot be deleted, only set; the default is {key}={VALUE_KEYS[key].default}"
 
 
 def _no_such_key(key: str, known: Sequence[str] = ()) -> str:
-    return f"the configuration has no '{key}'{did_you_mean(key, known or [*KEYS, *GROUPS])}"
+    return f"the configuration has no key '{key}'{did_you_mean(key, known or [*KEYS, *GROUPS])}"
 
 
 def _names(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -196,8 +202,8 @@ def _names(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
 KEYS = [name for name, _ in _names(Config)]
 """Every dotted name of the configuration."""
 TEXT_KEYS = [name for name, kind in _names(Config) if kind in (str, str | None, Any)]
-"""Those whose value may be a text."""
+"""Those whose value may be text."""
 OPEN_KEYS = [name for name, kind in _names(Config) if kind is Any]
 """Those whose value may be a mapping with names of the user's own."""
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
-"""The groups of `conf/` that make up the configuration; hydra/ says how a sweep is started."""
+"""The groups of `conf/` that make up the configuration; hydra/ is about how a sweep starts."""

@@ -25,7 +25,7 @@ class Key:
         return self.kind is Any or type(None) in get_args(self.kind)
 
     def refusal(self, value: Any) -> str | None:
-        """The line that says why a value cannot be; None when it can."""
+        """The line that says why a value is not allowed; None if it is."""
         if self.option.allows(value):
             return None
         shown = f"{self.name}={list(value) if isinstance(value, tuple) else value}"
@@ -57,24 +57,24 @@ def _default(entry: Field[Any]) -> Any:
 
 
 KEYS = {key.name: key for key in _keys(Config)}
-"""Every key that has a value of its own, in the order of the schema."""
+"""Every key that is not a section, in the order of the schema."""
 
 
 def value_of(config: Any, key: str) -> Any:
-    """What a configuration has at a dotted key."""
+    """The value of a dotted key in a configuration."""
     for name in key.split("."):
         config = getattr(config, name)
     return config
 
 
 def wrong_values(config: Config) -> dict[str, str]:
-    """By key, the line for each value that cannot be, whatever the other values are."""
+    """By key, a line for each value that is not allowed, regardless of the others."""
     refusals = {name: key.refusal(value_of(config, name)) for name, key in KEYS.items()}
     return {name: line for name, line in refusals.items() if line is not None}
 
 
 def check_value(key: str, value: Any) -> None:
-    """Raise UserError when a key cannot have a value."""
+    """Raise UserError when a value is not allowed for a key."""
     line = KEYS[key].refusal(value)
     if line is not None:
         raise UserError(line)

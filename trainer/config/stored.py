@@ -1,4 +1,4 @@
-"""The configuration that a run left beside its results, with what a command line changes of it."""
+"""The configuration that a run saved with its results, and what a command line changes in it."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def stored_config(path: Path, overrides: list[str]) -> Config:
             check_key(override)
             if override.key_or_group in GROUPS or override.is_delete() or override.is_sweep_override():
                 raise UserError(
-                    f"'{override.input_line}': of a run that is there, single keys can be set to one value each, "
+                    f"'{override.input_line}': for an existing run, single keys can be set to one value each, "
                     f"such as eval.zeroshot=PATH"
                 )
             OmegaConf.update(values, override.key_or_group, override.value(), merge=False)

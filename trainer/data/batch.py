@@ -1,4 +1,4 @@
-"""What a loader hands over."""
+"""What a loader yields."""
 
 from dataclasses import dataclass, field
 
@@ -11,9 +11,9 @@ class Batch:
 
     images: uint8 [B, 3, H, W]; texts: int64 [B, T], 0 is padding; ids: `shard/key` of each pair.
     read, bad: samples read to make this batch, and the unusable ones among them by shard.
-    shards, bad_shards: shards opened meanwhile, and by name how often one broke off before its end.
-    caption_tokens: tokens of each pair's whole caption, its end counted; more than T were cut.
-    lengths, short: what was learned of the shards' lengths meanwhile, as in DataProgress.
+    shards, bad_shards: shards opened for it, and by name how often one ended early.
+    caption_tokens: tokens of each pair's whole caption, including its end; beyond T they were cut.
+    lengths, short: what was learned about the shards' lengths, as in DataProgress.
     """
 
     images: Tensor
@@ -30,7 +30,7 @@ class Batch:
 
 @dataclass
 class EvaluationBatch:
-    """Images of one rank, with what they are judged by. Rows where `valid` is False fill the batch and count for nothing.
+    """Images of one rank, with their labels and captions. Rows where `valid` is False fill up the batch and are ignored.
 
     images: uint8 [B, 3, H, W]; valid: bool [B]; labels: int64 [B], the class index of `.cls`, or -1;
     captions: all captions of each image (empty for a filling row); ids: `shard/key`, "" for a filling row.

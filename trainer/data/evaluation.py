@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Plan:
-    """All that a reader needs, in plain values: it is sent to the workers."""
+    """Everything a reader needs, as plain values, because it is sent to the workers."""
 
     shards: list[str]
     image_size: int
@@ -61,17 +61,17 @@ def evaluation_batches(
     workers: int | None = None,
     left_out: LeftOut | None = None,
 ) -> Iterator[EvaluationBatch]:
-    """This rank's share of all images of the shards, in batches of `batch_size` rows; the last one is filled with invalid rows.
+    """This rank's share of all images of the shards, in batches of `batch_size` rows; the last one is padded with invalid rows.
 
     `any_rank(flag)` says whether the flag is set on any rank; it is called once before each batch and once at the end, on
     all ranks equally often, so that all ranks see the same number of batches. `workers`: null for data.workers. A sample
-    needs an image and a caption or a class; those that lack them are left out, and so is what follows the break of a shard: they
+    needs an image and a caption or a class; others are left out, and so is everything after a break in a shard: they
     are counted in `left_out`, complete at the end, and logged.
-    Raises UserError when `workers` is negative or `data.background` is no colour.
+    Raises UserError when `workers` is negative or `data.background` is not a colour.
     """
     workers = data.workers if workers is None else workers
     if workers < 0:
-        raise UserError(f"data.workers={workers} should be 0 (read in the training process) or more")
+        raise UserError(f"data.workers={workers} must be at least 0 (0 reads in the training process)")
     per_rank = max(1, workers)
     plan = _Plan(
         shards=list(shards),
@@ -81,7 +81,7 @@ def evaluation_batches(
         first_reader=rank * per_rank,
         readers=world * per_rank,
         parcel_rows=min(batch_size, PARCEL_ROWS),
-        remote=Remote(data.remote_timeout, data.remote_tries),
+        remote=Remote.of(data),
     )
     read = functools.partial(_read_rows, plan)
     rows: Iterator[_Rows] = WorkerIterator(read, workers) if workers else read(0)
@@ -139,7 +139,7 @@ def _share(plan: _Plan, reader: int) -> Iterator[Sample]:
 
 def _add_sample(rows: _Rows, sample: Sample, plan: _Plan) -> None:
     label = label_of(sample)
-    # What has a class may lack a caption.
+    # A sample with a class needs no caption.
     captions = read_captions(sample, plan.captions) if label < 0 else captions_of(sample, plan.captions)
     image = decode_image(image_bytes(sample), round(REDUCING_GAP * plan.image_size), plan.background)
     rows.images.append(centre_crop(image, plan.image_size))
@@ -149,7 +149,7 @@ def _add_sample(rows: _Rows, sample: Sample, plan: _Plan) -> None:
 
 
 def _packed(rows: _Rows) -> _Rows:
-    # Each tensor that crosses processes takes a file descriptor of its own.
+    # Each tensor sent between processes takes a file descriptor.
     return replace(rows, images=[torch.stack(rows.images)] if rows.images else [])
 
 
@@ -161,7 +161,7 @@ def _append(rows: _Rows, more: _Rows) -> None:
 
 
 def _cut(rows: _Rows, count: int) -> _Rows:
-    """Take the first `count` rows out."""
+    """Remove and return the first `count` rows."""
     first = _Rows(rows.images[:count], rows.labels[:count], rows.captions[:count], rows.ids[:count])
     del rows.images[:count], rows.labels[:count], rows.captions[:count], rows.ids[:count]
     return first

@@ -12,35 +12,35 @@ WORST_SHOWN = 3
 
 
 def is_bad_share(read: int, bad: int, limit: float) -> bool:
-    """Whether of at least 100 samples read more than the share `limit` was unusable."""
+    """Whether at least 100 samples were read, and more than the share `limit` of them was unusable."""
     return read >= JUDGED_AFTER and bad > limit * read
 
 
 def check_bad_share(read: int, bad: Mapping[str, int], limit: float) -> None:
-    """Raise UserError when of at least 100 samples read more than the share `limit` was unusable (`bad`: counts by shard)."""
+    """Raise UserError when `is_bad_share` holds (`bad`: counts by shard)."""
     total = sum(bad.values())
     if is_bad_share(read, total, limit):
         raise UserError(
             f"{total} of {read} samples are unusable, more than data.max_bad_share={limit:g}: "
-            f"mend the shards or raise the limit; the worst are {name_worst(bad)}"
+            f"repair the shards or raise the limit; the worst are {name_worst(bad)}"
         )
 
 
 def too_many_bad_shards(shards: int, read: int, broken: int, limit: float) -> bool:
-    """Whether more than the share `limit` broke off: of the shards that there are, or of those read, if these are more by now."""
+    """Whether more than the share `limit` ended early: of all shards, or of the number of readings, if that is larger."""
     return broken > limit * max(shards, read)
 
 
 def check_bad_shards(shards: int, read: int, bad: Mapping[str, int], limit: float) -> None:
-    """Raise UserError when too many shards broke off (`bad`: how often, by name) of `shards` in all, `read` readings.
+    """Raise UserError when too many shards ended early (`bad`: how often, by name) of `shards` in total, read `read` times.
 
-    One alone is let pass unless the limit is 0: its loss is told and counted, and in a small data set it would be a large share.
+    A single bad shard is tolerated unless the limit is 0: it is reported and counted, but would be a large share of a small set.
     """
     total = sum(bad.values())
     if (len(bad) > 1 or limit == 0) and too_many_bad_shards(shards, read, total, limit):
         raise UserError(
             f"{len(bad)} of {shards} shards cannot be read to their end, more than data.max_bad_shards={limit:g} of them: "
-            f"mend them (the warnings above say what is wrong) or raise the limit; the worst are {name_worst(bad)}"
+            f"repair them (the warnings above say what is wrong) or raise the limit; the worst are {name_worst(bad)}"
         )
 
 
@@ -52,10 +52,10 @@ def name_worst(counts: Mapping[str, int]) -> str:
 
 @dataclass
 class LeftOut:
-    """What an evaluation could not use. Unlike a training, it has no other data to take instead: the result is of a smaller set.
+    """What an evaluation could not use. Unlike training, it has no other data to use instead: the result is for a smaller set.
 
-    read: samples, those that a break took away not counted; bad: the unusable ones among them by shard; such_as: the first of
-    each shard and why; bad_shards: those that broke off, and why.
+    read: samples, without those lost to a break; bad: the unusable ones among them by shard; such_as: the first in each shard
+    and why; bad_shards: those that ended early, and why.
     """
 
     read: int = 0
@@ -69,7 +69,7 @@ class LeftOut:
         self.such_as.setdefault(shard, f"{sample_id}: {problem}")
 
     def add(self, other: "LeftOut") -> None:
-        """Count what another counted, too; a shard that several readers saw break off is one."""
+        """Add the counts of another; a shard that ended early for several readers counts once."""
         self.read += other.read
         self.bad += other.bad
         self.such_as = other.such_as | self.such_as
@@ -81,19 +81,19 @@ class LeftOut:
         if self.bad:
             example = self.such_as[self.bad.most_common(1)[0][0]]
             count = f"{self.bad.total()} of {self.read} samples are unusable"
-            lines.append(f"{count}, most of them in {name_worst(self.bad)}; such as {example}")
+            lines.append(f"{count}, most of them in {name_worst(self.bad)}; for example, {example}")
         if self.bad_shards:
             shard, problem = next(iter(self.bad_shards.items()))
             broken = len(self.bad_shards)
-            lines.append(f"{broken} shard{'s' * (broken > 1)} cannot be read to the end; such as {shard}: {problem}")
+            lines.append(f"{broken} shard{'s' * (broken > 1)} cannot be read to the end; for example, {shard}: {problem}")
         return lines
 
     def check(self, shards: int, data: DataConfig) -> None:
-        """Raise UserError when of so many shards too many broke off, or too many samples were unusable (one always may be).
+        """Raise UserError when too many of the `shards` ended early, or too many samples were unusable (one always may be).
 
-        Where all are, it is left to the evaluation to say what it lacks.
+        If all samples are, the evaluation itself says what is missing.
         """
-        remedy = "so the result would be that of another set: mend them or raise the limit"
+        remedy = "so the result would be for a different set: repair them or raise the limit"
         if len(self.bad_shards) > data.max_bad_shards * shards:
             raise UserError(
                 f"evaluation: {self.told()[-1]}; more than data.max_bad_shards={data.max_bad_shards:g} of {shards}, {remedy}"
@@ -103,6 +103,6 @@ class LeftOut:
             raise UserError(f"evaluation: {self.told()[0]}; more than data.max_bad_share={data.max_bad_share:g}, {remedy}")
 
     def metrics(self) -> dict[str, float]:
-        """`bad_samples` and `bad_shards`, where there are any."""
+        """`bad_samples` and `bad_shards`, if there are any."""
         counts = {"bad_samples": self.bad.total(), "bad_shards": len(self.bad_shards)}
         return {name: float(count) for name, count in counts.items() if count}

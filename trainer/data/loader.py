@@ -1,4 +1,4 @@
-"""Training batches: endless, in an order that no number of ranks and workers changes, from any position on."""
+"""Training batches: endless, in the same order for any number of ranks and workers, starting at any position."""
 
 import functools
 import random
@@ -29,7 +29,7 @@ from trainer.data.workers import WorkerIterator
 
 @dataclass(frozen=True)
 class _Plan:
-    """All that a reader needs, in plain values: it is sent to the workers."""
+    """Everything a reader needs, as plain values, because it is sent to the workers."""
 
     shards: list[str]
     tokenizer: Tokenizer
@@ -57,8 +57,8 @@ class TrainingLoader:
 
     The rows of all ranks in rank order are the same for every number of ranks and workers that has the same `streams`.
     `read` and `bad` (by shard) count the samples read so far by this rank and the unusable ones among them, `shards_read` and
-    `bad_shards` (by name) the shards and those that broke off, `truncated` its captions that are longer than the model reads;
-    what was counted before a resume is rank 0's. `shards`: how many there are.
+    `bad_shards` (by name) the shards and those that ended early, `truncated` its captions that are too long;
+    rank 0 has what was counted before a resume. `shards`: how many there are.
     """
 
     def __init__(self, plan: _Plan, workers: int, before: DataProgress) -> None:
@@ -91,7 +91,7 @@ class TrainingLoader:
 
     @property
     def truncated(self) -> int:
-        """Captions so far that are longer than the model reads."""
+        """Captions so far that are too long for the model."""
         return self._truncated.count
 
     def report(self) -> DataProgress:
@@ -131,17 +131,18 @@ def training_loader(
 ) -> TrainingLoader:
     """Rank `rank`'s loader of global batches of `batch_size` pairs, of which each rank has `batch_size / world`.
 
-    `start=n` goes on as if n pairs had been drawn over all ranks, in batches of whatever size that `streams` divides; nothing
-    before is decoded. `progress` is what all ranks learned by then: its counters go on, and of the shards whose lengths it has
-    only those are read that still have pairs to give. Raises UserError when shards, batch, ranks and workers do not fit
-    together, or the shards hold no captions; drawing batches does for a shard that has become shorter. Samples that cannot be
-    used are replaced: one without image or caption by the one after it, an image that cannot be decoded, or a caption in which
+    `start=n` continues as if all ranks had drawn n pairs, in batches of any size that `streams` divides; nothing before
+    that is decoded. `progress` is what all ranks learned until then: its counters continue, and of the shards with known
+    lengths only those that still have pairs are read. Raises UserError when shards, batch, ranks and workers do not fit
+    together, or the shards hold no captions; drawing batches raises it for a shard that has become shorter. Unusable samples
+    are replaced: one without image or caption by the one after it, an image that cannot be decoded, or a caption in which
     the tokenizer knows nothing, by a copy of a later pair of its stream.
     """
     progress = progress or DataProgress()
     streams = check_reading(data, len(shards), batch_size, world)
     rule = CaptionRule.of(data)
-    check_captions(shards, rule)
+    remote = Remote.of(data)
+    check_captions(shards, rule, remote)
     plan = _Plan(
         shards=list(shards),
         tokenizer=tokenizer,
@@ -155,7 +156,7 @@ def training_loader(
         start=start // streams,
         lengths=progress.lengths,
         short=progress.short,
-        remote=Remote(data.remote_timeout, data.remote_tries),
+        remote=remote,
         shuffle_buffer=data.shuffle_buffer,
         captions=rule,
         background=tuple(data.background),
@@ -167,7 +168,7 @@ def training_loader(
 
 
 def check_reading(data: DataConfig, shards: int, batch_size: int, world: int) -> int:
-    """The number of canonical streams that so many shards are dealt into, for global batches of `batch_size` pairs.
+    """The number of canonical streams that the shards are dealt into, for global batches of `batch_size` pairs.
 
     Raises UserError when shards, batch, ranks and workers do not fit together.
     """
@@ -226,7 +227,7 @@ class _Ready:
 def _prepared(plan: _Plan, stream: Stream) -> Iterator[_Ready]:
     """The stream's next pairs for one batch, decoded, augmented and tokenized.
 
-    An unusable one leaves its place to a copy of a good pair from behind the batch. So positions never depend on what
+    An unusable pair is replaced by a copy of a good pair from after the batch. So positions never depend on what
     can be decoded, and a resumed run need not decode what it skips.
     """
     taken = [stream.next() for _ in range(plan.pairs_per_stream)]
@@ -235,7 +236,7 @@ def _prepared(plan: _Plan, stream: Stream) -> Iterator[_Ready]:
         try:
             ready = _ready(plan, pair, rng)
         except Unusable as problem:
-            if not pair.lost:  # or it is counted with its shard
+            if not pair.lost:  # otherwise it is counted with its shard
                 stream.tally.note_bad(pair.shard, pair.id, problem)
             ready = _substitute(plan, stream, behind, rng)
         yield ready
@@ -253,7 +254,7 @@ def _substitute(plan: _Plan, stream: Stream, behind: Iterator[int], rng: random.
 
 
 def _ready(plan: _Plan, pair: Pair, rng: random.Random) -> _Ready:
-    """Raises Unusable before anything is drawn from `rng`, so that it draws alike whether the verdict was known before."""
+    """Raises Unusable before anything is drawn from `rng`, so that the draws do not depend on whether the verdict was known."""
     if pair.problem:
         raise Unusable(pair.problem)
     try:
@@ -261,9 +262,9 @@ def _ready(plan: _Plan, pair: Pair, rng: random.Random) -> _Ready:
         texts = plan.tokenizer.encode(pair.captions, plan.text_length)
         usable = [index for index, known in enumerate(texts.known) if known]
         if not usable:
-            raise Unusable(f"the tokenizer knows nothing in its caption '{pair.captions[0][:40]}'")
+            raise Unusable(f"the tokenizer does not know any part of its caption '{pair.captions[0][:40]}'")
     except Unusable as problem:
-        # It may be looked at again and again while it waits for its turn: keep the verdict, not the bytes.
+        # It may be looked at many times before its turn: keep the verdict, not the bytes.
         pair.image, pair.problem = b"", str(problem)
         raise
     crop = random_crop(image, plan.image_size, plan.crop_scale, plan.crop_ratio, plan.flip, rng)

@@ -1,7 +1,7 @@
 """A look at data before a run: a few samples of a few shards, opened, read and decoded.
 
-So much is affordable whatever the number of shards: what is wrong with all of them shows here, what is wrong with some of them
-is counted while they are read.
+This is cheap for any number of shards: problems with all of them show here, problems with some of them are counted while they
+are read.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,9 +16,9 @@ from trainer.data.shards.opening import Remote, is_remote
 from trainer.data.shards.samples import Sample, Unusable, read_samples
 from trainer.errors import UserError
 
-LOCAL_SHARDS, REMOTE_SHARDS = 8, 2  # looked at, spread over the list
+LOCAL_SHARDS, REMOTE_SHARDS = 8, 2  # looked at, evenly spread over the list
 SAMPLES = 4  # of each
-BRIEFLY = Remote(timeout=20.0, tries=2)
+REMOTE_TRIES = 2
 
 Judge = Callable[[Sample, DataConfig], int]
 """The number of captions of a sample, read as the configuration says. Raises Unusable."""
@@ -26,7 +26,7 @@ Judge = Callable[[Sample, DataConfig], int]
 
 @dataclass
 class Look:
-    """What was seen. captions: of the usable samples; broken: why, by shard; problems: an example's id by reason."""
+    """What was found. captions: of the usable samples; broken: why, by shard; problems: an example's id by reason."""
 
     shards: int = 0
     samples: int = 0
@@ -36,13 +36,13 @@ class Look:
     problems: dict[str, str] = field(default_factory=dict)
 
     def check_readable(self, what: str) -> None:
-        """Raise UserError when not one sample came out of the shards that were opened, and one of them says why."""
+        """Raise UserError when the opened shards gave no sample at all, and one of them says why."""
         if self.broken and not self.samples:
             shard, problem = next(iter(self.broken.items()))
             raise UserError(f"{what}: {_all_of(len(self.broken), 'shard')} opened cannot be read; {shard}: {problem}")
 
     def check_usable(self, what: str) -> None:
-        """Raise UserError when not one of the samples can be used."""
+        """Raise UserError when none of the samples can be used."""
         self.check_readable(what)
         if self.samples and not self.usable:
             reason, sample = next(iter(self.problems.items()))
@@ -55,18 +55,17 @@ class Look:
         return f"{captions}{self.usable} of {self.samples} samples of {shards} looked at"
 
     def doubts(self) -> str | None:
-        """What could not be used of what was looked at, if anything."""
-        parts = [f"{shard}: {problem}" for shard, problem in self.broken.items()]
-        parts += [f"{sample}: {reason}" for reason, sample in self.problems.items()]
-        return "; ".join(parts) or None
+        """Which samples that were looked at could not be used, if any; that a shard ends early was reported when it was read."""
+        return "; ".join(f"{sample}: {reason}" for reason, sample in self.problems.items()) or None
 
 
 def look_at(shards: Sequence[str], data: DataConfig, judge: Judge) -> Look:
-    """Judge the first samples of some shards. Raises nothing: `Look` has checks."""
+    """Judge the first samples of some shards. Raises nothing: the checks are methods of `Look`."""
     look = Look()
+    remote = Remote(data.remote_timeout, min(REMOTE_TRIES, data.remote_tries))
     for shard in _spread(shards):
         look.shards += 1
-        with closing(read_samples(shard, BRIEFLY)) as samples:
+        with closing(read_samples(shard, remote)) as samples:
             for sample in islice(samples, SAMPLES):
                 if sample.broken:
                     look.broken[shard] = sample.broken
@@ -104,4 +103,4 @@ def _spread(shards: Sequence[str]) -> list[str]:
 
 
 def _all_of(count: int, what: str) -> str:
-    return f"all {count} {what}s" if count > 1 else f"the one {what}"
+    return f"all {count} {what}s" if count > 1 else f"the only {what}"

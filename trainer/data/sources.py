@@ -9,6 +9,8 @@ from pathlib import Path
 from trainer.config.schema import Config, DataConfig
 from trainer.data.look import Look, judge_image, judge_pair, look_at
 from trainer.data.shards.captions import CaptionRule, check_captions
+from trainer.data.shards.names import printable
+from trainer.data.shards.opening import Remote
 from trainer.data.shards.patterns import identify, list_shards, name_some
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import UserError
@@ -31,8 +33,8 @@ def load_tokenizer(config: Config, path: Path) -> Tokenizer:
     tokenizer = Tokenizer.load(path)
     if tokenizer.vocabulary > config.model.vocabulary:
         remedy = f"set model.vocabulary={tokenizer.vocabulary}"
-        if config.init_from is not None and config.data.tokenizer is not None:  # its weights have as many rows as they have
-            remedy = "leave data.tokenizer out to keep that of init_from, or init_from"
+        if config.init_from is not None and config.data.tokenizer is not None:  # the number of rows in its weights is fixed
+            remedy = "leave out data.tokenizer to keep the one of init_from, or leave out init_from"
         raise UserError(
             f"the tokenizer {config.data.tokenizer or path} has {tokenizer.vocabulary} pieces, but model.vocabulary="
             f"{config.model.vocabulary}: {remedy}"
@@ -42,7 +44,7 @@ def load_tokenizer(config: Config, path: Path) -> Tokenizer:
 
 @dataclass(frozen=True)
 class Shards:
-    """The shards that a configuration key names, and what a look at them showed."""
+    """The shards that a configuration key names, and what was found in them."""
 
     what: str
     names: list[str]
@@ -51,42 +53,43 @@ class Shards:
     def told(self) -> str:
         """`20 shards, /x/0.tar … /x/19.tar: 32 captions in 32 of 32 samples of 8 shards looked at`"""
         count = len(self.names)
-        ends = self.names[0] if count == 1 else f"{self.names[0]} … {self.names[-1]}"
+        first, last = printable(self.names[0]), printable(self.names[-1])
+        ends = first if count == 1 else f"{first} … {last}"
         return f"{count} shard{'s' if count > 1 else ''}, {ends}: {self.look.told()}"
 
 
 def check_training_data(config: Config) -> Shards:
-    """The training shards, looked at. Raises UserError when one is missing, or none that was looked at can be used."""
+    """The training shards, looked at. Raises UserError when one is missing, or none of the samples looked at can be used."""
     what = "data.train"
     shards = list_shards(config.data.train, what)
     look = look_at(shards, config.data, judge_pair)
     look.check_readable(what)
-    check_captions(shards, CaptionRule.of(config.data))
+    check_captions(shards, CaptionRule.of(config.data), Remote.of(config.data))
     return _looked_at(what, shards, look)
 
 
 def check_evaluation_data(what: str, shards: list[str], training: Sequence[str], data: DataConfig) -> Shards:
     """Evaluation shards of a configuration key, looked at.
 
-    Raises UserError when some of them are training shards, or nothing that was looked at can be used.
+    Raises UserError when some of them are training shards, or none of the samples looked at can be used.
     """
     check_apart(what, shards, training)
     return _looked_at(what, shards, look_at(shards, data, judge_image))
 
 
 def check_apart(what: str, shards: Sequence[str], training: Sequence[str]) -> None:
-    """Raise UserError when some evaluation shards are training shards, by whatever name: a result on them says nothing."""
+    """Raise UserError when some evaluation shards are training shards, under any name: a result on them means nothing."""
     trained = set(identify(training))
     shared = [shard for shard, identity in zip(shards, identify(shards), strict=True) if identity in trained]
     if shared:
         raise UserError(
             f"{what}: {len(shared)} of {len(shards)} evaluation shards are training shards too ({name_some(shared)}): "
-            "evaluate on others (python -m trainer.evaluate measures on any, after the training)"
+            "evaluate on others (after training, python -m trainer.evaluate accepts any)"
         )
 
 
 def _looked_at(what: str, shards: list[str], look: Look) -> Shards:
     look.check_usable(what)
     if doubts := look.doubts():
-        _log.warning("%s: not all that was looked at can be used: %s", what, doubts)
+        _log.warning("%s: some of the samples looked at cannot be used: %s", what, doubts)
     return Shards(what, shards, look)

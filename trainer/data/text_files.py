@@ -1,11 +1,11 @@
-"""Text files as people write them, byte order marks and all."""
+"""Text files as people write them, including byte order marks."""
 
 import codecs
 import re
 
 from trainer.errors import UserError
 
-# The longer marks first: that of UTF-32 begins with that of UTF-16.
+# The longer marks first: UTF-32's begins with UTF-16's.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -19,7 +19,7 @@ _LINE_END = re.compile(r"\r\n|\n|\r")
 def decode_text(content: bytes) -> str:
     """The text of a file: UTF-8, or UTF-16 or UTF-32 that begins with a byte order mark.
 
-    Raises UserError, with words to follow the file's name, for any other encoding: guessed wrong, it would be learned.
+    Raises UserError, with text to follow the file's name, for any other encoding: a wrong guess would be learned.
     """
     encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
     try:
@@ -29,10 +29,10 @@ def decode_text(content: bytes) -> str:
         guess = ", perhaps Latin-1" if encoding == "utf-8" else ""
         raise UserError(f"is not {encoding.removesuffix('-sig').upper()} ({byte}{guess}): convert it to UTF-8") from None
     if "\0" in text.rstrip("\0"):
-        raise UserError("holds NUL bytes, perhaps UTF-16 without a byte order mark: convert it to UTF-8")
+        raise UserError("contains NUL bytes, perhaps UTF-16 without a byte order mark: convert it to UTF-8")
     return text
 
 
 def split_lines(text: str) -> list[str]:
-    """The lines of a text. Unlike str.splitlines, no line ends at U+2028, a form feed or the like: captions hold those."""
+    """The lines of a text. Unlike str.splitlines, no line ends at U+2028, a form feed or the like: captions contain those."""
     return _LINE_END.split(text)

@@ -1,4 +1,4 @@
-"""A SentencePiece vocabulary out of captions."""
+"""A SentencePiece vocabulary from captions."""
 
 import io
 import re
@@ -15,24 +15,26 @@ from trainer.data.shards.captions import training_captions as training_captions 
 from trainer.errors import UserError
 from trainer.files import write_whole
 
-LEARNED_FROM = 4096  # characters of a caption: no model reads much further, and a few huge texts would outweigh all others
+LEARNED_FROM = 4096  # characters of a caption: models do not read much further, and a few huge texts would outweigh all others
 MOST_BYTES = 4  # of a character in UTF-8
-SPECIAL = 3  # tokens for padding, the unknown and the end
+SPECIAL = 3  # tokens: padding, unknown, end-of-text
 SEPARATOR = "\u2585"  # SentencePiece leaves out every text that holds its own separator
 
 
 def train_tokenizer(captions: Iterable[str], path: str | Path, vocabulary: int, seed: int = 0) -> Tokenizer:
-    """Train a SentencePiece model of at most `vocabulary` tokens on captions and write it to `path`, whole or not at all.
+    """Train a SentencePiece model of at most `vocabulary` tokens on captions and write it to `path` atomically.
 
-    By byte pair encoding (Sennrich et al. 2016). SentencePiece's unigram model takes its candidates from the distinct words, each
-    counted once: where a data set has few of them, as the embedded one, no word that stands alone becomes a token.
-    Texts are cleaned (model.text), normalised and put into lower case; of a long one the first LEARNED_FROM characters count.
+    It uses byte pair encoding (Sennrich et al. 2016). SentencePiece's unigram model takes its candidates from the distinct words,
+    each counted once: in a data set with few of them, such as the embedded one, no single word would become a token.
+    Texts are cleaned (model.text), normalised and lower-cased; only the first LEARNED_FROM characters of a long one count.
     Raises UserError when there are no captions, or `vocabulary` has no room for their characters.
     """
     lines = (clean_text(caption).replace(SEPARATOR, " ")[:LEARNED_FROM].strip() for caption in captions)
     sentences = [line for line in lines if line]
     if not sentences:
-        raise UserError("no captions to train a tokenizer on: set data.tokenizer, or data.caption_key to where the captions are")
+        raise UserError(
+            "no captions to train a tokenizer on: set data.tokenizer, or set data.caption_key to the key of the captions"
+        )
     trained = io.BytesIO()
     sentencepiece.set_random_generator_seed(seed)
     try:
@@ -65,11 +67,11 @@ def train_tokenizer(captions: Iterable[str], path: str | Path, vocabulary: int, 
 
 
 def _in_our_words(told: str, vocabulary: int) -> str:
-    """SentencePiece's reasons name its own flags, and places in its source."""
+    """Replaces SentencePiece's messages, which name its own flags and lines of its source."""
     if characters := re.search(r"smaller than required_chars\. \d+ vs (\d+)", told):
         return f"the characters in them alone take {characters[1]} tokens; set model.vocabulary={2 * int(characters[1])} or more"
     if vocabulary <= SPECIAL:
-        return "padding, the unknown and the end take three tokens; set a larger model.vocabulary"
+        return "padding, unknown and end-of-text take three tokens; set a larger model.vocabulary"
     if "all_chars_count" in told or "sentences_.empty" in told:
-        return "they hold no text; give others (data.train, data.caption_key) or set data.tokenizer"
+        return "they contain no text; use others (data.train, data.caption_key) or set data.tokenizer"
     return f"{' '.join(told.split()).rpartition('] ')[2]}; set data.tokenizer to one that was trained elsewhere"

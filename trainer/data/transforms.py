@@ -9,7 +9,7 @@ from torch import Tensor
 
 from model.preprocess import REDUCING_GAP, Box, central_box, resized
 
-CROP_TRIES = 10  # random boxes tried until one fits into the image
+CROP_TRIES = 10  # random boxes to try until one fits into the image
 
 
 def random_crop(
@@ -17,7 +17,7 @@ def random_crop(
 ) -> Tensor:
     """A random part of an RGB image as uint8 `[3, size, size]`.
 
-    The part takes a share of the area drawn from `scale`, with a width to height from `ratio` (drawn evenly in its
+    The crop's share of the area is drawn from `scale`, and its ratio of width to height from `ratio` (uniformly in its
     logarithm); with `flip` half of the crops are mirrored. Only `rng` decides.
     """
     crop = resized(image, size, _random_box(image.width, image.height, scale, ratio, rng))

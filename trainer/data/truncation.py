@@ -1,4 +1,4 @@
-"""Captions that are longer than the model reads: counted, and told once when they are many."""
+"""Captions that are too long for the model: counted, with one warning if there are many."""
 
 import logging
 
@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 
 
 class TruncatedCaptions:
-    """Counts them; `count` goes on from what was counted before a resume."""
+    """Counts them; after a resume, `count` continues from the old value."""
 
     def __init__(self, text_length: int, count: int, warns: bool) -> None:
         """`warns`: whether this process is the one that warns."""
@@ -19,7 +19,7 @@ class TruncatedCaptions:
         self._judged: list[int] | None = [] if warns else None  # tokens of the first captions, until they are enough
 
     def add(self, caption_tokens: list[int]) -> None:
-        """Count the captions with more tokens than the model reads; the first ones decide about the warning."""
+        """Count the captions with more tokens than the model reads; the first ones decide whether to warn."""
         self.count += sum(tokens > self._text_length for tokens in caption_tokens)
         if self._judged is None:
             return
@@ -33,7 +33,7 @@ class TruncatedCaptions:
         if share > MANY:
             logger.warning(
                 "%.0f%% of the captions are longer than model.text_length=%d and lose their ends (data/truncated_captions): "
-                "model.text_length=%d, in a new run, would leave %.0f%% of them whole",
+                "model.text_length=%d, in a new run, would keep %.0f%% of them complete",
                 100 * share,
                 self._text_length,
                 tokens[int(KEPT_WHOLE * (len(tokens) - 1))],

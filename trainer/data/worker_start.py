@@ -1,6 +1,6 @@
 """Imported first by the process that loader workers are forked from, never by the training process.
 
-What is imported here is imported once, and not again by every worker.
+Modules imported here are imported once, not again by every worker.
 """
 
 import signal

@@ -1,4 +1,4 @@
-"""Loader processes: how they start, what they ignore, what they tell the training process, how they end."""
+"""Loader processes: how they start, what they ignore, what they report to the training process, how they end."""
 
 import logging
 import multiprocessing
@@ -16,22 +16,27 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from trainer.data.shards.archive import is_news
 from trainer.errors import UserError
 
 T = TypeVar("T")
 
-# The training process decides what an interrupt or a cluster's signal means; its workers go on until it stops them.
+# The training process decides what an interrupt or a cluster's signal means; its workers continue until it stops them.
 MAIN_DECIDES = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 logger = logging.getLogger(__name__)
 
 
+Warned = tuple[str, tuple[str, str] | None]
+"""A line, and the shard and kind of problem that it is about: several workers meet the same one."""
+
+
 @dataclass
 class Parcel(Generic[T]):
-    """What a worker sends: a content with the warnings that came up on the way, or the error that ended it."""
+    """What a worker sends: its output and the warnings on the way, or the error that ended it."""
 
     content: T | None
-    warnings: list[str]
+    warnings: list[Warned]
     error: str | None = None
 
 
@@ -51,12 +56,12 @@ class WorkerIterator(Generic[T]):
             worker_init_fn=_start_worker,
             # Not fork: the training process has threads and CUDA by now. A fork server imports everything once.
             multiprocessing_context=_fork_server(),
-            # Or it draws from the global generator, and the number of workers changes the training.
+            # Otherwise it draws from the global generator, and the number of workers changes the training.
             generator=torch.Generator(),
         )
         with _without_main_module():
             self._parcels = iter(loader)
-        # Workers ignore SIGTERM, with which Python would end them at its exit: stop them before that.
+        # Workers ignore SIGTERM, which Python would use to end them at exit: stop them before that.
         self.close = weakref.finalize(self, _stop, self._parcels)
 
     def __iter__(self) -> "WorkerIterator[T]":
@@ -75,14 +80,15 @@ class WorkerIterator(Generic[T]):
             if isinstance(problem, RuntimeError) and "exited unexpectedly" not in str(problem):
                 raise
             raise UserError(
-                "a data worker was killed, most often for want of memory: use a smaller data.shuffle_buffer or fewer data.workers"
+                "a data worker was killed, usually for lack of memory: use a smaller data.shuffle_buffer or fewer data.workers"
             ) from problem
-        for warning in parcel.warnings:
-            logger.warning("%s", warning)
+        for warning, about in parcel.warnings:
+            if about is None or is_news(*about):
+                logger.warning("%s", warning)
         if parcel.error is not None:
             self.close()
             raise UserError(parcel.error)
-        return parcel.content  # there is one whenever there is no error
+        return parcel.content  # never None if there is no error
 
 
 class _InWorkers(IterableDataset):
@@ -95,7 +101,7 @@ class _InWorkers(IterableDataset):
         try:
             for content in self.make(info.id if info else 0):
                 yield Parcel(content, _taken(warnings))
-        # Raised here it would reach the user as a traceback of two processes.
+        # If it were raised here, the user would see a traceback of two processes.
         except UserError as problem:
             yield Parcel(None, _taken(warnings), str(problem))
 
@@ -103,22 +109,22 @@ class _InWorkers(IterableDataset):
 class _Collector(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.messages: list[str] = []
+        self.messages: list[Warned] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        if getattr(record, "at_once", False):  # of a wait, which should be known while it lasts
+        if getattr(record, "at_once", False):  # a wait should be reported while it lasts
             print(f"WARNING (data worker): {record.getMessage()}", file=sys.stderr, flush=True)
         else:
-            self.messages.append(record.getMessage())
+            self.messages.append((record.getMessage(), getattr(record, "news", None)))
 
 
-def _collect_warnings() -> list[str]:
+def _collect_warnings() -> list[Warned]:
     collector = _Collector()
     logging.getLogger().handlers = [collector]
     return collector.messages
 
 
-def _taken(messages: list[str]) -> list[str]:
+def _taken(messages: list[Warned]) -> list[Warned]:
     taken = list(messages)
     messages.clear()
     return taken
@@ -132,7 +138,7 @@ def _start_worker(worker: int) -> None:
 
 
 def _end_with_training() -> None:
-    """End when the training process is gone, killed perhaps; torch's own watch looks at the fork server, which waits for us."""
+    """End when the training process is gone, for instance killed; torch only watches the fork server, which waits for us."""
     training = multiprocessing.parent_process()
     if training is not None:
         training.join()
@@ -150,7 +156,7 @@ def _stop(parcels: Any) -> None:
 def _fork_server() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["trainer.data.worker_start"])
-    # multiprocessing keeps a process that frees its semaphores. Killed by a cluster's signal, it is started anew, knows none of
+    # multiprocessing keeps a process that frees its semaphores. Killed by a cluster's signal, it is restarted, knows none of
     # them, and fills the log with tracebacks. What is blocked now stays so in it.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1, signal.SIGUSR2))
     try:
@@ -165,7 +171,7 @@ _starting = threading.Lock()
 
 @contextmanager
 def _without_main_module() -> Iterator[None]:
-    """Start processes without the program that was started: importing it again would cost each of them seconds and memory."""
+    """Start processes without importing the main program again, which would cost each of them seconds and memory."""
     with _starting:
         names = vars(sys.modules["__main__"])
         hidden = {name: names.get(name) for name in ("__spec__", "__file__")}

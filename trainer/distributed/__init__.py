@@ -1,1 +1,1 @@
-"""This process among its fellows: start, collectives, signals, silence, end."""
+"""This process among its peers: start, collectives, signals, silence, end."""

@@ -1,4 +1,4 @@
-"""The device of a process: which one, its peak FLOPs and memory, and what precision means on it."""
+"""The device of a process: its choice, peak FLOPs and memory, and the dtype for a precision."""
 
 import resource
 
@@ -21,7 +21,7 @@ GPU_MEMORY_GIB = {
     "V100": 31.7,
     "V100-16": 15.8,
 }
-"""What torch finds on a device of that name, rounded down; of the larger one where a name is sold in two sizes."""
+"""What torch finds on a device of that name, rounded down; of the larger one if a name is sold in two sizes."""
 
 
 def gpu_memory_gib(told: float | str) -> float:
@@ -34,7 +34,7 @@ def gpu_memory_gib(told: float | str) -> float:
 
 
 def utilisation(flops: float, seconds: float, world: int, device: torch.device) -> float | None:
-    """The share of the devices' peak that `flops` in `seconds` is (MFU); None where the peak is not known."""
+    """`flops` in `seconds` as a share of the devices' peak (MFU); None if the peak is unknown."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -50,13 +50,15 @@ def memory_gib(device: torch.device) -> float:
 
 
 def choose_device(wanted: str, local_rank: int) -> torch.device:
-    """The device that `run.device` means for a process. Raises UserError when it is not there."""
+    """The device that `run.device` means for a process. Raises UserError if it is not available."""
     check_value("run.device", wanted)  # again: the processes need a device before anything else is checked
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("run.device=cuda, but torch sees no CUDA device here: use run.device=cpu, or install torch with CUDA")
+        raise UserError(
+            "run.device=cuda, but torch finds no CUDA device here: use run.device=cpu, or install a torch build with CUDA"
+        )
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    # With one visible device a task (srun --gpus-per-task=1) the only index is 0, whatever the local rank is.
+    # With one visible device per task (srun --gpus-per-task=1) the only index is 0, whatever the local rank is.
     return torch.device("cuda", min(local_rank, torch.cuda.device_count() - 1))
 
 

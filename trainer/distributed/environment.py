@@ -1,4 +1,4 @@
-"""What the launcher's variables say about this process: torchrun's, those of a task of srun, a batch script's, or none.
+"""What the launcher's variables say about this process: those of torchrun, of a task of srun, of a batch script, or none.
 
 No other module reads them.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from trainer.errors import UserError
 
 FIRST_PORT = 20_000
-"""Below the ports that systems hand out by themselves (from 32,768 on Linux)."""
+"""Below the ports that systems assign automatically (from 32,768 on Linux)."""
 PORTS = 10_000
 
 
@@ -30,12 +30,12 @@ class Task:
 
 def started_by_srun() -> bool:
     """Whether srun started this process as one of several."""
-    # Not SLURM_NTASKS, which the shells of sbatch and salloc have too, of all the tasks that could be started there.
+    # Not SLURM_NTASKS, which the shells of sbatch and salloc have too, for all the tasks that could be started there.
     return "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
 
 
 def read_task() -> Task:
-    """This process among the tasks of its step. Raises UserError when srun has not said all of it."""
+    """This process among the tasks of its step. Raises UserError if a variable of srun is missing."""
     try:
         node = int(os.environ["SLURM_NODEID"])
         job, step = int(os.environ["SLURM_JOB_ID"]), int(os.environ.get("SLURM_STEP_ID", "0"))
@@ -45,7 +45,7 @@ def read_task() -> Task:
             local_rank=int(os.environ["SLURM_LOCALID"]),
             local_tasks=tasks_per_node(os.environ["SLURM_STEP_TASKS_PER_NODE"])[node],
             address=os.environ.get("MASTER_ADDR") or first_host(os.environ["SLURM_STEP_NODELIST"]),
-            # Every task of the step works out the same one, and steps that run at once have others.
+            # The same for every task of the step, and different for steps that run at the same time.
             port=int(os.environ.get("MASTER_PORT") or FIRST_PORT + (job + step) % PORTS),
         )
     except (KeyError, ValueError, IndexError) as problem:
@@ -89,17 +89,22 @@ def launched() -> bool:
 def world_from_environment() -> int | None:
     """How many processes the launcher, or the SLURM allocation around this process, is for; None outside of both.
 
-    Raises UserError for a WORLD_SIZE that is no number of processes.
+    Raises UserError for a WORLD_SIZE that is not a number of processes.
     """
     wanted = os.environ.get("WORLD_SIZE")
     if wanted is not None:
         if not (wanted.isdigit() and int(wanted) > 0):
-            raise UserError(f"WORLD_SIZE={wanted} in the environment should be the number of processes")
+            raise UserError(f"WORLD_SIZE={wanted} in the environment must be a number of processes")
         return int(wanted)
     nodes, each = os.environ.get("SLURM_JOB_NUM_NODES"), os.environ.get("SLURM_NTASKS_PER_NODE")
-    if nodes and each:  # before SLURM_NTASKS, which --nodes=MIN-MAX leaves at what MIN nodes have
+    if nodes and each:  # before SLURM_NTASKS, which with --nodes=MIN-MAX stays at the number for MIN nodes
         return int(nodes) * int(each)
     return int(os.environ.get("SLURM_NTASKS", "0")) or (int(nodes) if nodes else None)
+
+
+def host_of_launcher_store() -> str | None:
+    """Where torchrun keeps the store that the ranks meet by, which ends with it; None: rank 0 keeps it."""
+    return os.environ.get("MASTER_ADDR") if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else None
 
 
 def restarts_from_environment() -> int:
@@ -108,24 +113,24 @@ def restarts_from_environment() -> int:
 
 
 def own_logs_from_environment() -> Path | None:
-    """The folder in which slurm/train.sbatch keeps a log of each rank but the first; None under other launchers."""
+    """The folder where slurm/train.sbatch keeps a log for each rank except the first; None under other launchers."""
     folder = os.environ.get("LIMOE_LOGS")
     return Path(folder) if folder else None
 
 
 def seconds_to_leave_from_environment() -> int | None:
-    """How long after the first task srun ends the others, as slurm/train.sbatch has asked for; None: no end is known.
+    """How long after the first task srun ends the others, as slurm/train.sbatch asks; None: unknown.
 
-    Raises UserError for what is no number of seconds.
+    Raises UserError if it is not a number of seconds.
     """
     wait = os.environ.get("LIMOE_WAIT", "0")  # srun's 0: never
     if not wait.isdigit():
-        raise UserError(f"LIMOE_WAIT={wait} in the environment should be a whole number of seconds")
+        raise UserError(f"LIMOE_WAIT={wait} in the environment must be a whole number of seconds")
     return int(wait) or None
 
 
 def in_allocation() -> bool:
-    """Whether SLURM has given this process its nodes: what is missing here will be missing in the run."""
+    """Whether this process is on nodes allocated by SLURM: what is missing here will be missing in the run."""
     return "SLURM_JOB_ID" in os.environ
 
 

@@ -1,4 +1,4 @@
-"""What processes do before and while they join, so that joining neither hangs nor fails without a word."""
+"""What processes do before and while they join, so that joining neither hangs nor fails silently."""
 
 import logging
 import os
@@ -16,25 +16,25 @@ from trainer.distributed.environment import restarts_from_environment
 
 EXIT_LOST = 1
 FILES_BESIDE = 256
-"""Open files of a process that do not depend on how many processes there are: libraries, shards, logs, loaders."""
+"""Open files of a process regardless of the number of processes: libraries, shards, logs, loaders."""
 SOCKETS_A_PEER = 6
-"""Connections of a process to each other one, at most: gloo connects all members of each group, and some groups span the world.
+"""Most connections of a process to each other one: gloo connects all members of each group, and some groups span the world.
 Measured over gloo with 8 ranks: 3.5, and two more on rank 0, which keeps the store."""
 
 
 def meet(timeout: timedelta) -> dist.Store:
-    """The key-value store that the ranks of this start meet by; the launcher's variables say where.
+    """The key-value store where the ranks of this start meet; the launcher's variables say where it is.
 
-    Raises RuntimeError when they do not come within the time-out.
+    Raises RuntimeError when they do not arrive within the time-out.
     """
     store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
-    # torchrun --max-restarts keeps the store, with the addresses and the last words of ranks that are dead by now.
+    # torchrun --max-restarts keeps the store, with the addresses and last messages of ranks that are dead by now.
     return dist.PrefixStore(f"start-{restarts_from_environment()}", store)
 
 
 @contextmanager
 def deadline(seconds: float, tell: Callable[[], str | None]) -> Iterator[None]:
-    """End this process, with the line that `tell` gives, if the block takes longer: what waits in it may never return."""
+    """End this process, with the line from `tell`, if the block takes longer: it may never return."""
 
     def end() -> None:
         line = tell()
@@ -52,7 +52,7 @@ def deadline(seconds: float, tell: Callable[[], str | None]) -> Iterator[None]:
 
 
 def raise_open_files(world: int) -> None:
-    """Let this process open as many files as the system allows it at all; warn where that is too few for so many processes."""
+    """Let this process open as many files as the system allows; warn if that is too few for this many processes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -68,9 +68,9 @@ def raise_open_files(world: int) -> None:
 
 
 def record_collectives(folder: Path) -> None:
-    """Have NCCL's flight recorder write what every rank waits for into `folder` when a collective takes too long.
+    """Let NCCL's flight recorder write what every rank is waiting for into `folder` when a collective takes too long.
 
-    `python -m torch.distributed.flight_recorder.fr_trace` reads the files. What the user has set stays.
+    `python -m torch.distributed.flight_recorder.fr_trace` reads the files. The user's own settings stay.
     """
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", os.environ.get("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000"))  # collectives
     os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")

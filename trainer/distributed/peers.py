@@ -1,4 +1,4 @@
-"""What the model asks of its fellow processes, answered by torch.distributed (NCCL or gloo)."""
+"""What the model asks of the other processes, answered by torch.distributed (NCCL or gloo)."""
 
 from typing import Any
 
@@ -55,7 +55,7 @@ class _Sum(torch.autograd.Function):
 
 
 class DistributedPeers:
-    """model.peers.Peers over the process groups of a run. With one process or EP=1 nothing is sent that need not be."""
+    """model.peers.Peers over the process groups of a run. With one process or EP=1, nothing is sent unnecessarily."""
 
     def __init__(self, processes: Processes, expert_parallel: int, expert_group: dist.ProcessGroup | None) -> None:
         self.processes = processes

@@ -1,4 +1,4 @@
-"""This process among its fellows: start, small collectives, end."""
+"""This process among its peers: start, small collectives, end."""
 
 import os
 import socket
@@ -29,14 +29,14 @@ class Processes:
     local_rank: int
     device: torch.device
     group: dist.ProcessGroup | None = field(default=None, kw_only=True)
-    """What the collectives go over; None: the group that all ranks joined at the start."""
+    """The group for the collectives; None: the one that all ranks joined at the start."""
     store: dist.Store | None = field(default=None, kw_only=True)
-    """The key-value store that the ranks met by."""
+    """The key-value store where the ranks met."""
     watchdog: Watchdog = field(default_factory=Watchdog, kw_only=True, compare=False)
     """Notices when a rank falls silent."""
 
     def aside(self, timeout_minutes: float) -> "Processes":
-        """The same processes over a group of their own (gloo, on CPUs), for a thread beside the training."""
+        """The same processes with a separate group (gloo, on CPUs), for a background thread."""
         alone = replace(self, device=torch.device("cpu"))
         if self.world == 1:
             return alone
@@ -48,7 +48,7 @@ class Processes:
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over ranks of a tensor of the same shape on each; the argument is left as it is."""
+        """The sum over ranks of a tensor that has the same shape on each; the argument is not changed."""
         total = values.detach().clone()
         if self.world > 1:
             dist.all_reduce(total, group=self.group)
@@ -89,18 +89,18 @@ class Processes:
 
 
 ALONE = Processes(rank=0, world=1, local_rank=0, device=torch.device("cpu"))
-"""A process that has no fellows and joins no group: for what needs neither."""
+"""A single process that joins no group, for work that needs none."""
 
 
 JOINING_GRACE_SECONDS = 30.0
-"""How much longer than its time-out joining may take before it is ended from outside: torch's own error says more."""
+"""How much longer than its time-out joining may take before it is ended from outside; torch's own error would say more."""
 
 
 def start_processes(device: str = "auto", timeout_minutes: float = 10.0, lost_after_seconds: float | None = None) -> Processes:
     """Join the process group (NCCL on GPUs, gloo on CPUs) that torchrun or srun laid out, or be a single process.
 
-    lost_after_seconds: a rank that is not heard from for so long ends this process, from here on; None: nobody watches.
-    Raises UserError when the device asked for is not there, the ranks cannot reach each other, or two would share one GPU.
+    lost_after_seconds: from here on, a rank that is not heard from for this long ends this process; None: no watching.
+    Raises UserError when the requested device is missing, the ranks cannot reach each other, or two would share one GPU.
     """
     adopt_launcher_variables()
     rank, world, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
@@ -144,32 +144,32 @@ def _prepare_device(device: torch.device) -> None:
         return
     # Measured with torch 2.13: the fused attention's bf16 backward on CPUs takes several times as long as the plain one.
     torch.backends.cuda.enable_flash_sdp(False)
-    fellows = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if fellows > 1 and not (started_by_srun() and "OMP_NUM_THREADS" in os.environ):
-        # Each takes its share of the cores, whatever OMP_NUM_THREADS torchrun has set. A single process keeps the user's,
+    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if local_world > 1 and not (started_by_srun() and "OMP_NUM_THREADS" in os.environ):
+        # Each uses its share of the cores, whatever OMP_NUM_THREADS torchrun has set. A single process keeps the user's setting,
         # a task of srun the batch script's.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // fellows))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_world))
 
 
 def _what_kept_it(problem: RuntimeError | ValueError) -> tuple[str, str]:
-    """What was said when a rank could not join, and what to do about it."""
+    """Why a rank could not join, and what to do about it."""
     said, remedy = reason(problem), "MASTER_ADDR must be the first host, MASTER_PORT a free port there"
-    if isinstance(problem, dist.DistBackendError):  # NCCL's, whose last line is its own word on what went wrong
+    if isinstance(problem, dist.DistBackendError):  # NCCL's, whose last line says what went wrong
         last = reason(str(problem).strip().rpartition("\n")[2])
         said += f" … {last}" if last != said else ""
-        remedy = "if it is the network, set NCCL_SOCKET_IFNAME (`ip -brief address` lists them); NCCL_DEBUG=INFO tells more"
-    elif "Gloo" in said:  # they have met there, and then told each other addresses that lead nowhere
+        remedy = "if it is the network, set NCCL_SOCKET_IFNAME (`ip -brief address` lists them); NCCL_DEBUG=INFO says more"
+    elif "Gloo" in said:  # they have met there, but then exchanged addresses that cannot be reached
         remedy = "set GLOO_SOCKET_IFNAME to the network between the hosts (`ip -brief address` lists them)"
     return said, remedy
 
 
 def _not_connected(rank: int, world: int, place: str, device: torch.device, minutes: float) -> str:
-    """What is told of a join that never ended."""
+    """The message about a join that never ended."""
     backend, variable = ("NCCL", "NCCL_SOCKET_IFNAME") if device.type == "cuda" else ("gloo", "GLOO_SOCKET_IFNAME")
     return (
         f"rank {rank} of {world} on {socket.gethostname()} has met the others at {place}, but {backend} has not connected them "
         f"in {minutes:g} minutes: set {variable} to the network between the hosts (`ip -brief address` lists them)"
-        + ("; NCCL_DEBUG=INFO tells what it tries" if backend == "NCCL" else "")
+        + ("; NCCL_DEBUG=INFO shows what it tries" if backend == "NCCL" else "")
     )
 
 
@@ -183,11 +183,11 @@ def _check_devices(processes: Processes) -> None:
         if owners.index(device) != rank:
             raise UserError(
                 f"ranks {owners.index(device)} and {rank} share one GPU ({device}): "
-                f"start one process a GPU (--nproc-per-node, --ntasks-per-node)"
+                f"start one process per GPU (--nproc-per-node, --ntasks-per-node)"
             )
 
 
 def stop_processes() -> None:
-    """Leave the process group; harmless when there is none."""
+    """Leave the process group; harmless if there is none."""
     if dist.is_initialized():
         dist.destroy_process_group()

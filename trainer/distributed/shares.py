@@ -1,12 +1,12 @@
-"""Which rank reads and writes which tensor: each tensor once, and no rank much more than another."""
+"""Which rank reads and writes which tensor: each tensor once, with about equal shares."""
 
 from collections.abc import Collection, Mapping
 
 
 def deal(sizes: Mapping[str, int], experts: Collection[str], world: int, expert_parallel: int) -> dict[str, range]:
-    """The ranks that read and write each tensor, by its name: one rank, or of experts one expert-parallel group, a piece each.
+    """The ranks that read and write each tensor, by name: one rank, or for experts the ranks of one EP group, a piece each.
 
-    sizes: elements that a rank has of each tensor, of experts its own; experts: the names of those that are spread over a group.
+    sizes: elements of each tensor on one rank (of experts, its own ones); experts: names of the tensors spread over a group.
     """
     load = [0] * world
     dealt = {}
@@ -20,10 +20,10 @@ def deal(sizes: Mapping[str, int], experts: Collection[str], world: int, expert_
 
 
 def source(dealt: range, rank: int) -> int:
-    """Which of the ranks that a tensor is dealt to has what this rank needs of it."""
+    """Which of the ranks that a tensor is dealt to has the part that this rank needs."""
     return dealt[rank % len(dealt)]
 
 
 def largest_share(sizes: Mapping[str, int], dealt: Mapping[str, range], world: int) -> int:
-    """Elements of the rank that was dealt the most."""
+    """Elements on the rank with the largest share."""
     return max(sum(sizes[name] for name in dealt if rank in dealt[name]) for rank in range(world))

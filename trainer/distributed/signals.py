@@ -13,14 +13,14 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 SAME_SECONDS = 1.0
-"""Within so long a second SIGINT is the first one again: the terminal sends it to every process, and torchrun passes it on."""
+"""A second SIGINT within this time is the first one again: the terminal sends it to every process, and torchrun passes it on."""
 
 
 class StopRequest:
     """Set by the first SIGINT, SIGTERM, SIGUSR1 or SIGUSR2 to this process; a second Ctrl-C ends the process at once."""
 
     def __init__(self, announce: bool = False) -> None:
-        """`announce`: say at the first one that it was heard, since a step or an evaluation may take its time."""
+        """`announce`: print a line at the first signal, since a step or an evaluation may take a while."""
         self.signal: int = 0
         self._announce = announce
         self._interrupted: float | None = None  # when Ctrl-C came first, in seconds
@@ -35,8 +35,8 @@ class StopRequest:
             self._interrupted = self._interrupted or now
         if self._announce and not self.signal:
             # Not print: the interrupted code may be in the middle of one.
-            os.write(2, b"\nstopping after this step, which is then saved (Ctrl-C again: at once, unsaved)\n")
-        # torchrun follows a Ctrl-C with SIGTERM: the first reason stays.
+            os.write(2, b"\nstopping after this step, which will be saved (Ctrl-C again: stop at once, without saving)\n")
+        # torchrun follows Ctrl-C with SIGTERM: the first reason counts.
         self.signal = self.signal or number
 
 

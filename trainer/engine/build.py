@@ -35,14 +35,14 @@ def _import_deepspeed() -> Any:
         import deepspeed
         from deepspeed.ops import __compatible_ops__
 
-    # A shared-memory collective that g++ would compile for a minute at first start, and that serves one host only.
+    # A shared-memory collective that g++ would compile for a minute at the first start, and that works on one host only.
     __compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 
 def start_deepspeed(processes: Processes, expert_parallel: int) -> DistributedPeers:
     """Let DeepSpeed adopt the process group and lay out the expert groups; returns the model's peers."""
-    os.environ.setdefault("DS_ACCELERATOR", processes.device.type)  # else DeepSpeed guesses, and says so
+    os.environ.setdefault("DS_ACCELERATOR", processes.device.type)  # otherwise DeepSpeed guesses, and prints a message
     _tell_device(processes.device)
     deepspeed = _import_deepspeed()
     from deepspeed.utils import groups
@@ -54,16 +54,16 @@ def start_deepspeed(processes: Processes, expert_parallel: int) -> DistributedPe
 
 
 def _tell_device(device: torch.device) -> None:
-    """Let DeepSpeed use the device that this process uses: it takes LOCAL_RANK for the number of it.
+    """Let DeepSpeed use the same device as this process: it takes LOCAL_RANK as the device's index.
 
-    Where each task sees one GPU alone (srun --gpus-per-task), all of them use number 0.
+    If each task sees only one GPU (srun --gpus-per-task), all of them use index 0.
     """
     if device.index is not None:
         os.environ["LOCAL_RANK"] = str(device.index)
 
 
 def _bound_waiting(processes: Processes) -> None:
-    """Give every group the time-out of the whole: DeepSpeed's own would wait torch's 10 or 30 minutes for a lost peer."""
+    """Give every group the run's time-out: DeepSpeed's own groups would wait torch's 10 or 30 minutes for a lost peer."""
     timeout = dist.distributed_c10d._get_default_group()._get_backend(processes.device).options._timeout
     for group in list(dist.distributed_c10d._world.pg_map):
         dist.distributed_c10d._set_pg_timeout(timeout, group)
@@ -80,7 +80,7 @@ def mark_experts(model: nn.Module, expert_parallel: int, expert_rank: int) -> No
     from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
 
     class ExpertMarker(AutoEPMoELayer):
-        """The class DeepSpeed looks for, without anything of its own."""
+        """The class DeepSpeed looks for, empty."""
 
         def __init__(self, num_experts: int) -> None:
             nn.Module.__init__(self)
@@ -110,7 +110,7 @@ def is_expert(parameter: nn.Parameter) -> bool:
 def parameter_groups(model: nn.Module, weight_decay: float, expert_parallel: int, mixed: bool = False) -> list[dict[str, Any]]:
     """Optimizer groups: dense and expert parameters, each with decay (matrices) and without (norms, biases, positions, scale).
 
-    mixed: the model runs in another dtype than float32, so that what stays in float32 needs groups of its own: ZeRO lays each
+    mixed: the model runs in a dtype other than float32, so parameters that stay in float32 need their own groups: ZeRO puts each
     group into one flat tensor. Every trainable parameter is in exactly one group.
     """
     precise = {name for name, _ in float32_parameters(model)} if mixed else set()
@@ -160,7 +160,7 @@ def deepspeed_settings(config: Config, world: int) -> dict[str, Any]:
 
 @cache
 def _compiled_block() -> type[Block]:
-    """The class of blocks that run compiled. Made on demand, since it takes seconds to import the compiler."""
+    """The class of compiled blocks. Made on demand, because importing the compiler takes seconds."""
 
     class CompiledBlock(Block):
         """A block whose training pass runs compiled. Evaluation does not: its shapes depend on the data."""
@@ -175,10 +175,10 @@ def _compiled_block() -> type[Block]:
 
 
 def wrap_blocks(model: LIMoE, config: Config) -> None:
-    """Apply torch.compile and activation checkpointing to the blocks, in place and from outside; names stay as they are."""
+    """Apply torch.compile and activation checkpointing to the blocks, in place and from outside; names do not change."""
     for block in [module for module in model.modules() if isinstance(module, Block)]:
         if config.train.compile:
-            # By its class, not by block.compile(): what fairscale runs, and runs again in the backward pass, is the class's.
+            # By its class, not by block.compile(): fairscale runs the class's forward, in the backward pass too.
             block.__class__ = _compiled_block()
         if config.train.activation_checkpointing != "none":
             checkpoint_wrapper(block, offload_to_cpu=config.train.activation_checkpointing == "offload")

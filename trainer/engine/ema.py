@@ -1,7 +1,7 @@
 """The exponential moving average of the weights. After each applied step: average = ema * average + (1 - ema) * weights.
 
 Each rank averages the pieces of the float32 weights that ZeRO gave it, so a step needs no communication and the ranks
-together keep one copy. The average lies in the optimizer's state beside Adam's moments, where DeepSpeed's accessors read it.
+together keep one copy. The average is in the optimizer's state next to Adam's moments, where DeepSpeed's accessors read it.
 """
 
 import logging
@@ -21,9 +21,9 @@ _log = logging.getLogger(__name__)
 
 @torch.no_grad()
 def start_ema(engine: Any, train: TrainConfig, state: SavedTensors | None, step: int, processes: Processes) -> None:
-    """Begin the average, if one is wanted: with that of a checkpoint's state, or else with the weights as they are.
+    """Start the average, if one is wanted: from that of a checkpoint's state, or else from the current weights.
 
-    step: how many are done; state: None for a run that starts anew. The engine must have its weights already.
+    step: how many are done; state: None for a new run. The engine must have its weights already.
     """
     if train.ema is None:
         return
@@ -40,19 +40,19 @@ def start_ema(engine: Any, train: TrainConfig, state: SavedTensors | None, step:
 
 def _tell_start(decay: float, step: int, steps: int) -> None:
     if step:
-        _log.warning("train.ema=%s: the run had no average, so it starts from the weights of step %d", decay, step)
+        _log.warning("train.ema=%s: the checkpoint has no average, so it starts from the weights of step %d", decay, step)
     to_come = max(1, steps - step)
     first = decay**to_come
     if first > MOST_OF_FIRST:
         _log.warning(
-            "train.ema=%s is slow for %d steps: %.0f%% of the average will be the weights of step %d; %.6g leaves 1%% of them",
+            "train.ema=%s is too slow for %d steps: %.0f%% of the average will be the weights of step %d; %.6g would leave 1%%",
             *(decay, to_come, 100 * first, step, 0.01 ** (1 / to_come)),
         )
 
 
 @torch.no_grad()
 def update_ema(engine: Any, decay: float) -> None:
-    """Move the average towards the weights that an applied step has made."""
+    """Move the average towards the weights after an applied step."""
     optimizer = engine.optimizer
     for master in masters(optimizer):
         optimizer.optimizer.state[master][EMA].lerp_(master.detach(), 1 - decay)

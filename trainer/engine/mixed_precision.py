@@ -1,4 +1,4 @@
-"""DeepSpeed (0.19.8) with a model of two dtypes and with float32 gradients, for which it has the parts but no key."""
+"""DeepSpeed (0.19.8) with a model of two dtypes and with float32 gradients: it has the parts, but no option for it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +12,9 @@ from model.precision import float32_parameters
 
 @contextmanager
 def mixed_precision(deepspeed: Any) -> Iterator[None]:
-    """Let `deepspeed.initialize` make an engine that leaves in float32 what is to stay there (model.precision).
+    """Let `deepspeed.initialize` make an engine that keeps the precise modules in float32 (model.precision).
 
-    ZeRO takes an optimizer group of float32 parameters as it is, beside groups of bfloat16: such a group is its own master.
+    ZeRO accepts an optimizer group of float32 parameters next to groups of bfloat16: such a group is its own master.
     """
     from deepspeed.runtime.zero import stage3
 
@@ -33,10 +33,10 @@ def _engine_class(base: Any) -> Any:
     from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION
 
     class Engine(base):
-        """DeepSpeed's engine with two choices of ours."""
+        """DeepSpeed's engine with two changes."""
 
         def _cast_module_mixed_precision(self, *args: Any) -> None:
-            """Cast all but what stays in float32."""
+            """Cast everything that does not stay in float32."""
             kept = [(parameter, parameter.data) for _, parameter in float32_parameters(self.module)]
             super()._cast_module_mixed_precision(*args)
             for parameter, data in kept:
@@ -51,13 +51,13 @@ def _engine_class(base: Any) -> Any:
 
 
 class _Buffers:
-    """What stage 3 holds of its parameters: DeepSpeed's one flat buffer in as many pieces as there are runs of one dtype."""
+    """Stage 3's parameters: DeepSpeed's single flat buffer as one piece per run of equal dtypes."""
 
     def __init__(self, buffers: list[Tensor]) -> None:
         self._buffers = buffers
 
     def narrow(self, dim: int, start: int, length: int) -> Tensor:
-        """As torch.Tensor.narrow of the one buffer would be; a piece never lies in two."""
+        """Like torch.Tensor.narrow of the single buffer; a parameter is never in two pieces."""
         for buffer in self._buffers:
             if start < buffer.numel():
                 return buffer.narrow(dim, start, length)

@@ -1,4 +1,4 @@
-"""Who owns what: a row a rank for the table at the start."""
+"""Who owns what: one row per rank, for the table at the start."""
 
 import socket
 
@@ -10,7 +10,7 @@ from trainer.reporting.tables import LayoutRow
 
 
 def layout_rows(config: Config, processes: Processes) -> list[LayoutRow]:
-    """Who owns what, a row a rank, on every rank. A collective."""
+    """Who owns what, one row per rank, on every rank. A collective."""
     ep = config.parallel.expert_parallel
     owned = config.model.routed_experts // ep
     expert_rank = processes.rank % ep

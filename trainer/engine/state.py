@@ -25,13 +25,13 @@ EMA = "ema"
 
 
 class ExpertSharding:
-    """How tensors lie over the ranks: dense ones whole on each, experts cut over the ranks of every EP group."""
+    """How tensors are spread over the ranks: dense ones whole on each, experts split over the ranks of every EP group."""
 
     def __init__(self, processes: Processes, expert_parallel: int) -> None:
         self._processes = processes
         self._expert_parallel = expert_parallel
         ranks = torch.arange(processes.world).view(-1, expert_parallel)
-        # Only describes who holds what; nothing is ever sent over it, so no process groups are made.
+        # Only describes who has what; nothing is ever sent over it, so no process groups are made.
         self._mesh = DeviceMesh("cpu", ranks, _init_backend=False, _rank=processes.rank)
 
     def wrap(self, local: Tensor) -> DTensor:
@@ -43,13 +43,13 @@ class ExpertSharding:
         return deal(sizes, experts, self._processes.world, self._expert_parallel)
 
     def is_mine(self, dealt: range) -> bool:
-        """Whether this rank reads and writes what is dealt so."""
+        """Whether this rank reads and writes what is dealt to these ranks."""
         return self._processes.rank in dealt
 
     def handed_round(self, mine: Tensor | None, like: Tensor, dealt: range) -> Tensor:
-        """What the rank that was dealt it has, on each rank that needs the same. A collective of those.
+        """A tensor from the rank it was dealt to, on each rank that needs it. A collective of those.
 
-        mine: this rank's, if it was dealt it; like: of the shape wanted. On the device of the process.
+        mine: this rank's, if it was dealt to it; like: has the shape wanted. On the device of the process.
         """
         processes = self._processes
         device = processes.device
@@ -68,7 +68,7 @@ class ExpertSharding:
 
 
 class SavedTensors(Protocol):
-    """The logical state as a checkpoint gives it: never all at once."""
+    """The logical state in a checkpoint, read piece by piece."""
 
     kinds: tuple[str, ...]
     """Which of model, exp_avg, exp_avg_sq and ema there are."""
@@ -76,7 +76,7 @@ class SavedTensors(Protocol):
     def tensors(self, kind: str, again: bool = False) -> Iterator[tuple[str, Tensor]]:
         """Name and value, one after the other: dense tensors whole, this rank's experts; float32. A collective.
 
-        again: the same kind will be asked for once more, so that what was read from the disk is kept till then.
+        again: the same kind will be requested once more, so what was read from disk is kept until then.
         """
         ...
 
@@ -114,14 +114,14 @@ def prepare_optimizer_state(engine: Any) -> None:
 
 
 def kept_kinds(engine: Any) -> tuple[str, ...]:
-    """What this run keeps for each weight: its moments, and its average if it has one."""
+    """What this run keeps for each weight: its moments, and its average if there is one."""
     return (*MOMENTS, EMA) if any(EMA in adam for adam in engine.optimizer.optimizer.state.values()) else MOMENTS
 
 
 def read_state(engine: Any, processes: Processes, sharding: ExpertSharding) -> dict[str, Tensor]:
-    """This rank's share of the state, on the CPU: what it is to write. A collective.
+    """This rank's share of the state, on the CPU, which it has to write. A collective.
 
-    Tensors are dealt out so that every rank writes about as many bytes, and all ranks together hold each once, experts too.
+    Tensors are dealt out so that every rank writes about the same number of bytes, and each tensor is written once.
     """
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
@@ -135,7 +135,7 @@ def read_state(engine: Any, processes: Processes, sharding: ExpertSharding) -> d
         if sharding.is_mine(dealt[name])
     }
     for name, parameter in engine.module.named_parameters():
-        for kind in (WEIGHTS, *kept):  # one after the other: each is whole on the device for a moment
+        for kind in (WEIGHTS, *kept):  # one after the other: each is whole on the device briefly
             value = safe_get_full_fp32_param(parameter) if kind == WEIGHTS else safe_get_full_optimizer_state(parameter, kind)
             if sharding.is_mine(dealt[name]):
                 local = value.detach().to("cpu", torch.float32, copy=True)
@@ -145,7 +145,7 @@ def read_state(engine: Any, processes: Processes, sharding: ExpertSharding) -> d
 
 
 def tensor_sizes(model: nn.Module) -> dict[str, int]:
-    """Elements of each parameter and buffer that a rank has, whole where ZeRO-3 has cut it."""
+    """Elements of each parameter and buffer on a rank, whole even if ZeRO-3 has split it."""
     return {name: int(getattr(tensor, "ds_numel", tensor.numel())) for name, tensor in named_tensors(model).items()}
 
 

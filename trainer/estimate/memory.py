@@ -1,4 +1,4 @@
-"""What a configuration asks of each of its processes: memory by part; and of the disk. What is sent: trainer.estimate.traffic."""
+"""What a configuration needs per process: memory by part; and on disk. For what is sent, see trainer.estimate.traffic."""
 
 from dataclasses import dataclass
 
@@ -12,11 +12,11 @@ from trainer.distributed.device import dtype_of
 from trainer.distributed.shares import deal, largest_share
 
 STATE_BYTES = 12
-"""Of a parameter in the optimizer and in a checkpoint: the float32 master and Adam's two moments."""
+"""Bytes of a parameter in the optimizer and in a checkpoint: the float32 master and Adam's two moments."""
 EMA_BYTES = 4
 """And of its float32 average, which train.ema keeps in both."""
 MOST_BUCKET_ELEMENTS = 500_000_000
-"""Gradients are reduced through a buffer of at most so many: DeepSpeed's default."""
+"""Most elements of the buffer through which gradients are reduced: DeepSpeed's default."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Memory:
 
     @property
     def state(self) -> float:
-        """What is there whatever the batch size."""
+        """What does not depend on the batch size."""
         return self.weights + self.optimizer + self.gradients
 
     @property
@@ -76,14 +76,14 @@ def estimate_memory(config: Config, world: int) -> Memory:
     return Memory(
         weights=weight * (whole if stage < 3 else shard),
         optimizer=_state_bytes(config) * shard,
-        # Before the optimizer steps, each shard is turned into float32.
+        # Before the optimizer step, each shard is converted to float32.
         gradients=gradient * (whole if stage == 1 else shard) + 4 * shard + _bucket_bytes(config) * bucket_elements(config),
         activations=_activations(config, world),
     )
 
 
 def _bucket_bytes(config: Config) -> int:
-    """Of an element of the buffer: stage 1 fills it with what it has added up, the others with gradients as they come, and they
+    """Bytes of an element of the buffer: stage 1 fills it with its sums, the others with gradients as they come, and they
 
     send a copy of another dtype."""
     weight, gradient = weight_bytes(config), gradient_bytes(config)
@@ -107,7 +107,7 @@ def _activations(config: Config, world: int) -> float:
     if config.train.activation_checkpointing == "none":
         kept = block * (model.layers - len(model.expert_layers)) + mixed * len(model.expert_layers) + largest
     else:
-        inputs = weight * tokens * model.width * model.layers  # "offload" keeps them in the memory of the host
+        inputs = weight * tokens * model.width * model.layers  # "offload" keeps them in host memory
         kept = 2 * largest + (inputs if config.train.activation_checkpointing == "blocks" else 0)
     together = config.train.batch_size // config.train.accumulate
     images = 3 * model.image_size**2 * pairs * (1 + weight)
@@ -117,10 +117,10 @@ def _activations(config: Config, world: int) -> float:
 
 @dataclass(frozen=True)
 class HostMemory:
-    """Bytes of a process's tensors in the memory of its host, where the training itself is on a GPU.
+    """Bytes of a process's tensors in host memory when training is on a GPU.
 
-    start: the model, before it goes to the device, and of a resume what the process reads of its weights; checkpoint: the copy
-    that is written while the training goes on, of the rank with the largest share.
+    start: the model, before it goes to the device, and in a resume what the process reads of its weights; checkpoint: the copy
+    that is written while training continues, on the rank with the largest share.
     """
 
     start: float
@@ -140,7 +140,7 @@ def estimate_host_memory(config: Config, world: int) -> HostMemory:
 
 
 def checkpoint_bytes(config: Config) -> int:
-    """A checkpoint's tensors; what else lies in one is small."""
+    """A checkpoint's tensors; everything else in it is small."""
     return _state_bytes(config) * count_parameters(config.model, config.router).total
 
 

@@ -1,4 +1,4 @@
-"""What makes a run fit its GPUs: a setting that was tried by the same estimate, not advice."""
+"""What makes a run fit its GPUs: a setting that passed the same estimate, not just advice."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -10,20 +10,20 @@ from trainer.errors import UserError
 from trainer.estimate.memory import estimate_memory
 
 CUDA_BYTES = 2 * 2**30
-"""What CUDA and NCCL take of a GPU beside the program's tensors, at most."""
+"""Most memory of a GPU that CUDA and NCCL use besides the program's tensors."""
 MOST_ACCUMULATE = 64
 
 
 @dataclass(frozen=True)
 class Remedy:
-    """overrides: what to add to the command; bytes: what a process then takes, CUDA's own counted."""
+    """overrides: what to add to the command; bytes: what a process then needs, including CUDA's own."""
 
     overrides: list[str]
     bytes: float
 
 
 def needed_bytes(config: Config, world: int) -> float:
-    """Of a GPU's memory, CUDA's own counted."""
+    """Of a GPU's memory, including CUDA's own."""
     return estimate_memory(config, world).total + CUDA_BYTES
 
 
@@ -50,7 +50,7 @@ def find_remedy(config: Config, world: int, has: float, works: Callable[[Config]
 
 
 def _candidates(config: Config, world: int) -> Iterator[tuple[Config, list[str]]]:
-    """Changed configurations, what costs least first: recomputing, then sending more, then another contrastive batch."""
+    """Changed configurations, the cheapest first: recomputing, then sending more, then another contrastive batch."""
     train, parallel = config.train, config.parallel
     saving = {"none": ["none", "blocks", "offload"], "blocks": ["blocks", "offload"]}.get(
         train.activation_checkpointing, ["offload"]

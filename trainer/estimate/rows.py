@@ -1,4 +1,4 @@
-"""What a person asks of a configuration before training it, as rows of a table."""
+"""What people want to know about a configuration before training it, as rows of a table."""
 
 import os
 
@@ -19,7 +19,7 @@ def readable(number: float) -> str:
 
 
 def describe(config: Config, world: int) -> list[tuple[str, str]]:
-    """What a person asks of a model before training it, as (what, value) rows; sizes are for `world` processes."""
+    """What people want to know about a model, as (what, value) rows; sizes are for `world` processes."""
     model, router = config.model, config.router
     check_description(config, world)
     counts = count_parameters(model, router)
@@ -38,40 +38,40 @@ def describe(config: Config, world: int) -> list[tuple[str, str]]:
             ("expert layers", f"{len(model.expert_layers)} of {model.layers} ({', '.join(map(str, model.expert_layers))})")
         )
         shared = f", and {model.shared_experts} shared" if model.shared_experts else ""
-        rows.append(("experts", f"{model.routed_experts} a layer{shared}, {readable(counts.experts)} parameters in all"))
+        rows.append(("experts", f"{model.routed_experts} per layer{shared}, {readable(counts.experts)} parameters in total"))
         slots, pairs = expert_slots(config, world), local_pairs(config, world)
-        rows.append(("slots an expert", f"{slots} for {pairs} pairs a process"))
+        rows.append(("slots per expert", f"{slots} for {pairs} pairs per process"))
     return [*rows, *memory_rows(config, world), *sent_rows(config, world), *leaving_rows(config, world)]
 
 
 def leaving_rows(config: Config, world: int) -> list[tuple[str, str]]:
-    """What leaves a node in a step, when LOCAL_WORLD_SIZE in the environment says how many processes one has."""
+    """What leaves a node per step, if LOCAL_WORLD_SIZE in the environment says how many processes a node has."""
     local = os.environ.get("LOCAL_WORLD_SIZE", "0")
     if not local.isdigit():
-        raise UserError(f"LOCAL_WORLD_SIZE={local} in the environment should be the number of processes of a node")
+        raise UserError(f"LOCAL_WORLD_SIZE={local} in the environment must be the number of processes per node")
     if not 0 < int(local) < world:
         return []
     leaving = estimate_leaving(config, world, int(local))
     parts = f"{readable_bytes(leaving.tokens)} of tokens, {readable_bytes(leaving.synchronised)} of gradients and weights"
-    return [(f"leaves a node of {local} processes in a step", parts)]
+    return [(f"leaves a node of {local} processes per step", parts)]
 
 
 def memory_rows(config: Config, world: int) -> list[tuple[str, str]]:
-    """Memory of one process of `world`, in parts and in all."""
+    """Memory of one process of `world`, by part and in total."""
     memory, host = estimate_memory(config, world), estimate_host_memory(config, world)
     pairs, saved = local_pairs(config, world), config.train.activation_checkpointing
     how = "" if saved == "none" else f", activation_checkpointing={saved}"
     return [
         (
-            f"memory a process (world {world}, EP {config.parallel.expert_parallel}, ZeRO-{config.parallel.zero_stage})",
-            f"about {readable_bytes(memory.total)}, and 1 to 2 GiB of CUDA's own on a GPU",
+            f"memory per process (world {world}, EP {config.parallel.expert_parallel}, ZeRO-{config.parallel.zero_stage})",
+            f"about {readable_bytes(memory.total)}, plus 1 to 2 GiB for CUDA itself on a GPU",
         ),
         ("  weights", readable_bytes(memory.weights)),
-        ("  gradients", f"{readable_bytes(memory.gradients)}, DeepSpeed's buffers counted"),
+        ("  gradients", f"{readable_bytes(memory.gradients)}, including DeepSpeed's buffers"),
         ("  optimizer", readable_bytes(memory.optimizer)),
         ("  activations", f"about {readable_bytes(memory.activations)} for {pairs} pairs{how}"),
         (
-            "host memory a process",
+            "host memory per process",
             f"{readable_bytes(host.start)} at the start, {readable_bytes(host.checkpoint)} while a checkpoint is written",
         ),
     ]
@@ -81,7 +81,7 @@ def sent_rows(config: Config, world: int) -> list[tuple[str, str]]:
     """What one process of `world` sends in an optimizer step."""
     sent = estimate_sent(config, world)
     rows = [
-        ("sent a process and step: gradients and weights", readable_bytes(sent.synchronised)),
+        ("sent per process and step: gradients and weights", readable_bytes(sent.synchronised)),
         ("  embeddings", readable_bytes(sent.embeddings)),
     ]
     if config.model.expert_layers:

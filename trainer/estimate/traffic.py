@@ -1,4 +1,4 @@
-"""What a process sends in a step, and what of it leaves a node: where the experts lie decides it."""
+"""What a process sends per step, and how much of it leaves a node, which depends on where the experts are."""
 
 from dataclasses import dataclass
 
@@ -30,7 +30,7 @@ class Leaving:
 
 def estimate_sent(config: Config, world: int) -> Sent:
     """For each of `world` processes; collectives counted as rings."""
-    leaving = estimate_leaving(config, world, local=1)  # what leaves a process leaves a node that has no other
+    leaving = estimate_leaving(config, world, local=1)  # what leaves a process leaves its node if it is alone there
     rows = 2 * 4 * config.model.embedding * local_pairs(config, world)  # an image's and a text's, float32
     return Sent(
         tokens=leaving.tokens,
@@ -47,22 +47,22 @@ def estimate_leaving(config: Config, world: int, local: int) -> Leaving:
     ep = config.parallel.expert_parallel
     if world % local or max(ep, local) % min(ep, local):
         raise UserError(
-            f"LOCAL_WORLD_SIZE={local}: it should divide the {world} processes, and one of it and "
-            f"parallel.expert_parallel={ep} the other"
+            f"LOCAL_WORLD_SIZE={local} must divide the {world} processes, and must be a multiple or a divisor of "
+            f"parallel.expert_parallel={ep}"
         )
     counts = count_parameters(config.model, config.router)
     nodes = world // local
-    # A ring passes through a node once, however many of the node's ranks are on it: so the dense layers count once a node. So do
-    # the experts of the node's ranks, which all of the model's are if a group fits into a node.
+    # A ring passes through a node once, however many of the node's ranks are on it: so the dense layers count once per node. So
+    # do the experts of the node's ranks, which are all of the model's if a group fits into a node.
     dense, experts = counts.total - counts.experts, counts.experts * min(1.0, local / ep)
-    copies = nodes if ep <= local else world // ep  # nodes that hold the same experts
+    copies = nodes if ep <= local else world // ep  # nodes that have the same experts
     once = dense * (1 - 1 / nodes) + experts * (1 - 1 / copies)
     away = max(0, ep - local) / ep  # of a rank's slots, those of experts on other nodes
     return Leaving(tokens=local * _exchanged(config, world) * away, synchronised=_bytes_around(config) * once)
 
 
 def _exchanged(config: Config, world: int) -> float:
-    """Bytes of the slots that a rank exchanges in a step, its own among them."""
+    """Bytes of the slots that a rank exchanges per step, including its own."""
     model, train, weight = config.model, config.train, weight_bytes(config)
     passes = 6 if train.activation_checkpointing != "none" else 4  # there and back: forward, (recomputed,) backward
     return (
@@ -77,7 +77,7 @@ def _exchanged(config: Config, world: int) -> float:
 
 
 def _bytes_around(config: Config) -> int:
-    """Bytes that go around in a step for each parameter: of its gradient, and of itself."""
+    """Bytes exchanged per step for each parameter: of its gradient, and of itself."""
     accumulate, stage = config.train.accumulate, config.parallel.zero_stage
     gradient, weight = gradient_bytes(config), weight_bytes(config)
     if stage == 3:  # weights gathered for each pass, gradients scattered

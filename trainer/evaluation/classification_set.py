@@ -18,7 +18,7 @@ RESERVED = ("top1", "top5", "mean_per_class", "chance", "images", "bad_samples",
 
 @dataclass(frozen=True)
 class ClassificationSet:
-    """classes: names in label order; templates: prompts with `{c}` for the name; attributes: by attribute, a value a class."""
+    """classes: names in label order; templates: prompts with `{c}` for the name; attributes: one value per class."""
 
     classes: list[str]
     templates: list[str]
@@ -34,11 +34,11 @@ def read_classification_set(folder: str | Path) -> ClassificationSet:
     """
     root = user_path(folder, "eval.zeroshot")
     if not root.is_dir():
-        raise UserError(f"eval.zeroshot: {root} is no folder; give one that holds {CLASSES}, {TEMPLATES} and test shards")
-    classes = _read_lines(root / CLASSES, "a class name a line, in label order")
+        raise UserError(f"eval.zeroshot: {root} is not a folder; give one with {CLASSES}, {TEMPLATES} and test shards")
+    classes = _read_lines(root / CLASSES, "one class name per line, in label order")
     if "" in classes:
         raise UserError(f"{root / CLASSES}: line {classes.index('') + 1} is empty; every label needs a name")
-    templates = [line for line in _read_lines(root / TEMPLATES, "a prompt a line, {c} for the class name") if line]
+    templates = [line for line in _read_lines(root / TEMPLATES, "one prompt per line, with {c} for the class name") if line]
     for template in templates:
         if "{c}" not in template:
             raise UserError(f"{root / TEMPLATES}: '{template}' does not say where the class name goes; write {{c}} there")
@@ -71,10 +71,10 @@ def _read_lines(path: Path, content: str) -> list[str]:
 
 
 def _read_attributes(path: Path, classes: int) -> dict[str, list[str]]:
-    """The attributes, `{}` without the file."""
+    """The attributes, `{}` if there is no file."""
     if not path.is_file():
         return {}
-    wanted = '{"colour": ["red", ...one value a class]}'
+    wanted = '{"colour": ["red", ... one value per class]}'
     try:
         attributes = json.loads(_read_text(path))
     except (ValueError, RecursionError) as error:
@@ -83,11 +83,13 @@ def _read_attributes(path: Path, classes: int) -> dict[str, list[str]]:
         raise UserError(f"{path} must map each attribute to a list: {wanted}")
     for name, values in attributes.items():
         if not name or name != clean_text(name) or "/" in name:
-            raise UserError(f"{path}: an attribute is called {name!a}, which is no name for a metric; write {wanted}")
+            raise UserError(f"{path}: an attribute is called {name!a}, which cannot be part of a metric's name; write {wanted}")
         if not all(isinstance(value, str | int | float) for value in values):
             raise UserError(f"{path}: a value of '{name}' is neither text nor a number; write {wanted}")
         if len(values) != classes:
-            raise UserError(f"{path}: '{name}' has {len(values)} values for {classes} classes; give one a class, in label order")
+            raise UserError(
+                f"{path}: '{name}' has {len(values)} values for {classes} classes; give one per class, in label order"
+            )
         if name in RESERVED:
             raise UserError(f"{path}: '{name}' is the name of a metric; call the attribute something else")
     return {name: [clean_text(str(value)) for value in values] for name, values in attributes.items()}

@@ -31,7 +31,7 @@ def encode_texts(
 ) -> Tensor:
     """Embed the texts, which are the same on all ranks, each rank an equal share; every rank gets all rows, in the texts' order.
 
-    length: tokens a text; batch_size: texts a call on this rank, at most. Returns float32 `[len(texts), D]` on the run's device.
+    length: tokens per text; batch_size: most texts per call on this rank. Returns float32 `[len(texts), D]` on the run's device.
     A collective. Raises ValueError when there are no texts.
     """
     if not texts:
@@ -42,14 +42,14 @@ def encode_texts(
     start = processes.rank * share
     rows = []
     for offset in range(start, start + calls * size, size):
-        # Past the end the texts begin anew: real texts are the filling that is sure to be encodable.
+        # After the end it starts again from the first text: real texts are padding that is certain to be encodable.
         batch = [texts[index % len(texts)] for index in range(offset, offset + size)]
         rows.append(encoder.texts(tokenizer(batch, length).to(processes.device)).float())
     return processes.gather_rows(torch.cat(rows)[:share])[: len(texts)]
 
 
 class ModelEncoder:
-    """trainer.evaluation.encoder.Encoder over a LIMoE module, whose experts may lie on several ranks."""
+    """trainer.evaluation.encoder.Encoder over a LIMoE module, whose experts may be on several ranks."""
 
     def __init__(
         self, model: nn.Module, data: DataConfig, dtype: torch.dtype, before_each: Callable[[], None] = lambda: None

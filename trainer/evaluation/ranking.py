@@ -1,6 +1,6 @@
-"""Whether a right answer is among the k best, with ties judged fairly.
+"""Whether a right answer is among the k best, with fair treatment of ties.
 
-Candidates of equal score are taken to be ordered by chance, and a query counts by the probability that it hits. So the result is
+Candidates with equal scores count as randomly ordered, and a query counts by its probability of a hit. So the result is
 deterministic, does not depend on the candidates' order, and an encoder that gives everything the same embedding scores exactly at
 chance. Without ties this is the usual count. Legend: q queries, m candidates, k places.
 """
@@ -22,7 +22,7 @@ def similarity(queries_qd: Tensor, candidates_md: Tensor) -> Tensor:
 def hits(scores_qm: Tensor, right_qm: Tensor, ks: Sequence[int]) -> Tensor:
     """The probability that at least one right candidate is among the k best, float64 `[len(ks), q]`.
 
-    right_qm: bool, at least one a row. A score that is not a number ranks its candidate above a right one, never below.
+    right_qm: bool, at least one per row. A candidate whose score is not a number ranks above the right ones, never below.
     """
     best_q1 = scores_qm.masked_fill(~right_qm, -torch.inf).amax(dim=1, keepdim=True)
     above_q = (~(scores_qm <= best_q1) & ~right_qm).sum(dim=1)
@@ -38,7 +38,7 @@ def chance(right_q: Tensor, candidates: int, k: int) -> float:
 
 
 def _hit_probability(places_q: Tensor, wrong_q: Tensor, right_q: Tensor) -> Tensor:
-    """The probability that one of `right` is drawn when `places` are filled from `wrong + right` without putting back."""
+    """The probability that one of `right` is drawn when `places` are filled from `wrong + right` without replacement."""
     miss_q = torch.ones(places_q.shape, dtype=torch.float64, device=places_q.device)
     for drawn in range(int(places_q.clamp(min=0).max()) if places_q.numel() else 0):
         all_wrong_q = (wrong_q - drawn).clamp(min=0) / (wrong_q + right_q - drawn).clamp(min=1).double()

@@ -17,18 +17,18 @@ SCORES_AT_ONCE = 2**22  # scores of one chunk: 32 MiB in double
 
 def retrieval(shards: Any, setting: Setting, what: str = "eval.retrieval") -> dict[str, float]:
     """Recall at 1, 5 and 10 over all pairs of the shards (a pattern, a list, or a folder, from the
-    configuration key `what`), for any number of captions an image.
+    configuration key `what`), for any number of captions per image.
 
     `i2t_r<k>`: share of the images with any of their captions among the k nearest captions; `t2i_r<k>`: share of the captions
     with their image among the k nearest images; each with `<name>_chance`. `images` and `captions` are counts, and so are
     `bad_samples` and `bad_shards`, where there are any. Images without
-    a caption are left out. Ties are judged as in `trainer.evaluation.ranking`. A collective: every rank takes a slice of the
-    images, then of the queries, and gets the whole result. Raises UserError on every rank when the shards hold no pair.
+    a caption are left out. Ties are treated as in `trainer.evaluation.ranking`. A collective: every rank takes a slice of the
+    images, then of the queries, and gets the whole result. Raises UserError on every rank when the shards contain no pair.
     """
     listed = first_reads(lambda: list_shards(shards, what), setting.processes)
     left_out = LeftOut()
     images_nd, captions = _embed_captioned_images(listed, setting, left_out)
-    nothing = "; ".join([f"{what}: {shards} holds no image with a caption", *left_out.told()])
+    nothing = "; ".join([f"{what}: {shards} contains no image with a caption", *left_out.told()])
     raise_together(None if captions else nothing, setting.processes)
     owner_t = torch.tensor([image for image, of_image in enumerate(captions) for _ in of_image], device=images_nd.device)
     captions_td = setting.embed_texts([caption for of_image in captions for caption in of_image])
@@ -50,7 +50,7 @@ def _embed_captioned_images(shards: list[str], setting: Setting, left_out: LeftO
         # Filling rows have no captions either.
         kept.append(torch.tensor([bool(of_image) for of_image in batch.captions]))
         captions += [of_image for of_image in batch.captions if of_image]
-    if not rows:  # then there is none on any rank: all have equally many batches
+    if not rows:  # then there is none on any rank: all have the same number of batches
         return torch.empty(0, 0, device=setting.processes.device), []
     device = rows[0].device
     kept_n = setting.processes.gather_rows(torch.cat(kept).to(device, torch.uint8)).bool()

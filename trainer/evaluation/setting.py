@@ -15,7 +15,7 @@ from trainer.evaluation.encoder import Encoder, Tokenize, encode_texts
 
 @dataclass(frozen=True)
 class Setting:
-    """The model to be judged and what reaches it. image_size: pixels a side; text_length: tokens; batch_size: this rank's."""
+    """The model to evaluate and its inputs. image_size: side in pixels; text_length: tokens; batch_size: this rank's."""
 
     encoder: Encoder
     tokenizer: Tokenize

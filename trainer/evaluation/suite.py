@@ -23,7 +23,7 @@ def evaluate(config: Config, encoder: Encoder, tokenizer: Tokenize, processes: P
     """Run what `config.eval` asks for on all ranks together: metric names to values, the same on every rank. A collective.
 
     `eval/zeroshot/top1` for the classification set `default`, `eval/zeroshot_<name>/top1` for another; `eval/retrieval/i2t_r1`.
-    The level of guessing stands beside a metric as `<metric>_chance`. Raises UserError for a setting or data that cannot be used.
+    The value for random guessing is `<metric>_chance`. Raises UserError for a setting or data that cannot be used.
     """
     if config.eval.batch_size < 1 or config.eval.batch_size % processes.world:
         raise UserError(
@@ -74,7 +74,7 @@ def retrieval_key(config: Config) -> str:
 
 
 def is_constant(metric: str) -> bool:
-    """Whether a metric of `evaluate` says something of the data that no training changes: a level of guessing, or a count."""
+    """Whether a metric of `evaluate` only describes the data: a value for random guessing, or a count."""
     return metric.startswith("eval/") and metric.endswith(("_chance", "/images", "/captions"))
 
 

@@ -1,4 +1,4 @@
-"""Zero-shot classification: an image gets the class whose prompts lie nearest."""
+"""Zero-shot classification: an image gets the class whose prompts are nearest."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def zeroshot(folder: str | Path, setting: Setting) -> dict[str, float]:
         valid_b = batch.valid.to(images_bd.device)
         judge.count(similarity(images_bd[valid_b], classes_cd), batch.labels.to(images_bd.device)[valid_b])
     images = int(setting.processes.sum(judge.images_c).sum())
-    unlabelled = f"eval.zeroshot: the test shards of {folder} hold no usable image with its class index in .cls"
+    unlabelled = f"eval.zeroshot: the test shards of {folder} contain no usable image with its class index in .cls"
     raise_together(None if images else "; ".join([unlabelled, *left_out.told()]), setting.processes)
     return judge.result(setting.processes.sum(judge.images_c), setting.processes.sum(judge.hits_mc)) | left_out.metrics()
 
@@ -48,7 +48,7 @@ def class_embeddings(dataset: ClassificationSet, setting: Setting) -> Tensor:
     means = []
     for start in range(0, len(dataset.classes), classes_at_once):
         names = dataset.classes[start : start + classes_at_once]
-        # Not str.format: a template may hold other braces.
+        # Not str.format: a template may contain other braces.
         prompts = setting.embed_texts([template.replace("{c}", name) for name in names for template in templates])
         means.append(prompts.view(len(names), len(templates), -1).mean(dim=1))
     return normalize(torch.cat(means), dim=-1)

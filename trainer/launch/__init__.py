@@ -1,1 +1,1 @@
-"""Before runs start: checked, multiplied, submitted."""
+"""Before runs start: checks, sweeps, submission."""

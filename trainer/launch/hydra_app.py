@@ -1,6 +1,6 @@
-"""`trainer.train` as an application of Hydra: its flags, multirun and sweepers are Hydra's own; a mistake is one line.
+"""`trainer.train` as an application of Hydra: its flags, multirun and sweepers are Hydra's own; each mistake gives one line.
 
-Ours are the defaults of Hydra's settings below, the launchers (trainer.launch.sweep, trainer.launch.submit), and the checks.
+Our own parts: the defaults of Hydra's settings below, the launchers (trainer.launch.sweep, trainer.launch.submit), the checks.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import hydra
-from hydra._internal.utils import get_args_parser  # the parser of @hydra.main: there is no public one
+from hydra._internal.utils import get_args_parser  # the parser of @hydra.main, which has no public counterpart
 from hydra.conf import HelpConf, HydraConf, JobConf, RunDir, SweepDir
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
@@ -26,8 +26,10 @@ from hydra.experimental.callback import Callback
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError
 
-from trainer.config.compose import CONF, check_key, check_one_run, explain, parse_overrides, register_schema, to_config
+from model.paths import expand, user_path
+from trainer.config.compose import CONF, GROUPS, check_key, check_one_run, explain, parse_overrides, register_schema, to_config
 from trainer.config.schema import Config
 from trainer.distributed.environment import launched
 from trainer.errors import UserError, did_you_mean
@@ -35,14 +37,15 @@ from trainer.launch.names import name_after_job, name_in_wandb
 from trainer.launch.slurm_options import PREFIX, SlurmOptions
 from trainer.launch.submit import SlurmLauncher
 from trainer.launch.sweep import PLUGINS, SWEEP_DIR, Ended, LocalLauncher, RunFailed, as_typed
+from trainer.output import reader_may_leave
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
-"""Hydra's variable: set to 1, its front end lets exceptions through instead of printing a traceback of its own."""
+"""Hydra's variable: if it is 1, its front end passes exceptions on instead of printing its own traceback."""
 RUN_DIR = "."
 
 HEADER = """\
 Train a model. Any value below can be overridden: python -m trainer.train model=limoe_s32 train.steps=2000 optim.lr=3e-4
-What each means: docs/configuration.md. Sweeps (-m), experiment files and configurations of your own: docs/sweeps.md.
+Every key is explained in docs/configuration.md; sweeps (-m), experiment files and your own configurations in docs/sweeps.md.
 """
 FOOTER = """\
 run.dry=true checks a run without starting it; --cfg job prints its configuration; -m trains with each of several values.
@@ -51,11 +54,11 @@ run.dry=true checks a run without starting it; --cfg job prints its configuratio
 
 
 class Refused(BaseException):
-    """A UserError, its cause, on its way through Hydra's callbacks, which turn an Exception into a warning."""
+    """Carries a UserError, its cause, through Hydra's callbacks, which would turn an Exception into a warning."""
 
 
 class CheckSettings(Callback):
-    """Refuses settings of Hydra's that cannot mean here what Hydra documents, before anything is written."""
+    """Refuses Hydra settings that cannot work here as documented, before anything is written."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Before a single run."""
@@ -75,10 +78,10 @@ class CheckSettings(Callback):
 
 
 class ConfSearchPath(SearchPathPlugin):
-    """Keeps our groups within reach of a user whose --config-path is a folder of their own."""
+    """Keeps our groups available if --config-path is a folder of the user's own."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Append conf/ where it is not the main folder already."""
+        """Append conf/ unless it is the main folder already."""
         if all(element.path != str(CONF) for element in search_path.get_path()):
             search_path.append("limoe", f"file://{CONF}")
 
@@ -86,19 +89,19 @@ class ConfSearchPath(SearchPathPlugin):
 class App:
     """What Hydra runs: one training in this process. `-m` makes our launchers start this program again for each run."""
 
-    __module__ = "trainer.train"  # what Hydra takes for the place of the application
+    __module__ = "trainer.train"  # where Hydra believes the application to be
 
     def __init__(self, run: Callable[[Config], object], flags: list[str]) -> None:
-        """run: trains and raises SystemExit with its code; flags: those that say where the configuration is."""
+        """run: trains and raises SystemExit with its code; flags: the ones that say where the configuration is."""
         self._run = run
         self.flags = flags
         self.code = 0
         self.started = self.failed = 0  # runs of a sweep
         self.problem: Exception | None = None
-        self.undo: Callable[[], None] | None = None  # removes what a sweep has written that does not begin
+        self.undo: Callable[[], None] | None = None  # removes what was written for a sweep that does not start
 
     def __call__(self, values: DictConfig) -> None:
-        """Train. Hydra would report an exception in its own way: it is kept for `run_app`, and so is the exit code."""
+        """Train. Keeps an exception, which Hydra would report in its own way, and the exit code for `run_app`."""
         os.environ.pop(FULL_ERROR, None)
         try:
             config = to_config(values)
@@ -112,26 +115,26 @@ class App:
             self.code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
 
     def sweep_code(self) -> int:
-        """0 when no run of a sweep has failed; else says so."""
+        """0 if no run of a sweep has failed; otherwise prints how many and returns 1."""
         if self.failed:
             print(f"error: {self.failed} of {self.started} runs failed, see above", file=sys.stderr, flush=True)
         return int(self.failed > 0)
 
 
 def run_app(arguments: list[str], run: Callable[[Config], object]) -> int:
-    """What a command line asks of Hydra: one run, a sweep, or to be told something. Returns the exit code.
+    """Do what a command line asks of Hydra: one run, a sweep, or help. Returns the exit code.
 
-    Raises UserError, one line, for every mistake in it.
+    Raises UserError, with one line, for any mistake in it.
     """
     given = parse_arguments(arguments)
     if not given.shell_completion and given.experimental_rerun is None:
         given.overrides = [override.input_line for override in _check_overrides(given)]
     register()
     app = App(run, _flags(given, "config_path", "config_name", "config_dir"))
-    sys.argv[1:] = [*_flags(given), *given.overrides]  # Hydra wants overrides in one piece, whatever stands between them
+    sys.argv[1:] = [*_flags(given), *given.overrides]  # Hydra needs all overrides together, with nothing between them
     main = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(app)
     try:
-        with _exceptions_let_through():
+        with _exceptions_let_through(), reader_may_leave():
             main()
     except Refused as refused:
         raise refused.__cause__ or refused from None
@@ -139,7 +142,7 @@ def run_app(arguments: list[str], run: Callable[[Config], object]) -> int:
         return ended.code
     except RunFailed as problem:  # for the sweeper, a reason to end the sweep
         print(f"error: {problem}", file=sys.stderr, flush=True)
-    except SystemExit as ended:  # --help and its like; --package that there is not
+    except SystemExit as ended:  # --help and the like; an unknown --package
         return 2 if ended.code else 0
     except Exception as problem:
         if isinstance(problem, UserError) or os.environ.get(FULL_ERROR) == "1":
@@ -156,10 +159,10 @@ def run_app(arguments: list[str], run: Callable[[Config], object]) -> int:
 
 
 def register() -> None:
-    """Make known to Hydra: names and types of the configuration, what is ours among its settings, our launchers, conf/."""
+    """Register with Hydra: names and types of the configuration, our settings and launchers, and conf/."""
     register_schema()
     plugins, store = Plugins.instance(), ConfigStore.instance()
-    # Hydra starts launchers by their names, and only in its package for plugins, which there is not where none is installed.
+    # Hydra starts launchers by name, and only from its package for plugins, which does not exist if none is installed.
     package = sys.modules.setdefault(PLUGINS.partition(".")[0], ModuleType(PLUGINS.partition(".")[0]))
     module = sys.modules[PLUGINS] = ModuleType(PLUGINS)
     setattr(package, PLUGINS.partition(".")[2], module)
@@ -173,7 +176,7 @@ def register() -> None:
 
 
 def _settings() -> HydraConf:
-    """Hydra's settings as they are here for every primary configuration, a user's own too."""
+    """Hydra's settings here, for every primary configuration, including a user's own."""
     settings = HydraConf(
         run=RunDir(dir=RUN_DIR),
         sweep=SweepDir(*SWEEP_DIR),
@@ -189,7 +192,7 @@ def _settings() -> HydraConf:
 
 
 def parse_arguments(arguments: list[str]) -> Namespace:
-    """Hydra's flags and the overrides, in any order. Raises UserError for a flag that there is not or that lacks its value."""
+    """Hydra's flags and the overrides, in any order. Raises UserError for an unknown flag or one without its value."""
     parser = get_args_parser()
     parser.exit_on_error = False
     try:
@@ -199,14 +202,17 @@ def parse_arguments(arguments: list[str]) -> Namespace:
     if others:
         known = [flag for action in parser._actions for flag in action.option_strings]
         raise UserError(f"there is no flag {others[0]}{did_you_mean(others[0], known)}; --hydra-help lists them")
+    if given.config_dir:
+        given.config_dir = expand(given.config_dir, "--config-dir")
     if given.config_path and "://" not in given.config_path:
-        here = Path(given.config_path).expanduser().resolve()  # else Hydra looks beside train.py, where nobody has a folder
+        # Otherwise Hydra looks next to train.py, where users have no folder.
+        here = user_path(given.config_path, "--config-path").resolve()
         given.config_path = str(here) if here.is_dir() else given.config_path
     return given
 
 
 def _flags(given: Namespace, *names: str) -> list[str]:
-    """The flags as a command line has them; only the named ones, where any are."""
+    """The flags as typed on a command line; only the named ones, if any are named."""
     flags = []
     for name, value in vars(given).items():
         if name != "overrides" and value not in (None, False) and (not names or name in names):
@@ -215,34 +221,33 @@ def _flags(given: Namespace, *names: str) -> list[str]:
 
 
 def _check_overrides(given: Namespace) -> list[Override]:
-    """The overrides, each one of a key that there is, and for one run only values for one."""
+    """The overrides; checks that their keys exist and, for a single run, that each gives a single value."""
     overrides = parse_overrides(given.overrides)
     sweep = given.multirun or any(each.key_or_group == "hydra.mode" and str(each.value()) == "MULTIRUN" for each in overrides)
     folders = [CONF, *([Path(given.config_dir)] if given.config_dir else [])]
     elsewhere = given.config_path or given.config_name or any(each.key_or_group == "hydra.searchpath" for each in overrides)
     for override in overrides:
         is_group = any((folder / override.key_or_group).is_dir() for folder in folders)
-        if not elsewhere and not is_group:
+        if override.key_or_group in GROUPS or not (elsewhere or is_group):
             check_key(override)
         if not sweep and not given.hydra_help:
             check_one_run(override)
         elif override.is_hydra_override() and override.is_sweep_override():
             raise UserError(
-                f"'{override.input_line}': every run of a sweep is started in the same way: "
-                f"give {override.key_or_group} one value"
+                f"'{override.input_line}': all runs of a sweep start in the same way: give {override.key_or_group} a single value"
             )
     return overrides
 
 
 def _check_settings(settings: DictConfig) -> None:
-    """Raises UserError for what would be done twice or not at all: a run has one directory, one log, one working folder."""
+    """Raises UserError for settings that would have no effect, or a double one: a run has one directory and one log."""
     raw = OmegaConf.to_container(settings.run, resolve=False)
     if raw != {"dir": RUN_DIR}:
-        raise UserError("hydra.run.dir is not used here: run.dir is the directory of a run, as in run.dir=/scratch/me/first")
+        raise UserError("hydra.run.dir is not used here: the directory of a run is run.dir, as in run.dir=/scratch/me/first")
     if settings.output_subdir is not None:
         raise UserError("hydra.output_subdir is not used here: a run's configuration is config.yaml in its run.dir; leave it out")
     if settings.job.chdir:
-        raise UserError("hydra.job.chdir=true is not possible here: paths are those of the folder where the command is typed")
+        raise UserError("hydra.job.chdir=true is not possible here: paths are relative to the folder where the command is typed")
     choice = settings.runtime.choices.get("hydra/job_logging")
     if choice != "none":
         raise UserError(
@@ -253,15 +258,15 @@ def _check_settings(settings: DictConfig) -> None:
 def _check_sweep(settings: DictConfig) -> None:
     if launched():
         raise UserError(
-            "-m starts a process of its own for each run, which torchrun and srun do not allow: start the runs one by one "
+            "-m starts a separate process for each run, which is not possible under torchrun or srun: start the runs one by one "
             "(for lr in 1e-3 3e-4; do torchrun … -m trainer.train optim.lr=$lr run.name=lr-$lr; done)"
         )
     target = str(settings.launcher.get("_target_")) if settings.launcher else "null"
     if not target.startswith(f"{PLUGINS}."):
         name = settings.runtime.choices.get("hydra/launcher")
         raise UserError(
-            f"hydra/launcher={name} cannot be used: it would start runs that nobody has checked, in processes that training "
-            f"leaves unfit for the next; choose local (one after the other) or slurm (a job array)"
+            f"hydra/launcher={name} cannot be used: it would start unchecked runs, in processes that cannot be reused after "
+            f"training; choose local (one after the other) or slurm (a job array)"
         )
 
 
@@ -270,7 +275,7 @@ def _explain(problem: Exception) -> str:
     key = getattr(problem.__cause__, "full_key", None) or ""
     if key.startswith(PREFIX) and key.removeprefix(PREFIX) in SlurmOptions.__dataclass_fields__:
         return f"{key} is for SLURM: add hydra/launcher=slurm, or leave it out"
-    if isinstance(problem, (HydraException, OmegaConfBaseException)):
+    if isinstance(problem, (HydraException, OmegaConfBaseException, MarkedYAMLError)):
         return line
     return f"{line} ({type(problem).__name__}; {FULL_ERROR}=1 before the command shows where)"
 
@@ -288,7 +293,7 @@ def _exceptions_let_through() -> Iterator[None]:
 
 
 def _is_ours(problem: Exception) -> bool:
-    """Whether an error was raised in what Hydra has called of ours, and not in Hydra or in one of its plugins."""
+    """Whether an error was raised in our code called by Hydra, and not in Hydra or one of its plugins."""
     frames, step = [], problem.__traceback__
     while step:
         frames.append(step.tb_frame.f_globals.get("__name__", ""))

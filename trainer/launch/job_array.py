@@ -1,6 +1,6 @@
-"""The runs of a job array: a file with a JSON list of overrides a line, of which each task takes its own by `@FILE`.
+"""The runs of a job array: a file with one JSON list of overrides per line, from which each task reads its own with `@FILE`.
 
-So nothing is quoted for a shell on its way through sbatch, and every task is the same command.
+So nothing needs quoting for a shell on its way through sbatch, and every task runs the same command.
 """
 
 import json
@@ -16,7 +16,7 @@ def write_runs(path: Path, runs: list[list[str]]) -> None:
 
 
 def read_array_line(arguments: list[str]) -> list[str]:
-    """A command line in which `@FILE` has become the overrides that the file holds for this task of a job array."""
+    """A command line with `@FILE` replaced by the file's overrides for this task of a job array."""
     expanded = []
     for argument in arguments:
         expanded += _line_of(Path(argument[1:])) if argument.startswith("@") else [argument]
@@ -27,15 +27,13 @@ def _line_of(path: Path) -> list[str]:
     task = array_task_from_environment()
     if task is None:
         raise UserError(
-            f"@{path} holds the runs of a SLURM job array, and this is no task of one: sbatch --array=INDEX says which"
+            f"@{path} lists the runs of a SLURM job array, but this process is not in one: sbatch --array=INDEX chooses the run"
         )
     try:
         lines = path.read_text().splitlines()
         overrides = json.loads(lines[task])
     except IndexError:
-        raise UserError(
-            f"@{path} holds {len(lines)} runs, numbered from 0: there is none for task {task} of the job array"
-        ) from None
+        raise UserError(f"@{path} lists {len(lines)} runs, numbered from 0: none for task {task} of the job array") from None
     except (OSError, ValueError) as problem:
-        raise UserError(f"@{path} cannot be read ({problem}): it should hold a JSON list of overrides a line") from problem
+        raise UserError(f"@{path} cannot be read ({problem}): it must contain one JSON list of overrides per line") from problem
     return [str(override) for override in overrides]

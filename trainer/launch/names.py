@@ -1,4 +1,4 @@
-"""A directory of its own for each run: of a sweep by what differs, in a job by the job's id."""
+"""A separate directory for each run: in a sweep named after what differs, in a job after the job's id."""
 
 import os
 import re
@@ -9,16 +9,16 @@ from trainer.config.schema import Config
 from trainer.errors import UserError
 
 LONGEST = 80
-"""Characters of a suffix; runs that would need more are numbered."""
+"""Most characters of a suffix; runs that would need more are numbered."""
 
 
 def is_named(overrides: Sequence[str]) -> bool:
-    """Whether the user says what a run is called or where it lies."""
+    """Whether the user has given a run's name or directory."""
     return any(override.lstrip("+").startswith(("run.name=", "run.dir=")) for override in overrides)
 
 
 def name_after_job(config: Config, overrides: Sequence[str]) -> None:
-    """Inside a job, let a run that its user has not named carry the job's id: no other job shares it, and a requeue keeps it."""
+    """Inside a job, add the job's id to a run without a name of its own: no other job shares it, and a requeue keeps it."""
     job = os.environ.get("SLURM_JOB_ID")
     if job is None or is_named(overrides) or config.run.dir != f"runs/{config.run.name}":
         return
@@ -27,25 +27,25 @@ def name_after_job(config: Config, overrides: Sequence[str]) -> None:
 
 
 def name_in_wandb(config: Config, overrides: Sequence[str]) -> None:
-    """Let a run.name that was typed be the run's name in W&B too, whatever WANDB_NAME says."""
+    """Use a run.name that the user gave as the name in W&B too, regardless of WANDB_NAME."""
     if config.log.name is None and any(override.lstrip("+").startswith("run.name=") for override in overrides):
         config.log.name = config.run.name
 
 
 def check_directories(configs: Sequence[Config]) -> None:
-    """Raise UserError when two runs would write into the same directory, as they do when run.dir is one for all."""
+    """Raise UserError when two runs would write into the same directory, as with a fixed run.dir."""
     shared, times = Counter(config.run.dir for config in configs).most_common(1)[0]
     if times > 1:
         raise UserError(
             f"{times} runs of this sweep would share run.dir={shared}: leave run.dir out, "
-            f"or let it tell what differs, as in 'run.dir=/x/lr-${{optim.lr}}' (in single quotes)"
+            f"or include what differs in it, as in 'run.dir=/x/lr-${{optim.lr}}' (in single quotes)"
         )
 
 
 def suffixes(own: Sequence[Sequence[str]], first: int = 0) -> list[str]:
-    """A short text for each run by the overrides that are its own: `lr-0.001`.
+    """A short text for each run from its own overrides: `lr-0.001`.
 
-    Where those would be alike or too long it is the run's number in the sweep, in which the first of these runs has `first`.
+    If those would be equal or too long, the run's number in the sweep, where the first of these runs has number `first`.
     """
     leaves = Counter(_leaf(override) for override in own[0])
     texts = ["-".join(_readable(override, leaves) for override in run) for run in own]
@@ -55,7 +55,7 @@ def suffixes(own: Sequence[Sequence[str]], first: int = 0) -> list[str]:
 
 
 def _readable(override: str, leaves: Counter[str]) -> str:
-    """`optim.lr=0.001` as `lr-0.001`, or with its whole name where another key ends in the same; for any file system."""
+    """`optim.lr=0.001` as `lr-0.001`, or with the key's full name if another key ends the same way; safe for any file system."""
     key, _, value = override.lstrip("+").partition("=")
     name = _leaf(override) if leaves[_leaf(override)] == 1 else key
     return "-".join(part for part in (_plain(name), _plain(value)) if part)
@@ -70,7 +70,7 @@ def _plain(text: str) -> str:
 
 
 def text_override(key: str, text: str) -> str:
-    """`key=text` as Hydra reads it, whatever the text holds."""
+    """`key=text` as Hydra reads it, whatever the text contains."""
     if re.fullmatch(r"[A-Za-z0-9._/-]+", text):
         return f"{key}={text}"
     escaped = text.replace('"', '\\"')

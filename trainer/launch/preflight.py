@@ -1,8 +1,10 @@
-"""What a run would be, found out in seconds and without a trace: `python -m trainer.train … run.dry=true`.
+"""What a run would be, worked out in seconds and without leaving a trace: `python -m trainer.train … run.dry=true`.
 
-Before a job waits a night in a queue: for the allocation around this process, for WORLD_SIZE processes, or for one.
+For use before a job waits in a queue: for the allocation around this process, for WORLD_SIZE processes, or for one.
 """
 
+import math
+import os
 import shutil
 import sys
 from collections import defaultdict
@@ -53,7 +55,7 @@ class Findings:
     """What is known of a run before it starts.
 
     rows: (what, value) for the table; problems: a line for each thing that would end it; run_dir: where it would write;
-    disk: bytes that its checkpoints will take there beside those that it has.
+    disk: bytes that its new checkpoints will need there.
     """
 
     run_dir: Path
@@ -62,7 +64,7 @@ class Findings:
     disk: int = 0
 
     def attempt(self, check: Callable[[], T]) -> T | None:
-        """What a check gives; None when it raises UserError, whose line is then among the problems."""
+        """The result of a check; None if it raises UserError, whose line then joins the problems."""
         try:
             return check()
         except UserError as problem:
@@ -71,7 +73,7 @@ class Findings:
             return None
 
     def add(self, what: str, value: str) -> None:
-        """Put a row into the table."""
+        """Add a row to the table."""
         self.rows.append((what, value))
 
 
@@ -89,7 +91,7 @@ def dry_run(config: Config) -> int:
     if problems:
         code = print_problems(problems)
         if world is None:
-            print("checked for one process: WORLD_SIZE=N before the command checks for N of them", file=sys.stderr, flush=True)
+            print("checked for one process; to check for N, put WORLD_SIZE=N before the command", file=sys.stderr, flush=True)
         return code
     facts_table(found.rows, f"{config.run.name}: ready to run")
     return 0
@@ -103,7 +105,7 @@ def print_problems(problems: Iterable[str]) -> int:
 
 
 def examine(config: Config, world: int) -> Findings:
-    """Look at everything that a run on `world` processes needs. Starts nothing and writes nothing."""
+    """Check everything that a run on `world` processes needs. Starts nothing and writes nothing."""
     found = Findings(Path(config.run.dir))
     wrong = layout_problems(config, world)
     found.problems += wrong.values()
@@ -112,7 +114,7 @@ def examine(config: Config, world: int) -> Findings:
         found.attempt(lambda: check_time_to_leave(config.parallel.lost_after_seconds, seconds_to_leave_from_environment()))
     progress, weights = _look_at_directory(config, found)
     ep = config.parallel.expert_parallel
-    found.add("processes", f"{world}, the experts spread over groups of {ep}" if ep > 1 else str(world))
+    found.add("processes", f"{world}, with the experts spread over groups of {ep}" if ep > 1 else str(world))
     shards = None
     if "data.kind" not in wrong:
         shards = _look_at_data(config, world if fits else None, progress, found)
@@ -130,7 +132,7 @@ def examine(config: Config, world: int) -> Findings:
 
 
 def space_problems(runs: Iterable[Findings]) -> list[str]:
-    """A line for each file system that has no room for the checkpoints of all these runs together."""
+    """A line for each file system without room for the checkpoints of all these runs together."""
     needed: dict[int, int] = defaultdict(int)
     places: dict[int, Path] = {}
     for run in runs:
@@ -142,14 +144,15 @@ def space_problems(runs: Iterable[Findings]) -> list[str]:
         free = shutil.disk_usage(existing_part(run_dir)).free
         if needed[device] > free:
             problems.append(
-                f"checkpoints need {readable_bytes(needed[device])} (checkpoint.keep, and one more while it is written), but "
-                f"{readable_bytes(free)} are free at {run_dir}: make room, lower checkpoint.keep, or choose another run.dir"
+                f"checkpoints need {readable_bytes(needed[device])} (those kept by checkpoint.keep, keep_every and best, plus one "
+                f"while it is written), but only {readable_bytes(free)} are free in {run_dir}: make room, keep fewer, or choose "
+                f"another run.dir"
             )
     return problems
 
 
 def sweep_problems(own: list[list[str]], found: list[Findings]) -> list[str]:
-    """The lines of all runs, those of single runs with what tells them from the others, and the want of room for all of them."""
+    """The lines of all runs (those of single runs with what distinguishes them), and the lack of space for all of them."""
     met_by: dict[str, list[int]] = {}
     for index, run in enumerate(found):
         for problem in run.problems:
@@ -164,7 +167,7 @@ def sweep_problems(own: list[list[str]], found: list[Findings]) -> list[str]:
 
 
 def _look_at_directory(config: Config, found: Findings) -> tuple[TrainingProgress, Path | None]:
-    """Where the run would begin, and the checkpoint, if any, whose weights it would begin with."""
+    """Where the run would start, and the checkpoint, if any, whose weights it would start with."""
     found.add("run directory", str(found.run_dir))
     checkpoint, initial = found.attempt(partial(inspect_run_directory, config, ALONE)) or (None, None)
     progress = found.attempt(partial(read_progress, checkpoint)) if checkpoint else None
@@ -172,12 +175,12 @@ def _look_at_directory(config: Config, found: Findings) -> tuple[TrainingProgres
         found.add("run", f"new, {config.train.steps} steps" + (f", with the weights of {initial}" if initial else ""))
         return TrainingProgress(), initial
     left = max(0, config.train.steps - progress.step)
-    found.add("run", f"goes on from step {progress.step}, {left or 'no'} steps are left")
+    found.add("run", f"continues from step {progress.step}, {left or 'no'} steps left")
     return progress, checkpoint
 
 
 def _look_at_data(config: Config, world: int | None, progress: TrainingProgress, found: Findings) -> int | None:
-    """How many shards there are, if they are sound. world: None when the layout is wrong: nobody can say who would read what."""
+    """The number of shards, if they are sound. world: None if the layout is wrong, so that it is unknown who would read what."""
     before = len(found.problems)
     written = ""
     if config.data.kind == "shapes":
@@ -185,6 +188,7 @@ def _look_at_data(config: Config, world: int | None, progress: TrainingProgress,
         if folder.is_dir():
             config = with_shapes(config, folder)
         else:
+            found.attempt(partial(_check_writable, folder, f"data.cache={config.data.cache}"))
             written = f", to be written into {folder}"
     shards, training = TRAIN_SHARDS, None
     if not written or config.data.train is not None:
@@ -196,19 +200,27 @@ def _look_at_data(config: Config, world: int | None, progress: TrainingProgress,
         found.attempt(partial(_check_shards, shards, world, progress, config))
     if len(found.problems) > before:
         return None
-    readers = f"{max(1, config.data.workers)} reader{'s' if config.data.workers > 1 else ''} a process"
+    readers = f"{max(1, config.data.workers)} reader{'s' if config.data.workers > 1 else ''} per process"
     found.add("training data", f"{shards} shards, {readers}{written}")
     if training:
         found.add("  data.train", training.told())
-    found.add("evaluation data", "the same data set's own" if written else _evaluation(config, evaluation))
+    found.add("evaluation data", "from the same data set" if written else _evaluation(config, evaluation))
     for shown in evaluation:
         if shown is not None:
             found.add(f"  {shown.what}", shown.told())
     return shards
 
 
+def _check_writable(folder: Path, asked: str) -> None:
+    """Raise UserError where a folder cannot be made."""
+    place = existing_part(folder)
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        why = "not a folder" if not place.is_dir() else "not for us to write"
+        raise UserError(f"{asked}: the embedded data set cannot be written there ({place} is {why}): choose another data.cache")
+
+
 def _check_shards(shards: int, world: int, progress: TrainingProgress, config: Config) -> None:
-    """Raise UserError when the processes cannot share so many shards and the batch."""
+    """Raise UserError when the processes cannot share the shards and the batch."""
     data = replace(config.data, streams=config.data.streams or progress.streams)
     check_reading(data, shards, config.train.batch_size // config.train.accumulate, world)
 
@@ -225,7 +237,7 @@ def _evaluation(config: Config, found: Sequence[Shards | None]) -> str:
 
 
 def _look_at_tokenizer(config: Config, progress: TrainingProgress, weights: Path | None, found: Findings) -> None:
-    """A resume keeps the tokenizer of its checkpoint; a new run has that of data.tokenizer, or of the weights it starts with."""
+    """A resume keeps its checkpoint's tokenizer; a new run takes data.tokenizer, or that of the weights it starts with."""
     given = config.data.tokenizer if progress.step == 0 else None
     if given:
         path = Path(given)
@@ -249,28 +261,33 @@ def _look_at_architecture(config: Config, weights: Path | None, found: Findings)
 
 
 def _look_at_disk(config: Config, found: Findings) -> None:
-    """One checkpoint more than are kept lies there while it is written."""
-    size = checkpoint_bytes(config)
+    """While a checkpoint is written, there is one more than are kept, besides the best and those that are kept for good.
+
+    Not counted: one that is written while steps are not finite, which few runs ever do and which ends none without a line.
+    """
+    size, options = checkpoint_bytes(config), config.checkpoint
+    for_good = config.train.steps // math.lcm(options.keep_every, options.every_steps or 1) if options.keep_every else 0
+    at_most = options.keep + (options.best is not None) + for_good
     try:
         kept = len(complete_checkpoints(found.run_dir))
-    except OSError:  # told by _look_at_directory
+    except OSError:  # reported by _look_at_directory
         kept = 0
-    found.disk = size * max(1, config.checkpoint.keep + 1 - kept)
+    found.disk = size * max(1, at_most + 1 - kept)
     free = shutil.disk_usage(existing_part(found.run_dir)).free
-    found.add("checkpoints", f"{config.checkpoint.keep} of {readable_bytes(size)}; {readable_bytes(free)} are free")
+    found.add("checkpoints", f"{at_most} of {readable_bytes(size)}; {readable_bytes(free)} free")
 
 
 def _look_at_device(config: Config, world: int, works: Callable[[Config], None], found: Findings) -> None:
-    """A GPU that is not here may well be in the allocation that a job waits for; inside of one it must be here."""
+    """A GPU that is missing here may be in the allocation that a job waits for; inside an allocation it must be here."""
     told = config.run.gpu_memory_gib
     has = found.attempt(lambda: gpu_memory_gib(told) * 2**30) if told is not None else None
     if config.run.device != "cpu" and not torch.cuda.is_available() and not in_allocation():
         if has:
-            found.add("device", f"cuda, of which there is none here; {readable_bytes(has)} by run.gpu_memory_gib")
+            found.add("device", f"cuda (none on this machine; {readable_bytes(has)} according to run.gpu_memory_gib)")
             _look_at_memory(config, world, has, works, found)
             return
         if config.run.device == "cuda":
-            found.add("device", "cuda, of which there is none here (run.gpu_memory_gib=80 checks whether the run fits one)")
+            found.add("device", "cuda (none on this machine; run.gpu_memory_gib=80 checks whether the run fits)")
             return
     device = found.attempt(partial(choose_device, config.run.device, 0))
     if device is None or device.type != "cuda":
@@ -282,20 +299,20 @@ def _look_at_device(config: Config, world: int, works: Callable[[Config], None],
 
 
 def _look_at_memory(config: Config, world: int, has: float, works: Callable[[Config], None], found: Findings) -> None:
-    """Refuse what does not fit, with a change that does."""
+    """Refuse what does not fit, and name a change that does."""
     needed = needed_bytes(config, world)
     if needed <= has:
         return
     memory = estimate_memory(config, world)
     remedy = find_remedy(config, world, has, works)
     if remedy is None:
-        advice = "no other layout of these processes fits either: take more processes, or a smaller model"
+        advice = "no other layout of these processes fits either: use more processes, or a smaller model"
     else:
-        advice = f"add {' '.join(remedy.overrides)}, which takes about {readable_bytes(remedy.bytes)}"
+        advice = f"add {' '.join(remedy.overrides)}, which needs about {readable_bytes(remedy.bytes)}"
         if any(override.startswith("train.accumulate=") for override in remedy.overrides):
-            advice += " (each micro-batch is a contrastive batch of its own; more processes leave it whole)"
+            advice += " (each micro-batch is then a separate contrastive batch; more processes would keep it whole)"
     found.problems.append(
-        f"a process takes about {readable_bytes(needed)} ({readable_bytes(memory.state)} of weights, gradients and optimizer, "
-        f"{readable_bytes(memory.activations)} of activations for {local_pairs(config, world)} pairs, and CUDA's own), "
+        f"a process needs about {readable_bytes(needed)} ({readable_bytes(memory.state)} of weights, gradients and optimizer, "
+        f"{readable_bytes(memory.activations)} of activations for {local_pairs(config, world)} pairs, and CUDA itself), "
         f"but its GPU has {readable_bytes(has)}: {advice}"
     )

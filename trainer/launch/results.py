@@ -1,4 +1,4 @@
-"""What a run of a sweep came to, read from what it has left behind: the value that a sweeper such as Optuna's asks for."""
+"""The result of a run in a sweep, read from its files: the value that a sweeper such as Optuna's asks for."""
 
 import json
 from pathlib import Path
@@ -14,8 +14,8 @@ Result = float | list[float] | dict[str, float]
 def read_result(config: Config, wanted: str | list[str] | None) -> Result:
     """The value of a run that has ended.
 
-    wanted: a metric, or several, of which the last value is taken; None: checkpoint.best, of which the best is, as of the
-    checkpoint that is kept for it; without one, the last value of every metric by its name.
+    wanted: a metric, or several, for the last value; None: the best value of checkpoint.best, which is that of the checkpoint
+    kept for it; without checkpoint.best, the last value of every metric by its name.
     Raises UserError for a metric that the run has not recorded.
     """
     history = _history(Path(config.run.dir) / METRICS)

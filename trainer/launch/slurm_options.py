@@ -1,4 +1,4 @@
-"""What `hydra/launcher=slurm hydra.launcher.nodes=2 …` asks of SLURM for each run of a sweep."""
+"""What `hydra/launcher=slurm hydra.launcher.nodes=2 …` requests from SLURM for each run of a sweep."""
 
 import os
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ SBATCH_OPTIONS = {
     "qos": "--qos",
 }
 OURS = ("--array", "--output", "--ntasks", "--ntasks-per-node", "--parsable", *SBATCH_OPTIONS.values())
-"""What `additional` may not hold: it would contradict what was checked or printed."""
+"""What `additional` may not contain: it would contradict what was checked or printed."""
 
 
 @dataclass
@@ -47,29 +47,29 @@ class SlurmOptions:
 
     @property
     def tasks(self) -> int:
-        """Processes on each node: one a GPU, unless it is said."""
+        """Processes on each node: one per GPU, unless given."""
         if self.tasks_per_node is not None:
             return self.tasks_per_node
         gpus = self.gpus_per_node or os.environ.get("SBATCH_GPUS_PER_NODE") or "1"
         count = gpus.rpartition(":")[2]  # h100:8
         if not (count.isdigit() and int(count) > 0):
-            raise UserError(f"{PREFIX}gpus_per_node={gpus} should be a number of GPUs, or their kind and number as in h100:8")
+            raise UserError(f"{PREFIX}gpus_per_node={gpus} must be a number of GPUs, or a type and a number, as in h100:8")
         return int(count)
 
     @property
     def world(self) -> int:
-        """Processes of a run."""
+        """Processes per run."""
         return self.nodes * self.tasks
 
     def arguments(self) -> list[str]:
-        """The same for sbatch; what is null is left to sbatch's own variables and defaults."""
+        """The same for sbatch; null values are left to sbatch's own variables and defaults."""
         given = {name: getattr(self, name) for name in SBATCH_OPTIONS}
         options = [f"{SBATCH_OPTIONS[name]}={value}" for name, value in given.items() if value is not None]
         return [*options, f"--ntasks-per-node={self.tasks}", *self.additional]
 
 
 def read_options(values: Mapping[str, Any]) -> SlurmOptions:
-    """The launcher's configuration, typed. Raises UserError for a key that there is not and for a value that cannot be."""
+    """The launcher's configuration, typed. Raises UserError for an unknown key and for an invalid value."""
     known = [entry.name for entry in fields(SlurmOptions)]
     for name in values:
         if name not in known:
@@ -86,5 +86,5 @@ def read_options(values: Mapping[str, Any]) -> SlurmOptions:
             raise UserError(f"{PREFIX}{name}={number} must be at least 1")
     for option in options.additional:
         if option.partition("=")[0] in OURS:
-            raise UserError(f"{PREFIX}additional: {option} is decided by the sweep itself; its keys are {', '.join(known)}")
+            raise UserError(f"{PREFIX}additional: the sweep sets {option} itself; use its keys: {', '.join(known)}")
     return options

@@ -1,6 +1,6 @@
 """A sweep as one SLURM job array: `python -m trainer.train -m hydra/launcher=slurm optim.lr=1e-4,3e-4,1e-3 …`.
 
-Every run is composed and checked before anything is submitted. All jobs are the same `slurm/train.sbatch @FILE`, of which each
+Every run is composed and checked before anything is submitted. All jobs are the same `slurm/train.sbatch @FILE`, and each
 reads its own line (trainer.launch.job_array).
 """
 
@@ -23,6 +23,7 @@ from trainer.errors import UserError
 from trainer.launch.job_array import write_runs
 from trainer.launch.slurm_options import SlurmOptions, read_options
 from trainer.launch.sweep import PLUGINS, CheckedLauncher, Ended, SweepRun
+from trainer.output import reader_may_leave
 from trainer.reporting.tables import sweep_table
 
 PROJECT = CONF.parent
@@ -32,7 +33,7 @@ POLL_SECONDS = 20.0
 
 
 class SlurmLauncher(CheckedLauncher):
-    """hydra/launcher=slurm: a batch of runs is a job array, each run a job of so many processes."""
+    """hydra/launcher=slurm: a batch of runs is a job array, and each run is one of its jobs."""
 
     __module__ = PLUGINS
 
@@ -46,8 +47,8 @@ class SlurmLauncher(CheckedLauncher):
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         if shutil.which("sbatch") is None:
             raise UserError(
-                "hydra/launcher=slurm needs sbatch, which is not on PATH: start from a machine of the cluster, "
-                "or leave hydra/launcher out to train here, one run after the other"
+                "hydra/launcher=slurm needs sbatch, which is not on PATH: start on a machine of the cluster, "
+                "or leave out hydra/launcher to train here, one run after the other"
             )
         if not SCRIPT.is_file():
             raise UserError(
@@ -58,21 +59,21 @@ class SlurmLauncher(CheckedLauncher):
 
     @property
     def world(self) -> int:
-        """Processes of a run."""
+        """Processes per run."""
         return self._world
 
     @property
     def has_home(self) -> bool:
-        """The sweep's folder has the logs of its jobs, and their runs too."""
+        """Whether runs go into the sweep's folder, next to the logs of its jobs."""
         return True
 
     @property
     def waits(self) -> bool:
-        """Whether the runs' results are waited for."""
+        """Whether the sweep waits for the runs' results."""
         return not self.is_basic if self.slurm.wait is None else self.slurm.wait
 
     def check(self, runs: list[SweepRun]) -> None:
-        """What a dry run checks, for every run."""
+        """Check what a dry run checks, for every run."""
         try:
             super().check(runs)
         except Ended:
@@ -80,16 +81,16 @@ class SlurmLauncher(CheckedLauncher):
             raise
 
     def tell_ready(self, runs: list[SweepRun]) -> None:
-        """Say that runs which are only to be checked can be submitted."""
+        """Print that runs which were only checked can be submitted."""
         title = f"ready: {len(runs)} runs on {self._each()}; nothing is submitted (run.dry=true)"
         sweep_table(title, [(str(run.number), " ".join(run.own), run.config.run.dir, "") for run in runs], [])
 
     def start(self, runs: list[SweepRun]) -> list[JobReturn]:
-        """Submit the runs, print where they lie, and wait for them where somebody asks what they came to.
+        """Submit the runs, print where they are, and wait for them if their results are needed.
 
         Raises UserError when sbatch refuses; then nothing is left behind.
         """
-        # An optimiser may ask for the same run twice at once: one job is enough, and two would meet in its directory.
+        # An optimizer may ask for the same run twice at once: one job is enough, and two would share a directory.
         different = [run for place, run in enumerate(runs) if run.overrides not in [other.overrides for other in runs[:place]]]
         batch = f"-{self.batches}" if self.batches else ""
         self.batches += 1
@@ -115,13 +116,13 @@ class SlurmLauncher(CheckedLauncher):
         from trainer.launch.results import has_ended, read_result
 
         if not has_ended(run.config):
-            line = f"run {run.number + 1} ({' '.join(run.own)}) has not reached its end: see its log"
+            line = f"run {run.number + 1} ({' '.join(run.own)}) has not finished: see its log"
             print(f"error: {line}", file=sys.stderr, flush=True)
             return self.returned(run, line, None)
         return self.returned(run, None, None if self.is_basic else read_result(run.config, self.result))
 
     def _each(self) -> str:
-        from trainer.config.checks import count_processes  # and torch with it, which --help must not wait for
+        from trainer.config.checks import count_processes  # it imports torch, which --help must not wait for
 
         return f"{count_processes(self._world)} each"
 
@@ -133,7 +134,7 @@ class SlurmLauncher(CheckedLauncher):
             write_runs(listed, [run.arguments for run in runs])
         except OSError as problem:
             raise UserError(
-                f"the sweep's folder {self.folder} cannot be written ({problem.strerror}): start in a folder where it can be, "
+                f"the sweep's folder {self.folder} cannot be written ({problem.strerror}): start in another folder, "
                 f"or give another hydra.sweep.dir"
             ) from problem
         done = subprocess.run(command, capture_output=True, text=True, env={"LIMOE_HOME": str(PROJECT), **os.environ})
@@ -143,10 +144,10 @@ class SlurmLauncher(CheckedLauncher):
             said = [line.removeprefix("sbatch: ").removeprefix("error: ").strip() for line in done.stderr.splitlines()]
             raise UserError(f"sbatch refuses the sweep: {'; '.join(filter(None, said)) or f'exit code {done.returncode}'}")
         print(done.stderr, end="", file=sys.stderr, flush=True)  # warnings
-        return done.stdout.strip().partition(";")[0]  # and the cluster's name, where there are several
+        return done.stdout.strip().partition(";")[0]  # followed by the cluster's name, if there are several
 
     def _arguments(self, listed: Path, batch: str) -> list[str]:
-        """What sbatch gets for a whole batch and for a single run of it alike."""
+        """sbatch's arguments, the same for a whole batch and for a single run of it."""
         return [f"--output={self._log(batch, '%a')}", *self.slurm.arguments(), str(_from_here(SCRIPT)), f"@{listed}"]
 
     def _log(self, batch: str, index: str) -> str:
@@ -154,13 +155,14 @@ class SlurmLauncher(CheckedLauncher):
 
 
 def _wait_for(job: str) -> None:
-    """Until SLURM knows of no job of the array any more; one that is requeued it still knows."""
-    print(f"waiting for job array {job}: Ctrl-C ends the sweep, not its jobs", flush=True)
+    """Wait until SLURM no longer knows any job of the array; it still knows a requeued one."""
+    with reader_may_leave():
+        print(f"waiting for job array {job}: Ctrl-C ends the sweep, not its jobs")
     try:
         while subprocess.run(["squeue", "--noheader", "--jobs", job], capture_output=True, text=True).stdout.strip():
             time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
-        print(f"interrupted: the jobs of {job} go on; scancel {job} ends them", file=sys.stderr, flush=True)
+        print(f"interrupted: the jobs of {job} continue; scancel {job} ends them", file=sys.stderr, flush=True)
         raise Ended(EXIT_INTERRUPTED) from None
 
 

@@ -1,6 +1,6 @@
-"""Several runs: `python -m trainer.train -m optim.lr=1e-3,3e-4`. Hydra's sweeper says which; here they are checked and started.
+"""Several runs: `python -m trainer.train -m optim.lr=1e-3,3e-4`. Hydra's sweeper chooses them; here they are checked and started.
 
-Each run has a process of its own: what a training leaves in a process (groups, handlers, memory) would meet the next one.
+Each run has its own process: what training leaves in a process (groups, handlers, memory) would disturb the next run.
 """
 
 import logging
@@ -28,16 +28,18 @@ from trainer.config.schema import Config, RunConfig
 from trainer.distributed.signals import EXIT_INTERRUPTED, EXIT_STOPPED, SIGNALS
 from trainer.errors import UserError, did_you_mean
 from trainer.launch.names import check_directories, is_named, suffixes, text_override
+from trainer.output import reader_may_leave
 from trainer.reporting.log_lines import log_to_terminal
 
 if TYPE_CHECKING:
     from trainer.launch.results import Result
 
+_log = logging.getLogger(__name__)
 PLUGINS = "hydra_plugins.limoe"
-"""Hydra starts launchers of its package for plugins alone; ours are registered at run time under a name in it."""
+"""Hydra only starts launchers from its package for plugins; ours are registered at run time under a name in it."""
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 OPTIMISERS = ("hydra_optuna_sweeper", "hydra_ax_sweeper", "hydra_nevergrad_sweeper", "hydra_orion_sweeper")
-"""Packages of sweepers whose next runs depend on what the runs before came to."""
+"""Packages of sweepers whose next runs depend on the results of earlier ones."""
 MULTIRUN = "multirun.yaml"
 """What Hydra's sweepers write into hydra.sweep.dir."""
 OF_A_SWEEP = ("hydra.mode", "hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep")
@@ -47,7 +49,7 @@ SWEEP_DIR = ("runs/sweeps/${now:%y%m%d-%H%M%S-%f}", "${run.name}")
 
 
 class Ended(BaseException):
-    """The sweep is over whatever its sweeper still had in mind: refused, only checked, or stopped. `code`: the exit code."""
+    """The sweep is over, whatever its sweeper still had planned: refused, only checked, or stopped. `code`: the exit code."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -55,15 +57,15 @@ class Ended(BaseException):
 
 
 class RunFailed(Exception):
-    """What a sweeper gets in place of the result of a run that failed."""
+    """What a sweeper gets instead of the result of a failed run."""
 
 
 @dataclass(frozen=True)
 class SweepRun:
     """One run of a sweep.
 
-    number: in the sweep, from 0; own: the overrides that tell it from the others; overrides: all of them; settings: Hydra's
-    overrides and flags that the run's own process needs; config: what they come to.
+    number: in the sweep, from 0; own: the overrides that distinguish it; overrides: all of them; settings: Hydra's
+    overrides and flags that the run's own process needs; config: the resulting configuration.
     """
 
     number: int
@@ -82,11 +84,11 @@ class CheckedLauncher(Launcher):
     """Names the runs of a batch, and checks all of them as a dry run does, before it starts any. A sweeper calls it."""
 
     def __init__(self, **options: Any) -> None:
-        """options: of conf/hydra/launcher/, looked at in `setup`, for Hydra hides errors that are raised here."""
+        """options: of conf/hydra/launcher/, checked in `setup`, because Hydra hides errors that are raised here."""
         self.options = options
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Hydra's call before the sweep. Raises UserError for options that cannot be."""
+        """Hydra's call before the sweep. Raises UserError for invalid options."""
         from trainer.launch.hydra_app import App
 
         assert isinstance(task_function, App)
@@ -106,7 +108,7 @@ class CheckedLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         """Check the runs of a batch and start them; their results in the same order.
 
-        Raises Ended when one of them cannot be, when they are only to be checked, or when one was stopped.
+        Raises Ended when one of them is impossible, when they are only checked, or when one was stopped.
         """
         if not job_overrides:
             raise UserError(f"this sweep has no runs: nothing matches {' '.join(as_typed(self.config.hydra.overrides.task))}")
@@ -117,20 +119,21 @@ class CheckedLauncher(Launcher):
             self.tell_ready(runs)
             raise Ended(0)
         self.app.undo = None
+        forget_wandb_run()
         self.folder.mkdir(parents=True, exist_ok=True)  # where sweepers other than Hydra's own write what they found
         return self.start(runs)
 
     @property
     @abstractmethod
     def world(self) -> int:
-        """Processes of a run."""
+        """Processes per run."""
 
     @abstractmethod
     def start(self, runs: list[SweepRun]) -> list[JobReturn]:
         """Start the runs of a batch, which have been checked."""
 
     def prepare(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[SweepRun]:
-        """The runs of a batch, each with a directory that no other has. Raises UserError where that cannot be.
+        """The runs of a batch, each with its own directory. Raises UserError if that is impossible.
 
         Runs whose directories differ already keep them; else what differs is added to run.name: `limoe-lr-0.001`. first: the
         number of the first of them in the sweep.
@@ -147,7 +150,7 @@ class CheckedLauncher(Launcher):
         if self._needs_names(jobs, own, configs):
             names = [f"{name}-{text}" if text else name for name, text in zip(names, suffixes(own, first), strict=True)]
         if names != [config.run.name for config in configs] or not is_user_s:
-            # Said even where it is no news, lest the id of a job around the sweep be added to it.
+            # Given even if it is unchanged, so that the id of a job around the sweep is not added to it.
             jobs = [[*job, text_override("run.name", name)] for job, name in zip(jobs, names, strict=True)]
         if self.has_home and not is_user_s:
             folders = [self.compose(job, number)[1] for job, number in zip(jobs, numbers, strict=True)]
@@ -170,7 +173,7 @@ class CheckedLauncher(Launcher):
 
     @property
     def has_home(self) -> bool:
-        """Whether runs that their user has not named lie below hydra.sweep.dir: when it, or its subdir, is the user's."""
+        """Whether runs without a user's name go below hydra.sweep.dir: if the user has set it, or its subdir."""
         return (self._raw("hydra", "sweep", "dir"), self._raw("hydra", "sweep", "subdir")) != SWEEP_DIR
 
     def check(self, runs: list[SweepRun]) -> None:
@@ -184,36 +187,37 @@ class CheckedLauncher(Launcher):
             raise Ended(print_problems(problems))
 
     def check_result(self, config: Config) -> None:
-        """Raise UserError when the sweeper would learn nothing from a run, or look for the worst of them."""
+        """Raise UserError when the sweeper would learn nothing from a run, or look for the worst one."""
         target = str(self.config.hydra.sweeper.get("_target_"))
         if self.result is not None or not any(name in target for name in OPTIMISERS):
             return
         name, best = self.config.hydra.runtime.choices.get("hydra/sweeper"), config.checkpoint.best
         if best is None:
             raise UserError(
-                f"hydra/sweeper={name} needs a value of each run: checkpoint.best=eval/zeroshot/top1 (or another metric) "
-                f"takes the best of one, hydra.launcher.result=NAME the last, and hydra.launcher.result=[A,B] of several"
+                f"hydra/sweeper={name} needs a value from each run: checkpoint.best=eval/zeroshot/top1 (or another metric) "
+                f"gives the best value, hydra.launcher.result=NAME the last one, hydra.launcher.result=[A,B] several"
             )
         direction = self.config.hydra.sweeper.get("direction")
         direction = getattr(direction, "name", direction)
         if isinstance(direction, str) and not direction.startswith(config.checkpoint.best_mode):
             raise UserError(
-                f"hydra.sweeper.direction={direction} would look for the worst {best}, of which checkpoint.best_mode="
-                f"{config.checkpoint.best_mode} is the best: hydra.sweeper.direction={config.checkpoint.best_mode}imize"
+                f"hydra.sweeper.direction={direction} would look for the worst {best}, because checkpoint.best_mode="
+                f"{config.checkpoint.best_mode}: use hydra.sweeper.direction={config.checkpoint.best_mode}imize"
             )
 
     def tell_ready(self, runs: list[SweepRun]) -> None:
-        """Say that runs which are only to be checked can be started."""
+        """Print that runs which were only checked can be started."""
         for run in runs:
-            print(f"run {run.number + 1}: {' '.join(run.own)} in {run.config.run.dir}: ready to run", flush=True)
+            with reader_may_leave():
+                print(f"run {run.number + 1}: {' '.join(run.own)} in {run.config.run.dir}: ready to run")
 
     def returned(self, run: SweepRun, problem: str | None, result: "Result | None") -> JobReturn:
-        """What the sweeper gets of a run: its result, or the problem if it failed."""
+        """What the sweeper gets from a run: its result, or the problem if it failed."""
         self.app.started += 1
         self.app.failed += problem is not None
-        failed = problem is not None and not self.is_basic  # Hydra's own would leave out the batches that are left
+        failed = problem is not None and not self.is_basic  # Hydra's own would skip the remaining batches
         return JobReturn(
-            overrides=run.own,  # Hydra prints them beside a failure
+            overrides=run.own,  # Hydra prints them next to a failure
             working_dir=run.config.run.dir,
             task_name="train",
             status=JobStatus.FAILED if failed else JobStatus.COMPLETED,
@@ -221,16 +225,16 @@ class CheckedLauncher(Launcher):
         )
 
     def _as_typed(self, override: Override) -> tuple[str, str]:
-        """(key, override); what the command line fixes as it was typed: sweepers lose quotes, and make None of null."""
+        """(key, override), as typed for what the command line fixes: sweepers lose quotes, and turn null into None."""
         key = _key(override)
         return key, self._fixed.get(key, str(override.input_line))
 
     def _needs_names(self, jobs: list[list[str]], own: list[list[str]], configs: list[Config]) -> bool:
-        """Whether the user's own names, if any, do not tell the runs apart."""
+        """Whether the user's own names, if any, do not distinguish the runs."""
         directories = {tuple(job): config.run.dir for job, config in zip(jobs, configs, strict=True)}
         if len(directories) > 1:
             return len(set(directories.values())) < len(directories)
-        # A batch of one, as an optimiser asks for: does the name tell what differs from the other batches?
+        # A batch of one, as an optimizer asks for: does the name show what differs from the other batches?
         told = [self._raw("run", "name"), self._raw("run", "dir").replace("${run.name}", "")]
         return any(own) and not is_named(own[0]) and not any("${" in text for text in told)
 
@@ -249,10 +253,11 @@ class CheckedLauncher(Launcher):
             for override in given
             if not any(override.key_or_group == name or override.key_or_group.startswith(f"{name}.") for name in OF_A_SWEEP)
         ]
-        return [*self.app.flags, *kept, f"hydra.job.num={number}", f"hydra.job.id={number}"]
+        # The mode is said even where -m was: an experiment's file may say MULTIRUN, and the run would be the sweep again.
+        return [*self.app.flags, *kept, "hydra.mode=RUN", f"hydra.job.num={number}", f"hydra.job.id={number}"]
 
     def clean_up(self) -> None:
-        """Leave nothing of a sweep that did not begin: its sweeper has written what it was about to do."""
+        """Leave nothing of a sweep that did not start: its sweeper has already written its plan."""
         with suppress(OSError):
             if self.folder in self._made:
                 (self.folder / MULTIRUN).unlink(missing_ok=True)
@@ -261,7 +266,7 @@ class CheckedLauncher(Launcher):
 
 
 class LocalLauncher(CheckedLauncher):
-    """hydra/launcher=local: one run after the other, here. A failure does not keep the others from their turn."""
+    """hydra/launcher=local: one run after the other, here. The others still run after a failure."""
 
     __module__ = PLUGINS
 
@@ -275,15 +280,16 @@ class LocalLauncher(CheckedLauncher):
 
     @property
     def world(self) -> int:
-        """One process a run."""
+        """One process per run."""
         return 1
 
     def start(self, runs: list[SweepRun]) -> list[JobReturn]:
-        """Train one after the other. A stop ends the sweep, and the same command goes on."""
+        """Train one after the other. A stop ends the sweep, and the same command continues it."""
         returns = []
         of = f" of {len(runs)}" if self.is_basic and len(runs) > runs[-1].number else ""
         for run in runs:
-            print(f"run {run.number + 1}{of}: {' '.join(run.own)} in {run.config.run.dir}", flush=True)
+            with reader_may_leave():
+                print(f"run {run.number + 1}{of}: {' '.join(run.own)} in {run.config.run.dir}")
             code = train(run.arguments)
             if code in (EXIT_STOPPED, EXIT_INTERRUPTED):
                 raise Ended(code)
@@ -296,6 +302,13 @@ class LocalLauncher(CheckedLauncher):
         if code:
             return self.returned(run, f"run {run.number + 1} ({' '.join(run.own)}) failed with exit code {code}", None)
         return self.returned(run, None, None if self.is_basic else read_result(run.config, self.result))
+
+
+def forget_wandb_run() -> None:
+    """Keep one W&B run around a sweep from becoming that of all its runs, here and in the jobs that inherit our environment."""
+    run_id = os.environ.pop("WANDB_RUN_ID", None)
+    if run_id:
+        _log.warning("WANDB_RUN_ID=%s is not heeded: each run of a sweep is a W&B run of its own", run_id)
 
 
 def train(arguments: list[str]) -> int:

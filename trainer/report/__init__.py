@@ -1,1 +1,1 @@
-"""What finished runs show together: tables with mean, spread and number of seeds, and plots. Reads files; trains nothing."""
+"""Results of several finished runs: tables with mean, spread and number of seeds, and plots. Reads files; trains nothing."""

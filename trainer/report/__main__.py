@@ -19,21 +19,21 @@ from trainer.report.tables import TABLE_METRICS, results_table, runs_table
 from trainer.reporting.log_lines import log_to_terminal
 
 CURVES = ("routing/success/text", "routing/success/image", "eval/zeroshot/top1", "train/loss_contrastive")
-"""What is drawn over the steps, where any run has it."""
+"""What is plotted over the steps, if any run has it."""
 RESULTS = "results.md"
 EXTRA = 'pip install "limoe-trainer[report]"'
 
 COMMAND = Command(
     "trainer.report",
-    "Put finished runs into tables (mean, standard deviation over seeds, number of runs) and plots. Runs that differ in nothing "
-    "but their seed are one row.",
+    "Put finished runs into tables (mean, standard deviation over seeds, number of runs) and plots. Runs that differ only "
+    "in their seed share one row.",
     (
         Argument("runs", "DIR,DIR", "run directories, or folders that contain some, such as a sweep's", required=True),
         Argument("output", "DIR", f"where {RESULTS} and the plots go (default: the table is only printed)"),
         Argument("metrics", "A,B", "the columns of the table"),
-        Argument("by", "KEY,KEY", "the keys that tell settings apart (default: all that differ)"),
+        Argument("by", "KEY,KEY", "the keys that distinguish settings (default: all that differ)"),
         Argument("against", "KEY", "a key with numbers: the metrics are plotted against it as well"),
-        Argument("last", "STEPS", "a metric of training is the mean over so many last steps (default: 100)"),
+        Argument("last", "STEPS", "training metrics are means over this many last steps (default: 100)"),
         Argument("title", "TEXT", "heading of the page"),
     ),
     word="runs",
@@ -42,7 +42,7 @@ COMMAND = Command(
 
 @dataclass(frozen=True)
 class Report:
-    """What a command line asks for. runs: the finished ones, a group a setting."""
+    """What a command line asks for. runs: the finished ones, one group per setting."""
 
     groups: list[Group]
     metrics: list[str]
@@ -53,7 +53,7 @@ class Report:
 
 
 def read_arguments(arguments: list[str]) -> Report:
-    """What a command line means. Raises UserError for what is missing or mistyped, and where there is no finished run."""
+    """What a command line means. Raises UserError for what is missing or mistyped, and if there is no finished run."""
     words = [argument for argument in arguments if "=" not in argument and not argument.startswith("-")]
     others = [argument for argument in arguments if argument not in words]
     values = COMMAND.read([*([f"runs={','.join(words)}"] if words else []), *others]).values
@@ -63,29 +63,29 @@ def read_arguments(arguments: list[str]) -> Report:
     metrics = values["metrics"].split(",") if "metrics" in values else [name for name in TABLE_METRICS if name in known]
     for name in metrics:
         if name not in known:
-            raise UserError(f"metrics={name}: no run has recorded it{did_you_mean(name, known)}")
+            raise UserError(f"metrics={name}: no run has recorded this metric{did_you_mean(name, known)}")
     against = values.get("against")
     if against is not None:
         _check_numbers(against, groups)
     last = values.get("last", "100")
     if not (last.isdigit() and int(last) > 0):
-        raise UserError(f"last={last} should be a number of steps, at least 1")
+        raise UserError(f"last={last} must be a number of steps, at least 1")
     output = user_path(values["output"], "output") if "output" in values else None
     if output is not None and importlib.util.find_spec("matplotlib") is None:
-        raise UserError(f"plots need matplotlib: {EXTRA}; or leave output= out, and the table is printed")
+        raise UserError(f"plots need matplotlib: {EXTRA}; or leave out output=, and only the table is printed")
     return Report(groups, metrics, int(last), against, values.get("title", "Results"), output)
 
 
 def _finished(runs: Sequence[RunRecord]) -> list[RunRecord]:
-    """Those that came to their end; the others are named in a warning."""
+    """The runs that are finished; the others are named in a warning."""
     unfinished = [run for run in runs if not run.is_finished]
     for run in unfinished:
         logging.getLogger(__name__).warning(
-            "%s is left out: it is at step %d of %s", run.folder, run.step, run.settings.get("train.steps")
+            "%s is left out: it is only at step %d of %s", run.folder, run.step, run.settings.get("train.steps")
         )
     finished = [run for run in runs if run.is_finished]
     if not finished:
-        raise UserError(f"none of the {len(runs)} runs has come to its last step: let them finish first")
+        raise UserError(f"none of the {len(runs)} runs has reached its last step: let them finish first")
     return finished
 
 
@@ -104,7 +104,7 @@ def page(report: Report, arguments: Sequence[str], plots: Sequence[Path]) -> str
     runs = f"{counts[0]} run{'s' if counts[0] > 1 else ''}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} runs"
     parts = [
         f"# {report.title}",
-        f"Mean ± standard deviation over {runs} of each setting (`n`). Evaluations are the last ones; metrics of training are "
+        f"Mean ± standard deviation over {runs} of each setting (`n`). Evaluations are the last ones; training metrics are "
         f"means over the last {report.last_steps} steps.",
         results_table(report.groups, report.metrics, report.last_steps).rstrip("\n"),
         *(f"![{plot.stem}]({plot.name})" for plot in plots),

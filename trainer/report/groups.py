@@ -1,4 +1,4 @@
-"""Runs that differ in nothing but their seed are one setting, measured several times."""
+"""Runs that differ only in their seed are one setting, measured several times."""
 
 import math
 import statistics
@@ -10,7 +10,7 @@ from trainer.errors import UserError, did_you_mean
 from trainer.report.runs import RunRecord
 
 NOT_SETTINGS = ("seed", "resume", "run.", "log.", "hydra.", "checkpoint.", "model.name", "data.workers", "data.cache")
-"""Keys, or beginnings of keys, that make no other setting: what a run is called, and what it leaves behind."""
+"""Keys, or beginnings of keys, that do not make another setting: a run's name, and what it leaves behind."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Group:
     runs: list[RunRecord]
 
     def statistic(self, metric: str, last_steps: int) -> Statistic | None:
-        """What the runs came to; see RunRecord.final. Runs without the metric do not count."""
+        """The results of the runs; see RunRecord.final. Runs without the metric do not count."""
         values = [run.final(metric, last_steps) for run in self.runs]
         return Statistic.of([value for value in values if value is not None and math.isfinite(value)])
 
     def label(self) -> str:
-        """`priority=gate, aux.load=0`, as short as the keys allow; "all" where nothing differs."""
+        """`priority=gate, aux.load=0`, as short as the keys allow; "all" if nothing differs."""
         named = zip(short_names(self.setting), self.setting.values(), strict=True)
         return ", ".join(f"{name}={shown(value)}" for name, value in named) or "all"
 
@@ -54,7 +54,7 @@ class Group:
 def group_runs(runs: Iterable[RunRecord], by: Sequence[str] | None = None) -> list[Group]:
     """The runs by what differs between them, in the order of their first runs.
 
-    by: the keys to look at; None: all whose values differ, but for NOT_SETTINGS. Raises UserError for a key that no run has.
+    by: the keys to look at; None: all whose values differ, except NOT_SETTINGS. Raises UserError for a key that no run has.
     """
     runs = list(runs)
     keys = list(dict.fromkeys(key for run in runs for key in run.settings))
@@ -70,14 +70,14 @@ def group_runs(runs: Iterable[RunRecord], by: Sequence[str] | None = None) -> li
 
 
 def short_names(keys: Iterable[str]) -> list[str]:
-    """Each key by as few of its last parts as tell it from the others: `router.aux.load`, `optim.lr` are `load`, `lr`."""
+    """Each key by the fewest last parts that distinguish it from the others: `router.aux.load`, `optim.lr` are `load`, `lr`."""
     keys = list(keys)
     names = []
     for key in keys:
         parts = key.split(".")
         endings = [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
         own = [end for end in endings if sum(other == end or other.endswith(f".{end}") for other in keys) == 1]
-        names.append(own[0] if own else key)  # another may end in the whole of it, as data.seed in seed
+        names.append(own[0] if own else key)  # the whole key may be the end of another, as seed is of data.seed
     return names
 
 

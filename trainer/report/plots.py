@@ -1,4 +1,4 @@
-"""Plots of several runs: a line or a point a setting, its spread over seeds as a band or a bar."""
+"""Plots of several runs: one line or point per setting, with its spread over seeds as a band or a bar."""
 
 import math
 from collections import defaultdict
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import matplotlib
 
-matplotlib.use("Agg")  # no screen is needed, and none is looked for
+matplotlib.use("Agg")  # works without a screen
 
 from matplotlib import pyplot
 from matplotlib.axes import Axes
@@ -21,7 +21,7 @@ DOTS_PER_INCH = 110
 
 
 def plot_curves(groups: Sequence[Group], metrics: Sequence[str], path: Path) -> None:
-    """A panel a metric, a line a setting: the mean over its runs, with one standard deviation around it."""
+    """One panel per metric, one line per setting: the mean over its runs, with one standard deviation around it."""
     figure, panels = _panels(len(metrics))
     for axes, metric in zip(panels, metrics, strict=False):
         for group in groups:
@@ -39,7 +39,7 @@ def plot_curves(groups: Sequence[Group], metrics: Sequence[str], path: Path) -> 
 
 
 def plot_against(groups: Sequence[Group], key: str, metrics: Sequence[str], last_steps: int, path: Path) -> None:
-    """A panel a metric: what runs came to against a number of their configuration, a line for each setting of the other keys."""
+    """One panel per metric: results against a number of the configuration, one line per setting of the other keys."""
     figure, panels = _panels(len(metrics))
     for axes, metric in zip(panels, metrics, strict=False):
         lines: dict[str, list[tuple[float, Statistic]]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Runs as they lie on disk: configuration, curves, last values."""
+"""Runs as they are on disk: configuration, curves, last values."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,17 +26,17 @@ class RunRecord:
 
     @property
     def name(self) -> str:
-        """What its user called it."""
+        """The name its user gave it."""
         return str(self.settings.get("run.name", self.folder.name))
 
     @property
     def step(self) -> int:
-        """The last step that anything was recorded of."""
+        """The last recorded step."""
         return int(self.rows[-1]["step"] or 0) if self.rows else 0
 
     @property
     def is_finished(self) -> bool:
-        """Whether it was trained to its last step, and evaluated there where it evaluates at all."""
+        """Whether it was trained to its last step, and evaluated there if it evaluates at all."""
         return self.step >= int(self.settings["train.steps"])
 
     def curve(self, metric: str) -> tuple[list[int], list[float]]:
@@ -45,7 +45,7 @@ class RunRecord:
         return [step for step, _ in points], [float(value) for _, value in points if value is not None]
 
     def final(self, metric: str, last_steps: int) -> float | None:
-        """What a run came to: the last value of an evaluation, the mean over the last steps of anything else; None without any.
+        """The result of a run: the last value of an evaluation, the mean over the last steps of anything else; None without any.
 
         last_steps: how many count, those up to the run's last one.
         """
@@ -65,16 +65,16 @@ class RunRecord:
 
 
 def read_runs(places: Iterable[str | Path]) -> list[RunRecord]:
-    """The runs that lie in the places, each a run directory or a folder with run directories in it, however deep.
+    """The runs in the given places, each a run directory or a folder with run directories in it, however deep.
 
-    Each run comes once, in the order of the paths. Raises UserError for a place without any.
+    Each run appears once, in the order of the paths. Raises UserError for a place without any.
     """
     folders: dict[Path, None] = {}
     for place in places:
         found = sorted(_run_folders(Path(place).expanduser()))
         if not found:
             raise UserError(
-                f"{place}: no run there: give run directories (with {METRICS} and {CONFIG}), or a folder that holds some"
+                f"{place}: no run there: give run directories (with {METRICS} and {CONFIG}), or a folder that contains some"
             )
         folders |= dict.fromkeys(folder.resolve() for folder in found)
     return [read_run(folder) for folder in folders]
@@ -105,13 +105,13 @@ def _run_folders(place: Path) -> Iterator[Path]:
         yield place
     elif place.is_dir():
         for inner in place.iterdir():
-            # What an earlier start left, a checkpoint and a hidden folder are no runs of their own.
+            # What an earlier start left, checkpoints and hidden folders are not separate runs.
             if inner.is_dir() and not inner.is_symlink() and not inner.name.startswith((".", "earlier-", "checkpoints")):
                 yield from _run_folders(inner)
 
 
 def _rows(path: Path) -> Iterator[Row]:
-    """A line that a crash cut off is left out."""
+    """Without a line that a crash cut off."""
     with path.open("rb") as lines:
         for line in lines:
             try:

@@ -1,4 +1,4 @@
-"""Results as Markdown: a row a setting, mean and standard deviation over its runs."""
+"""Results as Markdown: one row per setting, with mean and standard deviation over its runs."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ TABLE_METRICS = (
     "eval/retrieval/t2i_r1",
     "train/loss_contrastive",
 )
-"""What a table shows unless it is told otherwise, where any run has it."""
+"""What a table shows by default, if any run has it."""
 
 
 def results_table(groups: Sequence[Group], metrics: Sequence[str], last_steps: int) -> str:
@@ -38,6 +38,6 @@ def runs_table(groups: Sequence[Group]) -> str:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: int) -> str:
-    """A Markdown table whose last columns, so many, are numbers."""
+    """A Markdown table whose last `numbers` columns are numbers."""
     rule = ["---"] * (len(header) - numbers) + ["---:"] * numbers
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in [header, rule, *rows]) + "\n"

@@ -16,6 +16,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from trainer.output import reader_may_leave
+
 _log = logging.getLogger(__name__)
 _REFRESHES_PER_SECOND = 4
 _MIN_BAR, _MAX_BAR = 10, 40  # characters
@@ -23,14 +25,14 @@ _LOW_SUCCESS = 0.5  # below, a modality loses most of its tokens, which the bar 
 
 
 class Progress:
-    """How far the run is, for the person who watches it. Rank 0 has one; enter it before the first step.
+    """How far the run is, for people watching it. Rank 0 has one; enter it before the first step.
 
     with Progress.start(total_steps=1000, first_step=0, mode=config.log.progress) as progress:
         progress.update(step, loss=3.2, success={"image": 0.98, "text": 0.95}, pairs_per_second=1234.0, report=step % 10 == 0)
     """
 
     def __init__(self, total_steps: int, first_step: int, mode: str) -> None:
-        """Use `start`, which settles what "auto" means."""
+        """Use `start`, which decides what "auto" means."""
         self.mode = mode
         self._status = _Status(total_steps, first_step)
         self._live: Live | None = None
@@ -73,10 +75,10 @@ class Progress:
         pairs_per_second: float | None = None,
         report: bool = False,
     ) -> None:
-        """Tell that `step` steps are done; cheap enough for every step.
+        """Report that `step` steps are done; cheap enough for every step.
 
-        loss: of the step; success: the routed share of the tokens, 0 to 1, by modality (empty for a dense model). What is None
-        stays as it was last told. report: keep a line in the log, and print it when lines are what is printed.
+        loss: of the step; success: the routed share of the tokens, 0 to 1, by modality (empty for a dense model). None
+        keeps the last value. report: write a line to the log, and print it in mode "lines".
         """
         self._status.update(step, loss, success, pairs_per_second)
         if not report:
@@ -87,7 +89,7 @@ class Progress:
             _print_line(line)
 
     def message(self, text: str) -> None:
-        """Print a text above the bar, or as a line; only keep it in the log when the mode is "none"."""
+        """Print text above the bar, or as a line; in mode "none", only write it to the log."""
         _log.info("%s", text)
         if self._live is not None:
             self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -105,7 +107,7 @@ class _Status:
     success: dict[str, float] = field(default_factory=dict)
     pairs_per_second: float | None = None
     clock: Callable[[], float] = time.monotonic
-    # The first update starts the clock: the step before it compiled kernels and filled queues, and says nothing about the rest.
+    # The first update starts the clock: the step before it compiled kernels and filled queues, so it is not typical.
     first: tuple[int, float] | None = None  # step, seconds
     last: float = 0.0  # seconds
 
@@ -121,7 +123,7 @@ class _Status:
             self.pairs_per_second = pairs_per_second
 
     def seconds_left(self) -> float | None:
-        """By the mean pace so far, evaluations and checkpoints counted in as there will be more of them."""
+        """From the mean pace so far, including evaluations and checkpoints, since there will be more of them."""
         if self.step >= self.total:
             return 0.0
         if self.first is None or self.step <= self.first[0]:
@@ -138,7 +140,7 @@ class _Status:
         yield self._fit(options.max_width)
 
     def _fit(self, width: int) -> RenderableType:
-        """The richest layout that has room; the step, the loss and the time left are the last to go."""
+        """The fullest layout that fits; the step, the loss and the time left are the last to go."""
         steps = Text(f"{self.step:>{len(str(self.total))}}/{self.total}", style="bold")
         loss, left, speed = self._loss(), self._left(), self._speed()
         full, short = self._success("success "), self._success("")
@@ -212,6 +214,6 @@ def _terminal() -> Console | None:
 
 
 def _print_line(text: str) -> None:
-    # A log that went away (a closed pipe, a full disk) is no reason to lose the run.
-    with contextlib.suppress(OSError):
-        print(text, flush=True)
+    # A lost log (a closed pipe, a full disk) is no reason to lose the run.
+    with contextlib.suppress(OSError), reader_may_leave():
+        print(text)

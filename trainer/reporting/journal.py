@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: everything a run measured, one JSON object a line, readable without any account or library."""
+"""`metrics.jsonl`: everything a run measured, one JSON object per line, readable without any account or library."""
 
 import contextlib
 import json
@@ -20,8 +20,8 @@ class Journal:
     def __init__(self, path: Path, resume_step: int | None) -> None:
         """Open `path`, whose directory exists, for appending.
 
-        resume_step: the step of the checkpoint a run goes on from; what the file tells of later steps, and a line that was
-        cut off in the middle, is dropped, as those steps are about to be done again. None: a fresh start.
+        resume_step: the step of the checkpoint a run resumes from; lines about later steps, which will be repeated, and a line
+        that was cut off are dropped. None: a fresh start.
         Raises UserError when the file cannot be written.
         """
         self._path = path
@@ -37,14 +37,14 @@ class Journal:
             ) from problem
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append the metrics of a step; values that are not finite become null. A full disk is warned of once, then borne."""
+        """Append the metrics of a step; values that are not finite become null. A full disk is reported once, then tolerated."""
         line = {"step": int(step)} | {name: _finite(value) for name, value in metrics.items() if name != "step"}
         data = json.dumps(line).encode() + b"\n"
         try:
             self._append(data)
         except OSError as problem:
             if self._may_warn:
-                _log.warning("cannot write the metrics to %s (%s): training goes on without them", self._path, reason(problem))
+                _log.warning("cannot write the metrics to %s (%s): training continues without them", self._path, reason(problem))
             self._may_warn = False
 
     def close(self) -> None:
@@ -55,11 +55,11 @@ class Journal:
         size = os.fstat(self._file.fileno()).st_size
         try:
             written = 0
-            while written < len(data):  # A disk that is nearly full takes a part and refuses the rest at the next call.
+            while written < len(data):  # A nearly full disk takes a part, and refuses the rest at the next call.
                 written += self._file.write(data[written:])
         except OSError:
             with contextlib.suppress(OSError):
-                self._file.truncate(size)  # No half line in front of the next whole one.
+                self._file.truncate(size)  # No partial line before the next one.
             raise
 
 

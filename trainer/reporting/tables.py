@@ -1,14 +1,17 @@
-"""The tables a run prints: who computes what at its start, what came out at its end."""
+"""The tables a run prints: who computes what at the start, and the results at the end."""
 
 from collections.abc import Sequence
-from typing import TypedDict
+from contextlib import suppress
+from typing import Any, TypedDict
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from trainer.output import forget_reader
+
 _LAYOUT_WIDTH, _SUMMARY_WIDTH, _FACTS_WIDTH = 100, 80, 120  # characters, where there is no terminal to ask
-_ALL_RANKS = 16  # up to so many are all shown
+_ALL_RANKS = 16  # up to this many are all shown
 _FIRST_RANKS, _LAST_RANKS = 8, 2  # shown of more
 
 
@@ -58,7 +61,7 @@ def facts_table(rows: Sequence[tuple[str, str]], title: str | None = None) -> No
 
 
 def summary_table(title: str, rows: Sequence[tuple[str, str, str]], notes: Sequence[tuple[str, str]]) -> None:
-    """Print what a run came to.
+    """Print a run's results.
 
     rows: (what, value, what chance would give), the last empty where that means nothing; a row of only `what` heads a section.
     notes: (label, text), printed below, each text (a path, a command) on a line of its own that can be copied whole.
@@ -100,9 +103,22 @@ def _print_notes(console: Console, notes: Sequence[tuple[str, str]]) -> None:
         console.print(f"  {text}", soft_wrap=True)
 
 
+class _Console(Console):
+    """rich's own ends the program when the reader of standard output has left, and a full disk would end it too."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print what can be printed: a table is no reason to lose a run."""
+        with suppress(OSError):
+            super().print(*objects, **options)
+
+    def on_broken_pipe(self) -> None:
+        """Go on without a reader."""
+        forget_reader()
+
+
 def _console(width: int) -> Console:
     # Names and paths are printed as they are: no [markup], no colours guessed from digits.
-    return Console(width=None if Console().is_terminal else width, markup=False, highlight=False)
+    return _Console(width=None if Console().is_terminal else width, markup=False, highlight=False)
 
 
 def _layout_cells(row: LayoutRow, routed: bool) -> list[str]:

@@ -1,4 +1,4 @@
-"""Weights & Biases: a run that survives resumes, and that neither waits for a network nor ends the training when it fails."""
+"""Weights & Biases: a run that survives resumes, and that neither waits for the network nor ends training if it fails."""
 
 import contextlib
 import functools
@@ -30,11 +30,11 @@ PROJECT = "limoe"
 """W&B's project when neither log.project nor WANDB_PROJECT names one."""
 _CONNECT_SECONDS = 3.0
 _INIT_SECONDS = 30.0
-_FINISH_SECONDS = 60.0  # Then what is left to upload stays on disk for `wandb sync`.
+_FINISH_SECONDS = 60.0  # After that, what is left to upload stays on disk for `wandb sync`.
 
 
 class WandbRun:
-    """A run of Weights & Biases, or nothing when disabled. `mode` is what it came to: "online", "offline" or "disabled"."""
+    """A run of Weights & Biases, or nothing if disabled. `mode` is the outcome: "online", "offline" or "disabled"."""
 
     def __init__(self, run: wandb.Run | None, mode: str) -> None:
         """Use `start`."""
@@ -43,7 +43,7 @@ class WandbRun:
 
     @classmethod
     def start(cls, log: LogConfig, run_dir: Path, run_name: str, config: dict[str, Any]) -> "WandbRun":
-        """Start or resume the run whose id lies in `run_dir/wandb_run_id`; its files go under `run_dir/wandb/`.
+        """Start or resume the run whose id is in `run_dir/wandb_run_id`; its files go under `run_dir/wandb/`.
 
         log.wandb=auto is online when logged in and the server can be reached, else offline. Project, entity, name and id: what
         `log` says, else W&B's own variables (WANDB_PROJECT, WANDB_ENTITY, WANDB_NAME, WANDB_RUN_ID), else our defaults.
@@ -59,23 +59,23 @@ class WandbRun:
         except Exception as problem:  # wandb raises its own errors, TimeoutError, OSError and more; none may end a run.
             if log.wandb == "online":
                 raise UserError(
-                    f"log.wandb=online, but wandb could not start ({reason(problem)}): use log.wandb=offline, or mend it"
+                    f"log.wandb=online, but wandb could not start ({reason(problem)}): fix this, or use log.wandb=offline"
                 ) from problem
             instead = "offline" if mode == "online" else "without it"
-            _log.warning("wandb could not start %s (%s): the run goes on %s", mode, reason(problem), instead)
-            wandb.teardown()  # What is left of the failed run holds its id.
+            _log.warning("wandb could not start %s (%s): the run continues %s", mode, reason(problem), instead)
+            wandb.teardown()  # The remains of the failed run still have its id.
             if mode == "offline":
                 return cls(None, "disabled")
         return cls.start(replace(log, wandb="offline"), run_dir, run_name, config)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log the metrics of a step. A step may come again after a resume; no point is dropped for it."""
+        """Log the metrics of a step. A step may come again after a resume; no point is dropped because of that."""
         if self._run is None:
             return
         try:
             self._run.log({"step": step, **metrics})
         except Exception as problem:  # See `start`.
-            _log.warning("wandb failed at step %d (%s): training goes on without it", step, reason(problem))
+            _log.warning("wandb failed at step %d (%s): training continues without it", step, reason(problem))
             self._run = None
 
     def finish(self, exit_code: int = 0, stopped: bool = False) -> None:
@@ -94,8 +94,8 @@ class WandbRun:
 def leet_command(run_dir: Path) -> str:
     """The command that shows the run's curves in the terminal, offline and without an account, as typed where we are now.
 
-    It names the whole `wandb/` folder rather than its newest part: each resume starts a part of its own there, and the viewer
-    opens with the newest and lays the others over it when they are chosen with the space bar.
+    It names the whole `wandb/` folder, not its newest part: each resume starts a new part there; the viewer opens the newest
+    one, and the space bar adds others to the plots.
     """
     return f"{_wandb_program()} leet {shlex.quote(_from_here(run_dir / 'wandb'))}"
 
@@ -111,13 +111,13 @@ def _wandb_program() -> str:
 
 
 def _from_here(path: Path) -> str:
-    """The path relative to the working directory when it lies below; links are left as they are."""
+    """The path relative to the working directory if it is below it; links are left as they are."""
     absolute, here = path.absolute(), Path.cwd()
     return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute)
 
 
 def choose_mode(wanted: str) -> str:
-    """What log.wandb comes to here: "online", "offline" or "disabled". Raises UserError as `WandbRun.start` does."""
+    """What log.wandb means here: "online", "offline" or "disabled". Raises UserError as `WandbRun.start` does."""
     if wanted in ("offline", "disabled"):
         return wanted
     settings = _quiet_settings()
@@ -132,7 +132,7 @@ def choose_mode(wanted: str) -> str:
         return "offline"
     if wanted == "online":
         if logged_in is None:
-            raise UserError("log.wandb=online, but nobody is logged in here: run `wandb login`, or use log.wandb=offline")
+            raise UserError("log.wandb=online, but you are not logged in here: run `wandb login`, or use log.wandb=offline")
         return "online"
     return "online" if logged_in and _reachable(settings.base_url) else "offline"
 
@@ -168,7 +168,7 @@ def _quiet_settings() -> wandb.Settings:
 
 @functools.cache  # a sweep asks for each of its runs
 def _reachable(url: str) -> bool:
-    """Whether the server, or the proxy before it, takes a connection within three seconds."""
+    """Whether the server, or the proxy in front of it, accepts a connection within three seconds."""
     parts = urlsplit(url)
     proxy = urllib.request.getproxies().get(parts.scheme)
     if proxy and not urllib.request.proxy_bypass(parts.netloc):
@@ -183,7 +183,7 @@ def _reachable(url: str) -> bool:
         except OSError:
             pass
 
-    # In a thread because a name server that does not answer blocks for much longer, whatever the socket's time-out is.
+    # In a thread, because a name server that does not answer blocks for much longer, whatever the socket's time-out.
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(_CONNECT_SECONDS)
@@ -193,8 +193,8 @@ def _reachable(url: str) -> bool:
 def _run_id(run_dir: Path) -> str:
     """The id of the directory's run: what WANDB_RUN_ID says, else the one it keeps, else a new one; it is kept from then on.
 
-    `wandb_run_dir` keeps whose id it is, so that a copy of a run directory gets a run of its own: where the directory named
-    there is another one and has the same id. One that was only moved leaves nothing there, and goes on with its run.
+    `wandb_run_dir` records whose id it is, so that a copy of a run directory gets its own run: it is a copy if the directory
+    named there is another one and has the same id. A moved directory leaves nothing there, and continues its run.
     """
     path, home = run_dir / "wandb_run_id", run_dir / "wandb_run_dir"
     here = str(run_dir.resolve())
@@ -206,7 +206,7 @@ def _run_id(run_dir: Path) -> str:
         run_id = run_id or secrets.token_hex(4)  # Not from `random`: runs of one seed would share an id.
         if kept and run_id != kept:
             because = f"{run_dir} is a copy of {of}" if not _quiet_settings().run_id else "WANDB_RUN_ID says so"
-            _log.warning("W&B run %s in place of %s, because %s", run_id, kept, because)
+            _log.warning("W&B run %s instead of %s, because %s", run_id, kept, because)
         if run_id != kept:
             write_whole(path, f"{run_id}\n".encode())
         if of != here:
@@ -224,19 +224,19 @@ def _is_copy(run_dir: Path, original: Path, run_id: str) -> bool:
     """Whether `original` is another directory that has the same run."""
     try:
         return _word_in(original / "wandb_run_id") == run_id and not run_dir.samefile(original)
-    except OSError:  # not for us to read, so nobody goes on there either
+    except OSError:  # not readable, so no run continues there either
         return False
 
 
 def _warn_of_unheeded() -> None:
     """A resume needs these two as they are."""
-    for name, instead in (("WANDB_DIR", "its files lie in the run directory"), ("WANDB_RESUME", "a run always goes on")):
+    for name, instead in (("WANDB_DIR", "its files are in the run directory"), ("WANDB_RESUME", "a run is always resumed")):
         if os.environ.get(name):
-            _log.warning("%s=%s is not heeded: %s", name, os.environ[name], instead)
+            _log.warning("%s=%s is ignored: %s", name, os.environ[name], instead)
 
 
 def _init(log: LogConfig, run_dir: Path, run_name: str, config: dict[str, Any], run_id: str, mode: str) -> wandb.Run:
-    given = _quiet_settings()  # WANDB_PROJECT and its like, and what `wandb init` has written
+    given = _quiet_settings()  # WANDB_PROJECT and the like, and what `wandb init` has written
     settings = wandb.Settings(
         mode="offline" if mode == "offline" else "online",
         silent=True,
@@ -244,7 +244,7 @@ def _init(log: LogConfig, run_dir: Path, run_name: str, config: dict[str, Any], 
         console="off",
         init_timeout=_INIT_SECONDS,
         finish_timeout=_FINISH_SECONDS,
-        # Nothing about this machine and its code: it slows the start down, and config.yaml and the journal say what matters.
+        # Nothing about this machine and its code: it slows down the start, and config.yaml and the journal record what matters.
         disable_git=True,
         disable_code=True,
         disable_job_creation=True,

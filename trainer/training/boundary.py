@@ -1,4 +1,4 @@
-"""The end of a step, where the ranks hear of each other: one reduction, however much there is to tell."""
+"""The end of a step, where the ranks exchange their states: one reduction, however much there is to report."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from trainer.distributed.signals import SIGNALS
 
 @dataclass(frozen=True)
 class Standing:
-    """How one rank stands at the end of a step."""
+    """The state of one rank at the end of a step."""
 
     contrastive: Tensor
     """Its contrastive loss, whose mean over ranks is that of the global batch; a scalar on the rank's device."""
@@ -22,9 +22,9 @@ class Standing:
     shards_read: int = 0
     """Shards opened since the run began."""
     bad_shards: int = 0
-    """Those of them that broke off before their end."""
+    """Those of them that ended early."""
     truncated: int = 0
-    """Captions that are longer than the model reads."""
+    """Captions that are too long for the model."""
     stop_signal: int = 0
     """The signal that asked this rank to stop; 0 for none."""
     written: bool = False
@@ -35,7 +35,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Boundary:
-    """What the standings of all ranks come to, the same on every rank."""
+    """The states of all ranks combined, the same on every rank."""
 
     contrastive: float
     read: int
@@ -50,8 +50,8 @@ class Boundary:
 
 
 def agree(mine: Standing, processes: Processes) -> Boundary:
-    """Let every rank know how all stand. A collective: one sum of a small float64 tensor, in which counts are exact."""
-    # Of several signals the greatest counts, which a sum cannot tell: each has a place of its own.
+    """Combine the states of all ranks. A collective: one sum of a small float64 tensor, in which counts are exact."""
+    # Of several signals the greatest counts, which a sum cannot show: each has its own element.
     asked = [mine.stop_signal == number for number in SIGNALS]
     of_data = [mine.read, mine.bad, mine.shards_read, mine.bad_shards, mine.truncated]
     counts = [*of_data, mine.written, mine.minutes_over and processes.is_first, *asked]

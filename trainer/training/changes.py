@@ -12,13 +12,13 @@ from trainer.config.compose import load_config
 from trainer.config.schema import Config
 
 CANNOT_MATTER = ("resume", "init_from", "run.dir", "run.dry", "log.progress", "log.name")
-"""Keys that say where a run begins and how it is shown; what it learns does not depend on them."""
+"""Keys about where a run starts and how it is shown; what it learns does not depend on them."""
 SHOWN = 12
 _log = logging.getLogger(__name__)
 
 
 def tell_changes(config: Config, checkpoint: Path) -> None:
-    """Warn of all keys that are not as the checkpoint was trained, `key: was -> is`, and of an average that this ends."""
+    """Warn about all keys that differ from the checkpoint's training, `key: was -> is`, and about an average that this drops."""
     if not (checkpoint / CONFIG).is_file():
         return
     before = load_config(checkpoint / CONFIG)
@@ -26,19 +26,19 @@ def tell_changes(config: Config, checkpoint: Path) -> None:
     if changes:
         shown = ", ".join(f"{key}: {_text(was)} -> {_text(now)}" for key, (was, now) in list(changes.items())[:SHOWN])
         more = f", and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
-        _log.warning("going on from %s with another configuration: %s%s", checkpoint.name, shown, more)
+        _log.warning("resuming from %s with another configuration: %s%s", checkpoint.name, shown, more)
     kept = OmegaConf.select(before, "train.ema")
     if kept is not None and config.train.ema is None:
         _log.warning(
-            "train.ema is off, but %s holds a moving average: it is dropped from here on; train.ema=%s keeps it",
+            "train.ema is off, but %s has a moving average: it is dropped from here on; train.ema=%s keeps it",
             *(checkpoint.name, kept),
         )
 
 
 def differing(before: DictConfig, config: Config) -> dict[str, tuple[Any, Any]]:
-    """What a kept configuration has and what is asked for now, by the names of the keys in which they differ.
+    """The values in a saved configuration and in the current one, by the keys in which they differ.
 
-    A key that was not there then had its default.
+    A key that did not exist then had its default.
     """
     asked = OmegaConf.structured(config)
     changes = {}
@@ -64,7 +64,7 @@ def _value(config: Any, key: str, default: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    """As it is typed."""
+    """As a user would type it."""
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)

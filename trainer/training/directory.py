@@ -1,4 +1,4 @@
-"""What a run keeps on disk, and where it goes on from. Rank 0 decides and writes; the others follow."""
+"""What a run keeps on disk, and where it resumes from. Rank 0 decides and writes; the others follow."""
 
 import errno
 import logging
@@ -27,24 +27,25 @@ from trainer.distributed.agree import first_reads
 from trainer.distributed.processes import Processes
 from trainer.errors import UserError, reason
 from trainer.files import write_whole
+from trainer.reporting.log_lines import LOG
 from trainer.training.lock import check_unclaimed, claim
 
 METRICS = "metrics.jsonl"
 WANDB_ID = "wandb_run_id"
-NEW_WEIGHTS = "leave init_from out to begin with new weights"
+NEW_WEIGHTS = "leave out init_from to start with new weights"
 
 
 def open_run_directory(config: Config, processes: Processes) -> tuple[Path, Path | None]:
-    """Make the run directory ready; returns it and the checkpoint to go on from, if any. A collective.
+    """Prepare the run directory; returns it and the checkpoint to resume from, if any. A collective.
 
-    What lies there is neither deleted nor overwritten; what would be in the way is moved into `earlier-1`, `earlier-2`, …
-    Raises UserError when `resume` asks for what is not there or not sound, or a run lies there that must not be overwritten, or
-    is at work there.
+    Existing files are neither deleted nor overwritten; any in the way are moved into `earlier-1`, `earlier-2`, …
+    Raises UserError when what `resume` asks for is missing or damaged, or when a run there must not be overwritten or is
+    still training.
     """
     run_dir = Path(config.run.dir)
     checkpoint = resume_from(config, run_dir, processes)
     if checkpoint is not None:
-        first_reads(lambda: _check_same_model(checkpoint, config, f"begin anew under {_another(config)}"), processes)
+        first_reads(lambda: _check_same_model(checkpoint, config, f"start a new run with {_another(config)}"), processes)
     first_reads(lambda: _prepare(run_dir, checkpoint), processes)
     if checkpoint is not None and processes.is_first:
         _warn_of_other_order(config, checkpoint)
@@ -52,29 +53,40 @@ def open_run_directory(config: Config, processes: Processes) -> tuple[Path, Path
 
 
 def inspect_run_directory(config: Config, alone: Processes) -> tuple[Path | None, Path | None]:
-    """The checkpoints that a run would go on from and take its first weights from, if any; changes nothing.
+    """The checkpoints that a run would resume from or take its first weights from, if any; changes nothing.
 
-    Raises UserError where `open_run_directory` and `initial_weights` would, as far as one process can tell without writing and
-    in no time.
+    Raises UserError where `open_run_directory` and `initial_weights` would, as far as one process can tell quickly and without
+    writing.
     """
     run_dir = Path(config.run.dir)
     check_unclaimed(run_dir)
     try:
         checkpoint = resume_from(config, run_dir, alone, digests=False)
         place = existing_part(run_dir)
+        if run_dir.is_symlink() and not run_dir.exists():
+            raise FileNotFoundError(errno.ENOENT, "a link that leads nowhere", str(run_dir))
         if not place.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
         if not os.access(place, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+        _check_appendable(run_dir / LOG)
     except OSError as problem:
         raise _unwritable(run_dir, problem) from problem
     if checkpoint is not None:
-        _check_same_model(checkpoint, config, f"begin anew under {_another(config)}")
+        _check_same_model(checkpoint, config, f"start a new run with {_another(config)}")
     if checkpoint is not None or config.init_from is None:
         return checkpoint, None
     initial = _sound_in(Path(config.init_from), f"init_from={config.init_from}", alone, digests=False)
     _check_same_model(initial, config, NEW_WEIGHTS)
     return None, initial
+
+
+def _check_appendable(path: Path) -> None:
+    """Raises OSError for a file that cannot be opened again."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
 def existing_part(path: Path) -> Path:
@@ -101,7 +113,7 @@ def initial_weights(config: Config, run_dir: Path, processes: Processes) -> Path
 
 
 def write_config(config: Config, run_dir: Path, processes: Processes) -> None:
-    """Keep the configuration beside the results, once it is known that the run can start with it. A collective."""
+    """Save the configuration with the results, once it is known that the run can start with it. A collective."""
     first_reads(lambda: _write_config(config, run_dir), processes)
 
 
@@ -121,7 +133,7 @@ def _prepare(run_dir: Path, checkpoint: Path | None) -> None:
 
 def _write_config(config: Config, run_dir: Path) -> None:
     try:
-        # Whole: a start that is killed here must not leave half a file in the way of the next one.
+        # Atomically: a start that is killed here must not leave a partial file for the next one.
         write_whole(run_dir / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
     except OSError as problem:
         raise _unwritable(run_dir, problem) from problem
@@ -130,12 +142,12 @@ def _write_config(config: Config, run_dir: Path) -> None:
 def _unwritable(run_dir: Path, problem: OSError) -> UserError:
     where = problem.filename2 or problem.filename or run_dir
     return UserError(
-        f"the run directory {run_dir} cannot be used ({where}: {reason(problem)}): mend it or choose another run.dir"
+        f"the run directory {run_dir} cannot be used ({where}: {reason(problem)}): fix this or choose another run.dir"
     )
 
 
 def resume_from(config: Config, run_dir: Path, processes: Processes, digests: bool = True) -> Path | None:
-    """The sound checkpoint that a run goes on from as `resume` says, None for a new run; changes nothing. A collective.
+    """The sound checkpoint from which a run resumes, according to `resume`; None for a new run; changes nothing. A collective.
 
     digests: as in `trainer.checkpoint.load.damage`.
     """
@@ -145,7 +157,9 @@ def resume_from(config: Config, run_dir: Path, processes: Processes, digests: bo
     if config.resume == "never":
         sound = next((path for path in reversed(kept) if damage(path, processes, digests) is None), None)
         if sound:
-            raise UserError(f"resume=never, but {run_dir} holds a run ({sound.name}): choose {_another(config)}, or resume=auto")
+            raise UserError(
+                f"resume=never, but {run_dir} contains a run ({sound.name}): choose {_another(config)}, or resume=auto"
+            )
         return None
     same_command = first_reads(lambda: _was_started_with(config.resume, run_dir), processes)
     if kept and same_command:
@@ -153,7 +167,7 @@ def resume_from(config: Config, run_dir: Path, processes: Processes, digests: bo
     found = _sound_in(Path(config.resume), f"resume={config.resume}", processes, digests)
     if kept and not _is_of(run_dir, found):
         raise UserError(
-            f"resume={config.resume}, but {run_dir} holds another run ({kept[-1].name}): "
+            f"resume={config.resume}, but {run_dir} contains another run ({kept[-1].name}): "
             f"choose {_another(config)}, or resume=auto"
         )
     return found
@@ -165,7 +179,7 @@ def _check_same_model(checkpoint: Path, config: Config, otherwise: str) -> None:
 
 
 def _another(config: Config) -> str:
-    """What a user changes to have another run directory."""
+    """What a user changes to get another run directory."""
     return "another run.name" if config.run.dir == f"runs/{config.run.name}" else "another run.dir"
 
 
@@ -175,7 +189,7 @@ def _sound_in(where: Path, asked: str, processes: Processes, digests: bool = Tru
     if itself is not None:
         check_sound(itself, processes, digests)
         return itself
-    found = newest_sound(where, processes, digests, "mend them, or name another run or checkpoint")
+    found = newest_sound(where, processes, digests, "repair them, or name another run or checkpoint")
     if found is None:
         raise UserError(f"{asked}: no complete checkpoint there; give a run directory, or one of its checkpoints")
     return found
@@ -190,14 +204,14 @@ def _is_of(run_dir: Path, checkpoint: Path) -> bool:
 
 
 def _warn_of_other_order(config: Config, checkpoint: Path) -> None:
-    """A resume finds its place in the data by drawing it again, which these settings decide."""
+    """Warn if settings differ on which a resume depends to find its place in the data."""
     if not (checkpoint / CONFIG).is_file():
         return
     streams = read_progress(checkpoint).streams if config.data.streams else None
     if streams is not None and streams != config.data.streams:
         logging.getLogger(__name__).warning(
-            "data.streams=%s, but %s was trained with %s: the data has another order from here on, so that some pairs of this "
-            "epoch come twice and some never",
+            "data.streams=%s, but %s was trained with %s: from here on the order of the data differs, so some pairs of this "
+            "epoch will be seen twice and some not at all",
             *(config.data.streams, checkpoint.name, streams),
         )
     before, now = load_config(checkpoint / CONFIG), OmegaConf.structured(config)
@@ -205,37 +219,39 @@ def _warn_of_other_order(config: Config, checkpoint: Path) -> None:
         was, wanted = OmegaConf.select(before, key), OmegaConf.select(now, key)
         if was != wanted:
             logging.getLogger(__name__).warning(
-                "%s=%s, but %s was trained with %s: the data has another order from here on, so that some pairs of this epoch "
-                "come twice and some never",
+                "%s=%s, but %s was trained with %s: from here on the order of the data differs, so some pairs of this epoch "
+                "will be seen twice and some not at all",
                 *(key, wanted, checkpoint.name, was),
             )
 
 
 def _set_aside_start(run_dir: Path) -> None:
-    """Keep what an earlier start left that never reached a checkpoint, under names that this run does not use."""
-    # A tokenizer alone was trained by a start that failed soon after; this one may be about other captions.
+    """Move what an earlier start without any checkpoint left to names that this run does not use."""
+    # A tokenizer on its own is from a start that failed soon after; this run may have other captions.
     if not (run_dir / METRICS).exists() and not all_checkpoints(run_dir):
         (run_dir / TOKENIZER).unlink(missing_ok=True)
         return
     left = [run_dir / name for name in (METRICS, WANDB_ID, TOKENIZER, CONFIG, "checkpoints")]
     earlier = _move([path for path in left if path.exists()], run_dir)
-    logging.getLogger(__name__).warning("%s held a start without a usable checkpoint: it is now in %s", run_dir, earlier)
+    logging.getLogger(__name__).warning(
+        "%s had no usable checkpoint from an earlier start: its files are now in %s", run_dir, earlier
+    )
 
 
 def _set_aside_later(run_dir: Path, checkpoint: Path) -> None:
-    """When the run goes back to an older checkpoint of its own, keep the newer ones where no resume takes them for its last."""
+    """When the run goes back to an older checkpoint of its own, move the newer ones where no resume will find them."""
     if not _is_of(run_dir, checkpoint):
         return
     later = [path for path in all_checkpoints(run_dir) if step_of(path) > step_of(checkpoint)]
     if later:
         earlier = _set_aside(later, run_dir)
-        logging.getLogger(__name__).warning("going back to %s: the checkpoints after it are now in %s", checkpoint.name, earlier)
+        logging.getLogger(__name__).warning("going back to %s: later checkpoints are now in %s", checkpoint.name, earlier)
 
 
 def leave_nonfinite(run_dir: Path, processes: Processes) -> tuple[Path | None, Path | None]:
-    """Put the checkpoints that were written since steps are not finite where no resume takes them. A collective.
+    """Move the checkpoints written since steps stopped being finite where no resume will find them. A collective.
 
-    Returns the newest one from before, if any, and where the others are now, if there were any.
+    Returns the newest one from before, if any, and the new place of the others, if there were any.
     """
     return first_reads(lambda: _leave_nonfinite(run_dir), processes)
 
@@ -248,11 +264,11 @@ def _leave_nonfinite(run_dir: Path) -> tuple[Path | None, Path | None]:
 
 
 def _set_aside(checkpoints: list[Path], run_dir: Path) -> Path:
-    """Move checkpoints of a run into a folder of their own, which is returned."""
+    """Move checkpoints of a run into a separate folder, which is returned."""
     earlier = _move(checkpoints, run_dir)
     best = run_dir / "checkpoints" / BEST
     if not best.exists():
-        best.unlink(missing_ok=True)  # it led to one of them
+        best.unlink(missing_ok=True)  # it pointed to one of them
     return earlier
 
 

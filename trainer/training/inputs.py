@@ -14,6 +14,7 @@ from trainer.data.loader import TrainingLoader, training_loader
 from trainer.data.order.progress import DataProgress
 from trainer.data.shapes.write import write_shapes
 from trainer.data.shards.captions import CaptionRule, training_captions
+from trainer.data.shards.opening import Remote
 from trainer.data.shards.patterns import list_shards
 from trainer.data.sources import Shards, check_evaluation_data, check_training_data, load_tokenizer, with_shapes
 from trainer.data.tokenizer import Tokenizer, train_tokenizer
@@ -28,16 +29,16 @@ _log = logging.getLogger(__name__)
 
 
 def locate_data(config: Config, processes: Processes) -> Config:
-    """A copy of the configuration in which `data.train`, `data.val` and `eval.zeroshot` name what lies on disk. A collective.
+    """A copy of the configuration in which `data.train`, `data.val` and `eval.zeroshot` name what is on disk. A collective.
 
-    The embedded data set is written on the first use, once a host.
+    The embedded data set is written on first use, once per host.
     """
     if config.data.kind == "webdataset":
         return config
     if processes.local_rank == 0:
         write_shapes(config.data, config.model.image_size)
     processes.barrier()
-    # There already; this only gives its place.
+    # It exists already; this only returns its path.
     return with_shapes(config, write_shapes(config.data, config.model.image_size))
 
 
@@ -55,8 +56,8 @@ class TrainingPairs:
     ) -> TrainingLoader:
         """Endless batches of this rank, as if `start` pairs had been drawn already.
 
-        `streams`: canonical streams of the run so far, which go on unless data.streams says how many;
-        `progress`: what all ranks knew of the data by then.
+        `streams`: canonical streams of the run so far, kept unless data.streams is set;
+        `progress`: what all ranks knew about the data at that point.
         """
         config = self.config
         return training_loader(
@@ -84,18 +85,18 @@ def find_pairs(config: Config, run_dir: Path, processes: Processes) -> TrainingP
 
 
 def _check_all(config: Config) -> list[Shards]:
-    """The training shards, then those of each evaluation set: a mistake in them should show now and not after hours."""
+    """The training shards, then those of each evaluation set: a mistake in them should show now, not after hours."""
     training = check_training_data(config)
     evaluation = [check() for check in evaluation_checks(config, training.names)]
     if config.eval.retrieval is True and retrieval_shards(config) is None:
-        _log.warning("data.val is not set: retrieval is not evaluated (eval.retrieval=false says that this is meant)")
+        _log.warning("data.val is not set, so retrieval is not evaluated (eval.retrieval=false silences this)")
     return [training, *evaluation]
 
 
 def evaluation_checks(config: Config, training: list[str]) -> list[Callable[[], Shards]]:
-    """A check of each evaluation set that the configuration names, which gives what it found.
+    """A check of each evaluation set that the configuration names, which returns what it found.
 
-    Each raises UserError for data that cannot be used, `training` shards among them, and this one for a setting that names none.
+    Each raises UserError for unusable data, including `training` shards; this function, for a setting that names none.
     """
 
     def check_classes(name: str, folder: str) -> Shards:
@@ -114,16 +115,20 @@ def evaluation_checks(config: Config, training: list[str]) -> list[Callable[[], 
 
 
 def _make_tokenizer(config: Config, shards: list[str], path: Path) -> None:
-    if path.exists():  # of the checkpoint that the run goes on from
+    if path.exists():  # from the checkpoint that the run resumes from
         if config.data.tokenizer and Tokenizer.load(config.data.tokenizer).model != path.read_bytes():
-            _log.warning("data.tokenizer=%s is not this run's tokenizer, which stays: %s", config.data.tokenizer, path)
+            _log.warning(
+                "data.tokenizer=%s differs from this run's tokenizer, which stays in use: %s", config.data.tokenizer, path
+            )
         return
     try:
         if config.data.tokenizer:
             Tokenizer.load(config.data.tokenizer)
             write_whole(path, user_path(config.data.tokenizer).read_bytes())
             return
-        captions: Iterable[str] = training_captions(shards, CaptionRule.of(config.data), config.data.tokenizer_captions)
+        captions: Iterable[str] = training_captions(
+            shards, CaptionRule.of(config.data), config.data.tokenizer_captions, Remote.of(config.data)
+        )
         train_tokenizer(captions, path, config.model.vocabulary, config.seed)
     except OSError as problem:
         raise UserError(f"cannot write {path} ({reason(problem)}): make room or choose another run.dir") from problem

@@ -1,4 +1,4 @@
-"""A run directory is of one run at a time: two jobs of one name would overwrite each other's metrics and checkpoints."""
+"""A run directory belongs to one run at a time: two jobs with the same name would overwrite each other's files."""
 
 import contextlib
 import fcntl
@@ -9,13 +9,13 @@ from pathlib import Path
 from trainer.errors import UserError
 
 FILE = ".in_use"
-"""Locked by the first rank for as long as its process lives; it says who that is."""
+"""Locked by the first rank as long as its process lives; contains its name."""
 
 
 def claim(run_dir: Path) -> None:
     """Keep an existing directory for this process until it ends. Raises UserError while another one has it.
 
-    Where files cannot be locked (some cluster file systems are mounted so) nothing is kept.
+    If files cannot be locked (as on some cluster file systems), nothing is claimed.
     """
     with contextlib.suppress(OSError):
         file = os.open(run_dir / FILE, os.O_RDWR | os.O_CREAT, 0o666)  # never closed: that would end the lock
@@ -42,13 +42,13 @@ def _lock(file: int, run_dir: Path) -> None:
         if _is_earlier_start(owner):
             return
         raise UserError(
-            f"{run_dir} is in use by {owner or 'another run'}: wait until that ends, or choose another run.dir "
-            f"(if it has ended, with its host perhaps, delete {run_dir / FILE})"
+            f"{run_dir} is in use by {owner or 'another run'}: wait for it to end, or choose another run.dir "
+            f"(if it has already ended, perhaps because its host failed, delete {run_dir / FILE})"
         ) from None
 
 
 def _is_earlier_start(owner: str) -> bool:
-    """Whether this very job, before SLURM requeued it, holds the lock: its node is lost, and the file server does not know."""
+    """Whether this same job, before SLURM requeued it, has the lock: its node is lost, and the file server does not know."""
     job = os.environ.get("SLURM_JOB_ID")
     return job is not None and owner.startswith(f"job {job} ") and not owner.startswith(_name())
 

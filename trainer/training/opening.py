@@ -1,4 +1,4 @@
-"""Everything that a training needs, opened in order, and closed in reverse order however it ends."""
+"""Everything that training needs, opened in order, and closed in reverse order however it ends."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -15,13 +15,14 @@ from trainer.checkpoint.save import Checkpointer
 from trainer.config.checks import check_layout
 from trainer.config.schema import Config
 from trainer.data.loader import TrainingLoader
-from trainer.distributed.agree import first_reads
+from trainer.distributed.agree import first_reads, raise_together
 from trainer.distributed.peers import DistributedPeers
 from trainer.distributed.processes import Processes
 from trainer.distributed.signals import StopRequest
 from trainer.engine.build import build_engine, start_deepspeed
 from trainer.engine.ema import start_ema
 from trainer.engine.state import WEIGHTS, ExpertSharding, set_optimizer_state, set_weights
+from trainer.errors import UserError
 from trainer.reporting.log_lines import log_to_file
 from trainer.training.changes import tell_changes
 from trainer.training.directory import initial_weights, open_run_directory, write_config
@@ -34,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class OpenRun:
-    """What is open while a run trains. config: the run's, in which the data names what lies on disk."""
+    """What is open while a run trains. config: the run's, with data settings that name what is on disk."""
 
     config: Config
     processes: Processes
@@ -52,7 +53,7 @@ class OpenRun:
 
 @contextmanager
 def open_run(config: Config, processes: Processes) -> Iterator[OpenRun]:
-    """The run, open; a collective. What was opened is closed whatever fails, here or in the training, and the error goes on.
+    """The run, open; a collective. What was opened is closed whatever fails, here or in training, and the error is passed on.
 
     Raises UserError for whatever is wrong with the configuration, the data or the run directory.
     """
@@ -61,11 +62,11 @@ def open_run(config: Config, processes: Processes) -> Iterator[OpenRun]:
 
 
 def _open(config: Config, processes: Processes, closing: ExitStack) -> OpenRun:
-    """Open everything in order; what has to be closed is left to `closing` as soon as it is open."""
+    """Open everything in order; whatever must be closed is registered with `closing` as soon as it is open."""
     stop = StopRequest(announce=processes.is_first)
     check_layout(config, processes.world)
     run_dir, checkpoint = open_run_directory(config, processes)
-    closing.enter_context(log_to_file(run_dir, processes.rank))
+    _open_log(run_dir, processes, closing)
     if checkpoint:
         first_reads(partial(tell_changes, config, checkpoint), processes)
     weights = None if checkpoint else initial_weights(config, run_dir, processes)
@@ -98,6 +99,16 @@ def _open(config: Config, processes: Processes, closing: ExitStack) -> OpenRun:
     )
 
 
+def _open_log(run_dir: Path, processes: Processes, closing: ExitStack) -> None:
+    """Have rank 0 keep its lines in train.log. A collective: what it cannot open is a UserError on every rank."""
+    problem = None
+    try:
+        closing.enter_context(log_to_file(run_dir, processes.rank))
+    except UserError as error:
+        problem = str(error)
+    raise_together(problem, processes)
+
+
 def _start_engine(
     config: Config,
     processes: Processes,
@@ -123,7 +134,7 @@ def _start_engine(
 
 
 def _close(what: str, close: Callable[[], None]) -> None:
-    """Close something. What fails in that is told, but must neither cover the error that ended the run nor end a sound one."""
+    """Close something. A failure is reported, but must neither hide the error that ended the run nor end a good run."""
     try:
         close()
     except Exception:

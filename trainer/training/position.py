@@ -1,4 +1,4 @@
-"""Where a run is, for the batch script that started it: a crash leaves no word, so the last one has to stand there already."""
+"""Where a run is, for the batch script that started it. A crash leaves no message, so the last position must be on disk."""
 
 import contextlib
 import os
@@ -11,12 +11,12 @@ class Position:
     """The file's one line, `STEP SAVED STATE`: the step at work, the last one saved, and `running` or the exit code of a stop."""
 
     def __init__(self, saved: int, is_first: bool) -> None:
-        """Goes on after step `saved`. Without a batch script, and on other ranks than the first, nothing is written."""
+        """Starts after step `saved`. Without a batch script, and on ranks other than the first, nothing is written."""
         self._step = self._saved = saved
         path = os.environ.get(VARIABLE)
         self._file: int | None = None
         if path and is_first:
-            with contextlib.suppress(OSError):  # a help for later: no reason to end a training
+            with contextlib.suppress(OSError):  # only an aid for later: no reason to end training
                 self._file = os.open(path, os.O_WRONLY | os.O_CREAT)
         self._write("running")
 
@@ -31,11 +31,11 @@ class Position:
         self._write("running")
 
     def stopped(self, code: int) -> None:
-        """The run ends, saved, because a signal asked it to; `code` is what the process is about to exit with."""
+        """The run ends, saved, because of a signal; `code` is the exit code that the process is about to use."""
         self._write(str(code))
 
     def _write(self, state: str) -> None:
         if self._file is not None:
             with contextlib.suppress(OSError):
-                # One length, in place: a reader sees the old line or the new one.
+                # Fixed length, in place: a reader sees the old line or the new one.
                 os.pwrite(self._file, f"{self._step:>12} {self._saved:>12} {state:<8}\n".encode(), 0)

@@ -21,7 +21,7 @@ class Recorder:
     def __init__(self, config: Config, run_dir: Path, resume_step: int | None, processes: Processes) -> None:
         """Open both; `resume_step` as in `Journal`. A collective: what rank 0 cannot open is a UserError on every rank."""
         self.exit_code = EXIT_FAILURE
-        """What W&B shows as the run's end: a failure, unless the run says otherwise before it is closed."""
+        """The state that W&B shows at the end: failed, unless the run says otherwise before it is closed."""
         self._journal: Journal | None = None
         self._wandb: WandbRun | None = None
         problem = None
@@ -36,14 +36,14 @@ class Recorder:
 
     @property
     def has_curves(self) -> bool:
-        """Whether W&B files lie in the run directory."""
+        """Whether W&B files are in the run directory."""
         return self._wandb is not None and self._wandb.mode != "disabled"
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Record the metrics of a step."""
         if self._journal and self._wandb:
             self._journal.write(step, metrics)
-            # A curve of a constant would only stand in the way; metrics.jsonl has them all.
+            # A curve of a constant would only be in the way; metrics.jsonl has them all.
             self._wandb.log(step, {name: value for name, value in metrics.items() if not is_constant(name)})
 
     def close(self) -> None:

@@ -28,8 +28,8 @@ _log = logging.getLogger(__name__)
 def train(config: Config, processes: Processes) -> int:
     """A whole run in one process of many; returns the process's exit code. All ranks do the same things in the same order.
 
-    Raises UserError for what is wrong with the configuration, the data, the run directory or the disk, and when the training
-    cannot go on.
+    Raises UserError for problems with the configuration, the data, the run directory or the disk, and when training
+    cannot continue.
     """
     with open_run(config, processes) as opened:
         opened.recorder.exit_code = code = Run(opened).train()
@@ -72,26 +72,26 @@ class Run:
         done, steps = self.progress.step, self.config.train.steps
         if self.processes.is_first and done >= steps:
             _log.warning(
-                "train.steps=%d, but step %d is done already: no step is left to take; set train.steps above %d to train on, or "
+                "train.steps=%d, but step %d is done already: nothing is left to do; set train.steps above %d to train more, or "
                 "another run.name for a new run",
                 *(steps, done, done),
             )
 
     def _first_evaluation(self, bar: Progress) -> int:
-        """Evaluate before the first step, at the end, and what an earlier start left; the signal to stop, or 0."""
+        """Evaluate before the first step, at the end, and if an earlier start left it to do; the signal to stop, or 0."""
         if self.progress.step not in (0, self.config.train.steps) and not self.progress.evaluation_due:
             return 0
         signal = self._evaluate(bar)
         if not signal:
-            self.saver.is_best(self.metrics)  # tells now, not after hours, that there is no such metric
+            self.saver.is_best(self.metrics)  # reports now, not after hours, that there is no such metric
         return signal
 
     def _advance(self, bar: Progress) -> int:
-        """A step, then an evaluation and a checkpoint where they are due; the signal that asks to stop, or 0."""
+        """A step, then an evaluation and a checkpoint if due; the signal that asks to stop, or 0."""
         report = self.last = self._step(bar)
         ends, signal, best = report.step == self.config.train.steps, report.boundary.stop_signal, False
         self.progress.evaluation_due = ends or due(report.step, self.config.eval.every)
-        # Who asks to stop leaves little time: the next start evaluates.
+        # A request to stop leaves little time: the next start evaluates.
         if self.progress.evaluation_due and not signal:
             signal = self._evaluate(bar)
             if not signal:
@@ -103,7 +103,7 @@ class Run:
         return signal
 
     def _step(self, bar: Progress) -> StepReport:
-        """Take the next step and tell of it where that is due."""
+        """Take the next step, and report it when due."""
         number = self.progress.step + 1
         self.opened.position.at(number)
         self.processes.watchdog.note(f"training step {number}")
@@ -130,15 +130,15 @@ class Run:
         if good:
             back = f"go back to the checkpoint from before them with {shlex.quote(f'resume={good}')}"
         else:
-            back = "no checkpoint from before them is left, so start the same command anew"
+            back = "no checkpoint from before them is left, so start over with the same command"
         raise UserError(
-            f"the loss or its gradient was not finite in {in_a_row} steps in a row, the last of them step {self.progress.step}: "
+            f"the loss or its gradient was not finite in {in_a_row} steps in a row, up to step {self.progress.step}: "
             f"{back}, and lower optim.lr, lengthen schedule.warmup_steps, or use train.precision=fp32"
             + (f" (checkpoints since then are now in {aside})" if aside else "")
         )
 
     def _evaluate(self, bar: Progress) -> int:
-        """Evaluate into `metrics`; 0, or the signal that asked some rank to stop meanwhile, which leaves them as they were."""
+        """Evaluate into `metrics`; 0, or the signal that asked a rank to stop meanwhile, which leaves them unchanged."""
         step = self.progress.step
         self.processes.watchdog.note(f"evaluating after step {step}")
         model = self.opened.engine.module
@@ -170,12 +170,12 @@ class Run:
             for line in self.opened.pairs.told:
                 bar.message(line)
             if self.first_step:
-                bar.message(f"going on from step {self.first_step} of {self.config.train.steps}")
+                bar.message(f"continuing from step {self.first_step} of {self.config.train.steps}")
             yield bar
 
     def _stopped(self, bar: Progress, number: int) -> int:
         step = self.progress.step
-        where = f"after step {step}, which is saved: the same command goes on from there" if step else "before the first step"
+        where = f"after step {step}, which is saved: run the same command again to continue" if step else "before the first step"
         bar.message(f"stopped by signal {number} {where}")
         self.opened.position.stopped(exit_code(number))
         return exit_code(number)
@@ -191,5 +191,5 @@ class Run:
         run_dir = self.opened.run_dir
         notes = [("run directory", str(run_dir))]
         if self.opened.recorder.has_curves:
-            notes.append(("the curves in this terminal, without an account (q quits)", leet_command(run_dir)))
+            notes.append(("to see the curves in this terminal, without an account (q quits)", leet_command(run_dir)))
         summary_table(f"{self.config.run.name}: {self.progress.step} steps", rows, notes)

@@ -1,4 +1,4 @@
-"""When a run is saved: every so many steps or minutes, and when an evaluation is the best so far."""
+"""When a run is saved: at regular steps or times, and when an evaluation is the best so far."""
 
 import logging
 import time
@@ -13,7 +13,7 @@ _log = logging.getLogger(__name__)
 
 
 class Saver:
-    """Saves a run when that is due, and records what it took. All ranks call its methods together, but for the properties."""
+    """Saves a run when due, and records the cost. All ranks call its methods, but not its properties, together."""
 
     def __init__(self, run: OpenRun) -> None:
         self._run = run
@@ -38,14 +38,14 @@ class Saver:
     def is_best(self, metrics: dict[str, float]) -> bool:
         """Whether the metric that `checkpoint.best` names is better than ever before; the progress then says so.
 
-        Raises UserError when no evaluation measures it.
+        Raises UserError when no evaluation produces it.
         """
         name, progress = self._config.best, self._run.progress
         if name is None:
             return False
         if name not in metrics:
             raise UserError(
-                f"checkpoint.best={name}: no evaluation measures it{did_you_mean(name, metrics)}; "
+                f"checkpoint.best={name}: no evaluation produces this metric{did_you_mean(name, metrics)}; "
                 f"choose one of {', '.join(sorted(metric for metric in metrics if not is_constant(metric)))}"
             )
         value, best = metrics[name], progress.best
@@ -68,7 +68,7 @@ class Saver:
         self._record(self._run.checkpointer.wait(must_succeed))
 
     def settle(self) -> None:
-        """Let a checkpoint that is being written be whole, where the run ends for another reason than the disk."""
+        """Let a checkpoint that is being written be completed, if the run ends for a reason other than the disk."""
         try:
             self.collect()
         except UserError as problem:
@@ -84,5 +84,5 @@ class Saver:
 
 
 def due(step: int, every: int | None) -> bool:
-    """Whether something that happens every so many steps happens after this one; 0 and null: only at the end."""
+    """Whether something that happens every `every` steps happens after this one; 0 and null: only at the end."""
     return bool(every) and step % (every or 1) == 0

@@ -28,7 +28,7 @@ from trainer.training.schedule import learning_rate
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What a step came to on this rank; nobody has heard of it yet, and its tensors still lie on the device."""
+    """The outcome of a step on this rank, not yet exchanged; its tensors are still on the device."""
 
     losses: list[Losses]
     """Of each micro-batch."""
@@ -44,7 +44,7 @@ class StepOutcome:
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a step came to on all ranks, the same on each but for its perf/. step: how many are done, this one counted."""
+    """The outcome of a step over all ranks, the same on each except for perf/. step: how many are done, including this one."""
 
     step: int
     loss: float
@@ -54,7 +54,7 @@ class StepReport:
 
 
 class Trainer:
-    """Takes steps. Everything it needs is given to it; it prints and writes nothing."""
+    """Takes steps. Everything it needs is passed in; it prints and writes nothing."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Trainer:
         self._flops = step_flops(config.model, config.router, config.train.batch_size)
 
     def step(self) -> StepOutcome:
-        """Draw the batch of the next step and learn from it, together with the other ranks."""
+        """Draw the next step's batch and train on it, together with the other ranks."""
         started = time.perf_counter()
         self._seed_noise()
         rate = self._set_learning_rate()
@@ -99,9 +99,9 @@ class Trainer:
     def conclude(
         self, outcome: StepOutcome, stop_signal: int = 0, written: bool = False, minutes_over: bool = False
     ) -> StepReport:
-        """Count the step, and agree with the other ranks on what came of it and on what they are asked for. A collective.
+        """Count the step, and agree with the other ranks on its outcome and on requests to stop or save. A collective.
 
-        For the rest of the arguments see `Standing`. Raises UserError when too many samples or shards were unusable.
+        For the other arguments see `Standing`. Raises UserError when too many samples or shards were unusable.
         """
         tensors = _loss_metrics(outcome.losses) | {"train/logit_scale": outcome.scale} | bias_metrics(self.engine.module)
         loader = self.loader
@@ -129,7 +129,7 @@ class Trainer:
         return StepReport(self.progress.step, loss, success, metrics, boundary)
 
     def _seed_noise(self) -> None:
-        """It depends on seed, step and rank alone, so a resumed run draws what the uninterrupted one would."""
+        """Depends only on seed, step and rank, so that a resumed run draws what the uninterrupted one would."""
         torch.manual_seed((self.config.seed * 1_000_003 + self.progress.step) * self.processes.world + self.processes.rank)
 
     def _set_learning_rate(self) -> float:
@@ -139,7 +139,7 @@ class Trainer:
         return rate
 
     def _next_batch(self) -> tuple[Tensor, Tensor, float]:
-        """Normalised images, tokens, and the seconds that were waited for them."""
+        """Normalised images, tokens, and the seconds spent waiting for them."""
         started = time.perf_counter()
         batch = next(self.loader)
         waited = time.perf_counter() - started
@@ -168,11 +168,11 @@ class Trainer:
         }
 
     def _refuse_bad(self, read: int) -> None:
-        """Name the worst shards of all ranks, which are asked for only now."""
+        """Name the worst shards of all ranks, which are only collected now."""
         check_bad_share(read, self._of_all_ranks(self.loader.bad), self.config.data.max_bad_share)
 
     def _judge_shards(self, read: int, broken: int) -> None:
-        """Look at which shards broke off, when more did than before and their share is too large."""
+        """Check which shards ended early, if there are more than before and their share is too large."""
         limit, shards = self.config.data.max_bad_shards, self.loader.shards
         if broken > self._broken and too_many_bad_shards(shards, read, broken, limit):
             check_bad_shards(shards, read, self._of_all_ranks(self.loader.bad_shards), limit)

@@ -123,7 +123,9 @@ def test_a_single_flipped_bit_is_noticed(tmp_path: Path, place: int):
     content = bytearray(tensors.read_bytes())
     content[place] ^= 1
     tensors.write_bytes(content)
-    assert damage_among(checkpoint, records, list(records)) == "state/tensors is not what was written: its SHA-256 differs"
+    assert (
+        damage_among(checkpoint, records, list(records)) == "state/tensors has changed since it was written: its SHA-256 differs"
+    )
 
 
 def test_a_marker_tells_size_and_digest(tmp_path: Path):

@@ -5,6 +5,8 @@ import pytest
 from trainer.bench.__main__ import COMMAND as BENCH
 from trainer.config.arguments import Command
 from trainer.describe import COMMAND as DESCRIBE
+from trainer.describe import read_arguments as describe_arguments
+from trainer.errors import UserError
 from trainer.evaluate import COMMAND as EVALUATE
 from trainer.export import COMMAND as EXPORT
 
@@ -31,3 +33,17 @@ def test_what_belongs_to_the_configuration_is_handed_on_as_it_is():
     )
     assert given.values == {"run": "a=b"}
     assert given.overrides == ["data.val=pipe:cat x=y | z", "eval.zeroshot={a:/x}", "+train.steps=3", "eval.retrieval="]
+
+
+def test_a_deletion_reaches_the_configuration_which_says_why_not():
+    assert EVALUATE.read(["run=x", "~eval.zeroshot", "~router=none"]).overrides == ["~eval.zeroshot", "~router=none"]
+    assert DESCRIBE.read(["~router"]).overrides == ["~router"]
+    assert EVALUATE.read(["~/runs/first"]).values == {"run": "~/runs/first"}
+    with pytest.raises(UserError, match="every run has one router"):
+        describe_arguments(["~router"])
+
+
+def test_two_dashes_alone_change_nothing():
+    assert (
+        EVALUATE.read(["--", "run=x", "seed=1"]) == EVALUATE.read(["run=x", "--", "seed=1"]) == EVALUATE.read(["run=x", "seed=1"])
+    )

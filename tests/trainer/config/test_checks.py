@@ -136,15 +136,15 @@ def test_what_can_run_is_let_through(world: int, values: dict[str, Any]):
         (1, {"data__kind": "shape"}, ("data.kind=shape: choose shapes or webdataset (did you mean 'shapes'?)",)),
         (1, {"data__workers": -1}, ("data.workers=-1 must be at least 0",)),
         (1, {"data__shuffle_buffer": -1}, ("data.shuffle_buffer=-1", "no shuffling within shards")),
-        (1, {"data__streams": 0}, ("data.streams=0 must be at least 1 (null has it chosen)",)),
-        (1, {"data__crop_scale": [0.9, 0.5]}, ("data.crop_scale=[0.9, 0.5] must be two numbers, the smaller first",)),
+        (1, {"data__streams": 0}, ("data.streams=0 must be at least 1 (null chooses it automatically)",)),
+        (1, {"data__crop_scale": [0.9, 0.5]}, ("data.crop_scale=[0.9, 0.5] must be two numbers, the smaller one first",)),
         (1, {"data__crop_scale": [0.5, 1.5]}, ("data.crop_scale=[0.5, 1.5]", "each above 0 and at most 1")),
         (1, {"data__crop_ratio": [1.0]}, ("data.crop_ratio=[1.0] must be two numbers",)),
         (1, {"data__crop_ratio": [1.0, float("inf")]}, ("data.crop_ratio=[1.0, inf]", "and finite")),
         (1, {"data__background": [255, 255]}, ("data.background=[255, 255] must be three numbers, each at least 0 and at most",)),
         (1, {"data__background": [0, 0, 256]}, ("data.background=[0, 0, 256]",)),
         (1, {"data__max_bad_share": 1.5}, ("data.max_bad_share=1.5", "at most 1")),
-        (1, {"data__shapes_train": 15}, ("data.shapes_train=15 must be at least 16 (one pair a shard)",)),
+        (1, {"data__shapes_train": 15}, ("data.shapes_train=15 must be at least 16 (one pair per shard)",)),
         (1, {"data__tokenizer": ""}, ("data.tokenizer must not be empty",)),
         (1, {"log__progress": "line"}, ("log.progress=line: choose", "(did you mean 'lines'?)")),
         (1, {"log__wandb": "offlin"}, ("log.wandb=offlin: choose", "(did you mean 'offline'?)")),
@@ -216,7 +216,7 @@ def test_all_that_is_wrong_is_found_at_once_and_each_thing_once():
     config = config_with(optim__lr=0.0, model__heads=0, train__batch_size=3, log__wandb="no", eval__batch_size=5)
     problems = layout_problems(config, 2)
     assert list(problems) == ["model.heads", "optim.lr", "log.wandb", "train router.group_size data.workers", "eval.batch_size"]
-    with pytest.raises(UserError, match=r"model\.heads=0 must be at least 1 \(and 4 more, which run\.dry=true tells\)"):
+    with pytest.raises(UserError, match=r"model\.heads=0 must be at least 1 \(and 4 more: run\.dry=true shows them all\)"):
         check_layout(config, 2)
 
 

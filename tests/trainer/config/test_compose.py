@@ -41,19 +41,19 @@ def test_values_and_groups_reach_the_configuration():
 )
 def test_a_mistyped_key_is_named_with_the_nearest(override: str, near: str):
     told = message(["seed=1", override])
-    assert told.startswith(f"'{override}': the configuration has no ")
+    assert told.startswith(f"'{override}': the configuration has no key ")
     assert f"(did you mean '{near}'?)" in told
 
 
 @pytest.mark.parametrize("override", ["+foo=3", "++foo.bar=3", "=3"])
 def test_a_key_like_no_other_is_named(override: str):
-    assert message([override]).startswith(f"'{override}': the configuration has no ")
+    assert message([override]).startswith(f"'{override}': the configuration has no key ")
 
 
 @pytest.mark.parametrize(("override", "near"), [("model=limoe_tny", "limoe_tiny"), ("schedule=cosin", "cosine")])
 def test_a_mistyped_choice_is_named_with_the_nearest(override: str, near: str):
     told = message([override])
-    assert f"'{override}': no such choice (did you mean '{near}'?)" in told
+    assert f"'{override}' does not exist (did you mean '{near}'?)" in told
     assert " can be " in told
 
 
@@ -83,11 +83,11 @@ def test_what_cannot_be_parsed_is_named_with_the_form(override: str):
 
 @pytest.mark.parametrize("override", ["hydra/launcher=slurm", "hydra.launcher.nodes=2"])
 def test_a_launcher_without_a_sweep_says_what_to_type(override: str):
-    assert "add -m, or submit one run by sbatch" in message([override])
+    assert "add -m, or submit a single run with sbatch" in message([override])
 
 
 def test_several_values_without_a_sweep_say_how_to_ask_for_one():
-    assert "-m trains with each" in message(["optim.lr=1e-3,3e-4"])
+    assert "add -m to train with each" in message(["optim.lr=1e-3,3e-4"])
 
 
 @pytest.mark.parametrize(
@@ -140,10 +140,10 @@ def test_a_path_that_means_nothing_is_named_with_its_key(override: str, told: st
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("~train.ema", "a key is not deleted but switched off: train.ema=null"),
+        ("~train.ema", "a key cannot be deleted; turn it off with train.ema=null"),
         ("~train.steps", "the default is train.steps=1000"),
         ("~router", f"every run has one router: choose {ROUTERS}"),
-        ("~train", "the section train stays; set its keys, such as train.steps"),
+        ("~train", "a section cannot be deleted; set the keys of train, such as train.steps"),
         ("~experiment", "leave experiment= out"),
         ("experiment=null", "leave experiment= out"),
         ("router=null", f"every run has one router: choose {ROUTERS}"),
@@ -184,7 +184,7 @@ def test_every_key_of_the_default_configuration_is_known():
 
 
 def test_a_loaded_configuration_is_checked_too():
-    with pytest.raises(UserError, match=r"no 'train.stpes' \(did you mean 'train.steps'\?\)"):
+    with pytest.raises(UserError, match=r"no key 'train.stpes' \(did you mean 'train.steps'\?\)"):
         to_config(OmegaConf.create({"train": {"stpes": 3}}))
 
 
@@ -194,10 +194,17 @@ def test_a_damaged_configuration_file_is_named(tmp_path: Path, content: str):
     path.write_text(content)
     with pytest.raises(UserError) as caught:
         load_config(path)
-    assert str(caught.value).startswith(f"{path}: no configuration of a run")
+    assert str(caught.value).startswith(f"{path} is not the configuration of a run")
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_configuration_file_is_named(tmp_path: Path):
-    with pytest.raises(UserError, match=r"nowhere/config.yaml: no configuration of a run"):
+    with pytest.raises(UserError, match=r"nowhere/config.yaml is not the configuration of a run"):
         load_config(tmp_path / "nowhere" / "config.yaml")
+
+
+@pytest.mark.parametrize("key", ["run.dir", "init_from", "resume", "data.cache", "data.tokenizer"])
+def test_a_url_in_the_place_of_a_directory_is_no_folder_of_that_name(key: str):
+    with pytest.raises(UserError, match=f"{key}=s3://bucket/x: a path is needed here"):
+        compose_config([f"{key}=s3://bucket/x"])
+    assert compose_config(["data.train=s3://bucket/x.tar"]).data.train == "s3://bucket/x.tar"

@@ -22,10 +22,10 @@ def test_every_key_and_every_choice_is_there_once():
 
 def test_a_row_says_type_default_allowed_values_and_what_a_checkpoint_keeps():
     page = document()
-    assert "| `train.ema` | float or null | `null` | above 0 and below 1 | decay a step" in page
+    assert "| `train.ema` | float or null | `null` | above 0 and below 1 | decay per step" in page
     assert "| `log.wandb` | text | `auto` | `auto` · `online` · `offline` · `disabled` |" in page
-    assert "| `model.heads` | int | `4` | at least 1 | attention heads *(of the model)* |" in page
-    assert "| `data.crop_scale` | list of float | `[0.6, 1]` | two numbers, the smaller first, each above 0" in page
+    assert "| `model.heads` | int | `4` | at least 1 | attention heads *(model)* |" in page
+    assert "| `data.crop_scale` | list of float | `[0.6, 1]` | two numbers, the smaller one first, each above 0" in page
 
 
 def test_a_group_says_what_each_choice_sets():

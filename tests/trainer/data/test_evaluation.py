@@ -112,8 +112,10 @@ def test_bad_samples_are_left_out_and_counted(tmp_path: Path, caplog: pytest.Log
     with caplog.at_level(logging.WARNING):
         (batches,) = all_ranks([shard], 1, 0)
     assert [i[-1] for batch in batches for i in batch.ids if i] == ["0", "3", "5", "6"]
-    assert f"evaluation: 3 of 7 samples are unusable, most of them in {shard} (3); such as {shard}/000001: image" in caplog.text
-    assert f"evaluation: 1 shard cannot be read to the end; such as {shard}: damaged header" in caplog.text
+    assert (
+        f"evaluation: 3 of 7 samples are unusable, most of them in {shard} (3); for example, {shard}/000001: image" in caplog.text
+    )
+    assert f"evaluation: 1 shard cannot be read to the end; for example, {shard}: damaged header" in caplog.text
 
 
 def test_negative_workers() -> None:

@@ -11,7 +11,7 @@ from trainer.errors import UserError
     ("shards", "read", "bad", "limit"),
     [
         (8, 3, {"a": 1}, 0.05),  # one alone
-        (8, 900, {"a": 112}, 0.05),  # also for ever
+        (8, 900, {"a": 112}, 0.05),  # even forever
         (100, 10, {"a": 1, "b": 1}, 0.05),  # of all, however few were read so far
         (100, 1000, {"a": 10, "b": 10, "c": 20}, 0.05),
         (4, 4, {"a": 1, "b": 1, "c": 1}, 1.0),
@@ -64,10 +64,10 @@ def test_an_evaluation_may_lose_little(read: int, bad: int, shards: int, limits:
             1000,
             11,
             0,
-            r"11 of 1000 samples are unusable, most of them in a.tar \(11\); such as a.tar/0: no image; more than data",
+            r"11 of 1000 samples are unusable, most of them in a.tar \(11\); for example, a.tar/0: no image; more than data",
         ),
         (20, 2, 0, "2 of 20 samples are unusable"),
-        (1000, 0, 1, "1 shard cannot be read to the end; such as 0.tar: gone; more than data.max_bad_shards=0.05 of 4"),
+        (1000, 0, 1, "1 shard cannot be read to the end; for example, 0.tar: gone; more than data.max_bad_shards=0.05 of 4"),
         (0, 0, 4, "4 shards cannot be read"),
     ],
 )

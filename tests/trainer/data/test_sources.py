@@ -57,7 +57,7 @@ def test_a_part_that_cannot_be_used_is_a_warning(tmp_path: Path, caplog: pytest.
     write_shard(Path(shards[1]), [{"jpg": b"no image", "txt": "a"}])
     with caplog.at_level(logging.WARNING):
         assert check_training_data(config(shards)).look.usable == 3
-    assert f"data.train: not all that was looked at can be used: {shards[1]}/000000: image cannot be decoded" in caplog.text
+    assert f"data.train: some of the samples looked at cannot be used: {shards[1]}/000000: image cannot be decoded" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_part_that_cannot_be_used_is_a_warning(tmp_path: Path, caplog: pytest.
 )
 def test_shards_that_cannot_be_opened_say_why(monkeypatch: pytest.MonkeyPatch, command: str, told: str) -> None:
     monkeypatch.setattr("trainer.data.shards.opening.FIRST_WAIT", 0.001)
-    with pytest.raises(UserError, match=r"data.train: the one shard opened cannot be read; ") as raised:
+    with pytest.raises(UserError, match=r"data.train: the only shard opened cannot be read; ") as raised:
         check_training_data(config(command))
     assert told in str(raised.value)
 
@@ -97,3 +97,12 @@ def test_evaluation_shards_that_are_training_shards_are_refused(
     check_apart("data.val", [other], shards)
     with pytest.raises(UserError, match=r"eval\.zeroshot"):
         check_apart("eval.zeroshot", ["http://x/0.tar"], ["http://x/1.tar", "http://x/0.tar"])
+
+
+def test_a_break_that_is_seen_at_the_start_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shards = write_shards(tmp_path, 3, 3)
+    Path(shards[1]).write_bytes(Path(shards[1]).read_bytes().rstrip(b"\0"))
+    with caplog.at_level(logging.WARNING):
+        assert check_training_data(config(shards)).look.broken.keys() == {shards[1]}
+    assert len(caplog.records) == 1
+    assert f"{shards[1]}: the shard ends early: " in caplog.text

@@ -88,10 +88,10 @@ def test_errors(tmp_path: Path) -> None:
     ("captions", "vocabulary", "told"),
     [
         (CAPTIONS, 5, r"model.vocabulary=5 can.* on 8 captions: the characters in them alone take 15 tokens; set model.vocab"),
-        (CAPTIONS, 2, r"padding, the unknown and the end take three tokens; set a larger model.vocabulary"),
+        (CAPTIONS, 2, r"padding, unknown and end-of-text take three tokens; set a larger model.vocabulary"),
         (CAPTIONS, 0, r"set a larger model.vocabulary"),
         (CAPTIONS, -3, r"set a larger model.vocabulary"),
-        (["\u200c"], 100, r"they hold no text; give others \(data.train, data.caption_key\) or set data.tokenizer"),
+        (["\u200c"], 100, r"they contain no text; use others \(data.train, data.caption_key\) or set data.tokenizer"),
         (["\u2585\u2585", "\ud83d"], 100, r"no captions to train a tokenizer on"),
     ],
 )

@@ -46,9 +46,9 @@ def test_the_first_rank_tells_and_the_others_let_it_be_the_first_to_end(
 ):
     as_rank(monkeypatch, rank)
     with pytest.raises(SystemExit) as ended:
-        exit_with(UserError("what, where and how to mend it"))
+        exit_with(UserError("what, where and how to fix it"))
     assert ended.value.code == 2
-    assert capsys.readouterr().err == ("error: what, where and how to mend it\n" if rank == 0 else "")
+    assert capsys.readouterr().err == ("error: what, where and how to fix it\n" if rank == 0 else "")
     assert bool(slept) == (rank != 0)
 
 
@@ -68,7 +68,7 @@ def test_one_rank_alone_is_the_first_to_speak(store: dist.Store):
 def test_the_rank_that_said_nothing_is_named(store: dist.Store, slept: list[float]):
     for rank in (0, 2, 3):
         program._is_first_to_speak(rank_of(4, rank, store))
-    assert program._name_the_lost(rank_of(4, 0, store)).startswith("error: rank 1 ended without a word")
+    assert program._name_the_lost(rank_of(4, 0, store)).startswith("error: rank 1 died without a message")
 
 
 def test_ranks_that_wait_but_live_are_not_named(monkeypatch: pytest.MonkeyPatch, store: dist.Store):
@@ -82,22 +82,24 @@ def test_ranks_that_wait_but_live_are_not_named(monkeypatch: pytest.MonkeyPatch,
             store.set(f"limoe/alive/{rank}", f"8 node{rank} training step 9")
 
     monkeypatch.setattr(program.time, "sleep", others_beat)
-    assert program._name_the_lost(rank_of(4, 0, store)).startswith("error: rank 2 ended without a word")
+    assert program._name_the_lost(rank_of(4, 0, store)).startswith("error: rank 2 died without a message")
 
 
 def test_many_silent_ranks_are_not_all_named(monkeypatch: pytest.MonkeyPatch, store: dist.Store, slept: list[float]):
     monkeypatch.setattr(program, "LAST_WORDS_SECONDS", 0.0)
     program._is_first_to_speak(rank_of(64, 0, store))
-    assert program._name_the_lost(rank_of(64, 0, store)).startswith("error: ranks 1, 2, 3, 4, 5, 6, 7, 8, … ended without a word")
+    assert program._name_the_lost(rank_of(64, 0, store)).startswith(
+        "error: ranks 1, 2, 3, 4, 5, 6, 7, 8, … died without a message"
+    )
 
 
 def test_when_all_ranks_lost_each_other_it_is_the_network(store: dist.Store, slept: list[float]):
     for rank in range(3):
         program._is_first_to_speak(rank_of(3, rank, store))
-    assert "look at the network" in program._name_the_lost(rank_of(3, 0, store))
+    assert "check the network" in program._name_the_lost(rank_of(3, 0, store))
 
 
-def test_without_the_store_one_rank_a_host_names_its_keeper():
+def test_without_the_store_one_rank_a_host_names_its_keeper(monkeypatch: pytest.MonkeyPatch):
     class Gone:
         def check(self, keys: list[str]) -> bool:
             raise dist.DistNetworkError("the server has gone")
@@ -108,7 +110,12 @@ def test_without_the_store_one_rank_a_host_names_its_keeper():
     store: Any = Gone()
     ranks = [Processes(rank, 8, rank, torch.device("cpu"), store=store) for rank in range(4)]
     assert [program._is_first_to_speak(rank) for rank in ranks] == [True, True, False, False]
-    assert program._name_the_lost(ranks[1]).startswith("error: rank 0 ended without a word")
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    assert program._name_the_lost(ranks[1]).startswith("error: rank 0 died without a message")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("MASTER_ADDR", "node7")
+    for rank in ranks[:2]:  # rank 0 would otherwise name itself
+        assert program._name_the_lost(rank).startswith("error: the launcher on node7, which connects the ranks,")
 
 
 NCCL = "NCCL error in: ProcessGroupNCCL.cpp:3690, {}, NCCL version 2.29.3\n{}"
@@ -168,7 +175,7 @@ def test_what_was_seen_when_contact_was_lost_is_told(
     monkeypatch.delenv("LIMOE_LOGS", raising=False)
     fails(dist.DistBackendError(REMOTE), rank_of(2, 0, store))
     told = capsys.readouterr().err
-    assert told.startswith("error: rank 1 ended without a word")
+    assert told.startswith("error: rank 1 died without a message")
     assert told.endswith("(rank 0 saw DistBackendError: " + REMOTE.splitlines()[0] + ")\n")
     assert left == [1]
 
@@ -219,7 +226,7 @@ def test_processes_that_cannot_meet_are_told_where(monkeypatch: pytest.MonkeyPat
 
 def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match=r"run.device=cuda, but torch sees no CUDA device here"):
+    with pytest.raises(UserError, match=r"run.device=cuda, but torch finds no CUDA device here"):
         start_processes("cuda")
     with pytest.raises(UserError, match=r"run.device=gpu: choose auto, cpu or cuda"):
         start_processes("gpu")

@@ -81,7 +81,7 @@ def test_float32_gradients_send_twice_the_bytes_and_weights_do_not(stage: int, b
 
 
 def test_groups_that_begin_amid_a_node_are_refused():
-    with pytest.raises(UserError, match="LOCAL_WORLD_SIZE=3: it should divide the 8 processes"):
+    with pytest.raises(UserError, match="LOCAL_WORLD_SIZE=3 must divide the 8 processes"):
         estimate_leaving(config("parallel.expert_parallel=4"), world=8, local=3)
 
 
@@ -90,7 +90,7 @@ def test_describe_tells_it_when_it_knows_the_nodes(monkeypatch: pytest.MonkeyPat
     assert leaving_rows(config(), 8) == []
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     ((what, _),) = leaving_rows(config(), 8)
-    assert what == "leaves a node of 4 processes in a step"
+    assert what == "leaves a node of 4 processes per step"
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "four")
     with pytest.raises(UserError, match="LOCAL_WORLD_SIZE=four"):
         leaving_rows(config(), 8)

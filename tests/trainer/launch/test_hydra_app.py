@@ -59,12 +59,12 @@ def test_flags_may_stand_anywhere():
         (["--config-name", "nothing"], "nothing"),
         (["--config-path", "/nowhere"], "/nowhere"),
         (["--resolve"], "The --resolve flag can only be used"),
-        (["train.stpes=1"], "the configuration has no 'train.stpes' (did you mean 'train.steps'?)"),
-        (["seed=0,1"], "-m trains with each in turn"),
+        (["train.stpes=1"], "the configuration has no key 'train.stpes' (did you mean 'train.steps'?)"),
+        (["seed=0,1"], "add -m to train with each in turn"),
         (["hydra.sweep.dir=x"], "is for sweeps: add -m"),
         (["hydra/sweeper=basic"], "is for sweeps: add -m"),
-        (["hydra/launcher=slurm"], "is for sweeps: add -m, or submit one run by sbatch"),
-        (["hydra.run.dir=x"], "hydra.run.dir is not used here: run.dir is"),
+        (["hydra/launcher=slurm"], "is for sweeps: add -m, or submit a single run with sbatch"),
+        (["hydra.run.dir=x"], "hydra.run.dir is not used here: the directory of a run is run.dir"),
         (["hydra.output_subdir=.hydra"], "hydra.output_subdir is not used here"),
         (["hydra.job.chdir=true"], "hydra.job.chdir=true is not possible here"),
         (["hydra/job_logging=default"], "hydra/job_logging=default is not used here"),
@@ -72,6 +72,14 @@ def test_flags_may_stand_anywhere():
         (["hydra.job.env_copy=[NO_SUCH_VARIABLE]"], "NO_SUCH_VARIABLE"),
         (["--experimental-rerun", "/nowhere.pickle"], "/nowhere.pickle does not exist"),
         (["run.name=${oc.env:NO_SUCH_VARIABLE}"], "NO_SUCH_VARIABLE"),
+        (["--config-dir", "~nobody-of-this-name/x"], "no home directory of '~nobody-of-this-name'"),
+        (["--config-path", "$NO_SUCH_VARIABLE/x"], "the environment has no $NO_SUCH_VARIABLE"),
+        *(([f"~{group}"], f"every run has one {group}: choose ") for group in ("model", "router", "data", "schedule")),
+        (["~router=limoe"], "every run has one router"),
+        (["router=null"], "every run has one router: choose classic, limoe, none"),
+        (["model=5"], "every run has one model: choose "),
+        (["~experiment"], "leave experiment= out"),
+        (["experiment=null"], "leave experiment= out"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(here: Path, arguments: list[str], told: str):
@@ -87,8 +95,26 @@ def test_a_folder_of_the_user_s_own_adds_experiments_and_groups(folder: Path):
     assert (config.seed, config.run.dir, config.optim.lr) == (5, "runs/mine", 0.5)
     config = composed("hydra.searchpath=[file://cfg]", "experiment=mine", "+optimiser=fast")
     assert (config.seed, config.optim.lr) == (5, 0.5)
-    with pytest.raises(UserError, match=r"experiment=mien': no such choice \(did you mean 'mine'\?\)"):
+    with pytest.raises(UserError, match=r"experiment=mien' does not exist \(did you mean 'mine'\?\)"):
         run_app(["--config-dir", "cfg", "experiment=mien"], no_run)
+
+
+def test_a_folder_of_the_user_s_own_is_a_path_like_any_other(folder: Path):
+    (Path.home() / "mine").symlink_to(folder)
+    for where in ("--config-dir=~/mine", "--config-dir=$HOME/mine", f"--config-dir=file://{folder}"):
+        assert composed(where, "experiment=mine", "+optimiser=fast").optim.lr == 0.5
+
+
+def test_several_choices_of_a_group_go_together(folder: Path):
+    (folder / "experiment" / "more.yaml").write_text("# @package _global_\ntrain:\n  steps: 9\n")
+    config = composed("--config-dir", "cfg", "experiment=[mine,more]")
+    assert (config.seed, config.train.steps) == (5, 9)
+
+
+def test_a_file_that_is_no_yaml_is_named_with_its_line(folder: Path):
+    (folder / "experiment" / "broken.yaml").write_text("# @package _global_\noptim: {lr: 3\nseed: 1\n")
+    with pytest.raises(UserError, match=r"cfg/experiment/broken\.yaml, line 3: "):
+        run_app(["--config-dir", "cfg", "experiment=broken"], no_run)
 
 
 @pytest.mark.parametrize("where", ["--config-dir", "--config-path", "-cd", "-cp"])

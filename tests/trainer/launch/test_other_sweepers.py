@@ -61,7 +61,7 @@ def test_optuna_s_rule_decides_how_many_failures_end_it(
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        ([], "hydra/sweeper=optuna needs a value of each run: checkpoint.best="),
+        ([], "hydra/sweeper=optuna needs a value from each run: checkpoint.best="),
         (["checkpoint.best=eval/zeroshot/top1"], "hydra.sweeper.direction=maximize"),
     ],
 )

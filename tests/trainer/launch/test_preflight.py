@@ -139,7 +139,7 @@ def a_file_for_the_checkpoints(config: Config, tmp_path: Path) -> None:
     [
         (set_to("data.train", "DIR/train-{000..003}.tar"), ("data.train", "2 of 4 shards are missing", "train-002.tar")),
         (set_to("data.val", "DIR/none.tar"), ("data.val", "none.tar")),
-        (set_to("eval.zeroshot", "DIR/none"), ("eval.zeroshot", "none is no folder")),
+        (set_to("eval.zeroshot", "DIR/none"), ("eval.zeroshot", "none is not a folder")),
         (set_to("data.tokenizer", "DIR/none.model"), ("tokenizer", "none.model")),
         (set_to("data.kind", "shape"), ("data.kind=shape", "shapes")),
         (set_to("data.workers", 4), ("2 shards for 4 readers", "use data.workers=2")),
@@ -151,7 +151,10 @@ def a_file_for_the_checkpoints(config: Config, tmp_path: Path) -> None:
         (a_file_in_the_way, ("the run directory", "runs: Not a directory")),
         (a_file_for_the_checkpoints, ("checkpoints cannot be used (Not a directory)",)),
         (another_architecture, ("step-00000005", "another architecture")),
-        (other_heads, ("step-00000005", "is of another model (model.heads was 4, is 2): use model.heads=4, or begin anew")),
+        (
+            other_heads,
+            ("step-00000005", "belongs to another model (model.heads was 4, is 2): use model.heads=4, or start a new run"),
+        ),
         (a_damaged_checkpoint, ("none of the 1 checkpoints", "progress.json has 1 bytes")),
         (set_to_top("init_from", "DIR/nothing"), ("init_from=", "no complete checkpoint there")),
         (set_to_top("resume", "DIR/nothing"), ("resume=", "no complete checkpoint there")),
@@ -172,7 +175,7 @@ def test_what_would_end_a_run_is_one_line_and_nothing_is_left(
     first, *rest = [line for line in said.err.splitlines() if not line.startswith("WARNING: ")]
     assert first.startswith("error: ")
     assert all(part in first for part in parts), first
-    assert rest == ["checked for one process: WORLD_SIZE=N before the command checks for N of them"]
+    assert rest == ["checked for one process; to check for N, put WORLD_SIZE=N before the command"]
     assert everything_below(tmp_path) == before
 
 
@@ -210,7 +213,7 @@ def test_a_run_that_goes_on_says_from_where(config: Config, tmp_path: Path):
     saved(config, 7, tmp_path / "t.model")
     found = examine(config, 1)
     assert found.problems == []
-    assert dict(found.rows)["run"] == "goes on from step 7, 993 steps are left"
+    assert dict(found.rows)["run"] == "continues from step 7, 993 steps left"
     # The next checkpoint takes the second place of two, and one is written before the first goes.
     assert found.disk == 2 * checkpoint_bytes(config)
 
@@ -235,7 +238,7 @@ def test_a_resume_keeps_the_streams_of_its_data_unless_it_is_told_others(config:
     assert examine(config, 2).problems == []
     config.data.streams = 1
     (told,) = examine(config, 2).problems
-    assert "data.streams=1 is no multiple of the 2 readers" in told
+    assert "data.streams=1 is not a multiple of the 2 readers" in told
     config.data.streams = 2
     assert examine(config, 2).problems == []
 
@@ -244,7 +247,7 @@ def test_the_embedded_data_set_need_not_be_there_and_is_not_written(config: Conf
     config.data.kind, config.data.train, config.data.val, config.data.cache = "shapes", None, None, str(tmp_path / "cache")
     found = examine(config, 1)
     assert found.problems == []
-    assert f"16 shards, 1 reader a process, to be written into {tmp_path}/cache/shapes-" in dict(found.rows)["training data"]
+    assert f"16 shards, 1 reader per process, to be written into {tmp_path}/cache/shapes-" in dict(found.rows)["training data"]
     assert not (tmp_path / "cache").exists()
     config.data.workers = 17
     assert "16 shards for 17 readers" in examine(config, 1).problems[0]
@@ -258,6 +261,22 @@ def test_the_runs_of_a_file_system_share_its_room(tmp_path: Path, monkeypatch: p
     (told,) = space_problems(runs)
     assert "checkpoints need 120 GiB" in told
     assert "100 GiB are free" in told
+
+
+def test_checkpoints_that_are_never_deleted_need_room_too(config: Config, tmp_path: Path):
+    config.run.dir, config.train.steps = str(tmp_path / "new"), 1000
+    config.checkpoint.keep, config.checkpoint.every_steps = 2, 100
+    size = checkpoint_bytes(config)
+    assert examine(config, 1).disk == 3 * size
+    config.checkpoint.best, config.checkpoint.keep_every = "eval/retrieval/i2t_r1", 250  # of which 500 and 1000 are saved
+    assert examine(config, 1).disk == 6 * size
+
+
+def test_a_cache_that_cannot_be_written_is_told_before_the_start(config: Config, tmp_path: Path):
+    (tmp_path / "file").touch()
+    config.data.kind, config.data.train, config.data.val, config.data.cache = "shapes", None, None, str(tmp_path / "file")
+    (told,) = [problem for problem in examine(config, 1).problems if "data.cache" in problem]
+    assert "cannot be written there" in told and "file is not a folder" in told
 
 
 def test_a_model_larger_than_the_gpu_is_refused(config: Config, monkeypatch: pytest.MonkeyPatch):
@@ -278,7 +297,7 @@ def test_a_run_too_large_for_the_gpus_of_the_job_is_refused_with_what_fits(confi
     config.run.gpu_memory_gib = 4
     (told,) = examine(config, 1).problems
     assert "but its GPU has 4.0 GiB: add " in told
-    advice = told.partition(": add ")[2].partition(", which takes")[0].split()
+    advice = told.partition(": add ")[2].partition(", which needs")[0].split()
     assert advice
     for override in advice:
         key, _, value = override.partition("=")
@@ -297,7 +316,7 @@ def test_a_gpu_that_is_missing_here_is_missed_only_inside_the_allocation(config:
     config.run.device = "cuda"
     assert examine(config, 1).problems == []
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    assert "run.device=cuda, but torch sees no CUDA device here" in examine(config, 1).problems[0]
+    assert "run.device=cuda, but torch finds no CUDA device here" in examine(config, 1).problems[0]
 
 
 def test_other_ranks_leave_the_word_to_the_first(
@@ -332,7 +351,7 @@ def test_the_program_checks_and_leaves_no_trace(tmp_path: Path):
         ("75", None),
         ("0", None),
         ("74", "parallel.lost_after_seconds=60: srun ends all tasks 74 s after the first.*set LIMOE_WAIT=75 or more"),
-        ("1:30", "LIMOE_WAIT=1:30 in the environment should be a whole number of seconds"),
+        ("1:30", "LIMOE_WAIT=1:30 in the environment must be a whole number of seconds"),
     ],
 )
 def test_srun_waits_until_a_lost_rank_can_be_named(config: Config, monkeypatch: pytest.MonkeyPatch, wait: str, told: str | None):

@@ -71,7 +71,7 @@ def test_there_is_a_process_a_gpu_unless_it_is_said(monkeypatch: pytest.MonkeyPa
         ("hydra.launcher.nodes=0", "hydra.launcher.nodes=0 must be at least 1"),
         ("hydra.launcher.nodes=two", "hydra.launcher.nodes: Value 'two'"),
         ("hydra.launcher.array_parallelism=0", "hydra.launcher.array_parallelism=0 must be at least 1"),
-        ('hydra.launcher.additional=["--nodes=3"]', "--nodes=3 is decided by the sweep itself"),
+        ('hydra.launcher.additional=["--nodes=3"]', "the sweep sets --nodes=3 itself"),
         ("hydra.launcher.additional=--exclusive", "hydra.launcher.additional"),
         ("hydra/launcher=slurm,local", "give hydra/launcher one value"),
     ],
@@ -85,7 +85,7 @@ def test_a_mistake_is_named(here: Path, override: str, told: str):
 
 
 def test_a_number_of_gpus_that_is_none_is_named(here: Path):
-    with pytest.raises(UserError, match=r"hydra.launcher.gpus_per_node=all should be a number"):
+    with pytest.raises(UserError, match=r"hydra.launcher.gpus_per_node=all must be a number"):
         run_app(["-m", "hydra/launcher=slurm", "seed=0,1", "hydra.launcher.gpus_per_node=all"], no_run)
 
 

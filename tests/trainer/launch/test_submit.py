@@ -63,9 +63,9 @@ def test_each_task_of_the_array_takes_its_own_line(here: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("content", "task", "part"),
     [
-        ('["seed=1"]\n', None, "no task of one"),
-        ('["seed=1"]\n', "1", "holds 1 runs, numbered from 0: there is none for task 1"),
-        ("[\n", "0", "should hold a JSON list of overrides a line"),
+        ('["seed=1"]\n', None, "not in one"),
+        ('["seed=1"]\n', "1", "lists 1 runs, numbered from 0: none for task 1"),
+        ("[\n", "0", "must contain one JSON list of overrides per line"),
         (None, "0", "No such file"),
     ],
 )
@@ -117,7 +117,7 @@ def test_what_sbatch_says_is_told_in_one_line_and_nothing_is_left(here: Path):
 
 
 def test_without_sbatch_the_way_out_is_named(here: Path):
-    with pytest.raises(UserError, match=r"needs sbatch, which is not on PATH: .* leave hydra/launcher out to train here"):
+    with pytest.raises(UserError, match=r"needs sbatch, which is not on PATH: .* leave out hydra/launcher to train here"):
         sweep([*SLURM, "seed=0,1"])
 
 
@@ -142,7 +142,7 @@ def test_the_jobs_get_what_says_where_the_configuration_is(here: Path, capsys: p
     lines = [json.loads(line) for line in (here / "swept" / "overrides.jsonl").read_text().splitlines()]
     given = [part for part in lines[1] if part.startswith(("--", "hydra", "+hydra", "own", "/"))]
     assert given[:4] == ["--config-name", "own", "--config-dir", str(here / "cfg")]
-    assert given[4:] == ["+hydra.job.env_set.A=b", "hydra.job.num=1", "hydra.job.id=1"]
+    assert given[4:] == ["+hydra.job.env_set.A=b", "hydra.mode=RUN", "hydra.job.num=1", "hydra.job.id=1"]
     assert lines[1][-2:] == ["run.name=limoe-lr-0.0003", "run.dir=swept/limoe-lr-0.0003"]
 
 
@@ -159,6 +159,6 @@ def test_runs_that_are_waited_for_are_told_apart_by_what_they_left(
     assert sweep([*SLURM, "seed=0,1", "hydra.sweep.dir=swept", "hydra.launcher.wait=true", "train.steps=3"]) == 1
     said = capsys.readouterr()
     assert said.err.splitlines() == [
-        "error: run 2 (seed=1) has not reached its end: see its log",
+        "error: run 2 (seed=1) has not finished: see its log",
         "error: 1 of 2 runs failed, see above",
     ]

@@ -8,6 +8,7 @@ import pytest
 
 from tests.trainer.launch.conftest import Plan, no_run
 from trainer.config.compose import compose_config
+from trainer.config.schema import Config
 from trainer.errors import UserError
 from trainer.launch import sweep as module
 from trainer.launch.hydra_app import run_app
@@ -62,7 +63,7 @@ def test_values_may_stand_in_the_sweeper_s_own_configuration(plan: Plan, here: P
     ("arguments", "told"),
     [
         (["optim.lr=1e-3,x", "run.name=${optim.lr}"], "optim.lr: Value 'x'"),
-        (["train.stpes=1,2", "run.name=${seed}"], "the configuration has no 'train.stpes' (did you mean 'train.steps'?)"),
+        (["train.stpes=1,2", "run.name=${seed}"], "the configuration has no key 'train.stpes' (did you mean 'train.steps'?)"),
         (["--cfg", "job"], "Only one of --run, --multirun, --cfg"),
         (["seed=1,1"], "would train the same run twice: seed=1"),
         (["seed=1,2", "hydra/launcher=slrm"], "did you mean 'slurm'?"),
@@ -71,7 +72,7 @@ def test_values_may_stand_in_the_sweeper_s_own_configuration(plan: Plan, here: P
         (["model=glob(nothing*)"], "nothing*"),
         (["optim.lr=1e-3,3e-4", "run.dir=runs/one"], "2 runs of this sweep would share run.dir=runs/one: leave run.dir out"),
         (["seed=interval(0,3)"], "does not support sweep type : INTERVAL_SWEEP"),
-        (["seed=0,1", "hydra.run.dir=/x"], "run.dir is the directory of a run"),
+        (["seed=0,1", "hydra.run.dir=/x"], "the directory of a run is run.dir"),
         (["seed=0,1", "hydra.sweep.dri=/x"], "did you mean 'hydra.sweep.dir'?"),
     ],
 )
@@ -140,7 +141,7 @@ def test_a_run_is_started_with_its_name_and_its_number(here: Path, monkeypatch: 
     monkeypatch.setattr(module, "train", lambda arguments: started.append(arguments) or 0)
     assert sweep("-m", "hydra/launcher=local", "hydra.verbose=true", "seed=0,1") == 0
     assert started[1] == [
-        *("hydra.verbose=true", "hydra.job.num=1", "hydra.job.id=1"),
+        *("hydra.verbose=true", "hydra.mode=RUN", "hydra.job.num=1", "hydra.job.id=1"),
         *("seed=1", *LEFT_ALONE, "run.name=limoe-seed-1"),
     ]
     (record,) = here.glob("runs/sweeps/*/multirun.yaml")
@@ -187,3 +188,29 @@ def test_runs_end_with_what_they_recorded(here: Path, plan: Plan):
     assert read_result(run.config, None) == {"eval/zeroshot/top1": 0.3, "train/loss": 2.0}
     with pytest.raises(UserError, match=r"no 'train/los' \(did you mean 'train/loss'\?\)"):
         read_result(run.config, "train/los")
+
+
+def test_a_sweep_that_an_experiment_asks_for_starts_single_runs(plan: Plan, here: Path):
+    (here / "cfg" / "experiment").mkdir(parents=True)
+    (here / "cfg" / "experiment" / "grid.yaml").write_text(
+        "# @package _global_\ndefaults: [debug, _self_]\nrun: {name: grid}\n"
+        "hydra:\n  mode: MULTIRUN\n  sweeper:\n    params: {seed: '3,4', router: 'none,limoe'}\n"
+    )
+    runs = plan("--config-dir", "cfg", "experiment=grid")
+    assert [run.config.run.name for run in runs][:2] == ["grid-seed-3-router-none", "grid-seed-3-router-limoe"]
+    kept: list[Config] = []
+    for run in runs:  # what each run's own process gets, without -m
+        assert run_app(run.arguments, kept.append) == 0
+    assert [config.run.dir for config in kept] == [run.config.run.dir for run in runs]
+
+
+def test_one_wandb_run_around_a_sweep_is_not_that_of_all_its_runs(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    seen: list[str | None] = []
+    monkeypatch.setenv("WANDB_RUN_ID", "outer")
+    monkeypatch.setattr(module.CheckedLauncher, "check", lambda launcher, runs: None)
+    monkeypatch.setattr(module, "train", lambda arguments: seen.append(os.environ.get("WANDB_RUN_ID")) or 0)
+    assert sweep("-m", "seed=0,1") == 0
+    assert seen == [None, None]
+    assert "WANDB_RUN_ID=outer is not heeded" in capfd.readouterr().err

@@ -32,7 +32,7 @@ def test_the_table_is_of_finished_runs_and_the_others_are_named(
         "| 0 | 2 | 0.312 ± 0.000 | 0.450 ± 0.071 |",
         "| 1 | 2 | 0.562 ± 0.000 | 0.450 ± 0.071 |",
     ]
-    assert said.err == f"WARNING: {sweep / 'unfinished'} is left out: it is at step 4 of 9\n"
+    assert said.err == f"WARNING: {sweep / 'unfinished'} is left out: it is only at step 4 of 9\n"
 
 
 def test_the_page_has_the_table_the_plots_every_run_and_the_command(sweep: Path, monkeypatch: pytest.MonkeyPatch):
@@ -59,10 +59,10 @@ def test_the_page_has_the_table_the_plots_every_run_and_the_command(sweep: Path,
     ("arguments", "told"),
     [
         ([], "runs=DIR,DIR is missing"),
-        (["SWEEP", "metrics=eval/zeroshot/top"], "no run has recorded it (did you mean 'eval/zeroshot/top1'?)"),
-        (["SWEEP", "last=0"], "last=0 should be a number of steps, at least 1"),
+        (["SWEEP", "metrics=eval/zeroshot/top"], "no run has recorded this metric (did you mean 'eval/zeroshot/top1'?)"),
+        (["SWEEP", "last=0"], "last=0 must be a number of steps, at least 1"),
         (["SWEEP", "against=optim.lr"], "against=optim.lr: the runs do not differ in it; they differ in router.aux.load"),
-        (["SWEEP/unfinished"], "none of the 1 runs has come to its last step"),
+        (["SWEEP/unfinished"], "none of the 1 runs has reached its last step"),
         (["SWEEP", "ouput=x"], "trainer.report has no 'ouput' (did you mean 'output'?)"),
     ],
 )
@@ -74,5 +74,5 @@ def test_a_mistake_is_one_line(sweep: Path, arguments: list[str], told: str):
 
 def test_without_matplotlib_the_extra_is_named(sweep: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r'pip install "limoe-trainer\[report\]"; or leave output= out'):
+    with pytest.raises(UserError, match=r'pip install "limoe-trainer\[report\]"; or leave out output='):
         read_arguments([str(sweep), "output=x"])

@@ -64,3 +64,21 @@ def test_a_terminal_that_takes_no_more_is_no_reason_to_lose_the_run(monkeypatch:
         logging.getLogger("trainer.somewhere").warning("a problem")
         with contextlib.suppress(OSError):
             full.close()
+
+
+def test_a_line_stays_one_line_whatever_is_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    log_to_terminal(rank=0)
+    with log_to_file(tmp_path, rank=0):
+        logging.getLogger("trainer.somewhere").warning("%s: bad", "a\nb\r\nc\u2028\udce9.tar")
+    assert capsys.readouterr().err.count("\n") == 1
+    (line,) = (tmp_path / "train.log").read_text(encoding="utf-8").splitlines()
+    assert line.endswith(r"a b c \udce9.tar: bad")
+
+
+def test_a_log_that_cannot_be_opened_is_the_user_s_to_fix(tmp_path: Path):
+    (tmp_path / "train.log").mkdir()
+    with (
+        pytest.raises(UserError, match=r"train\.log cannot be written \(Is a directory\): fix it"),
+        log_to_file(tmp_path, rank=0),
+    ):
+        pass

@@ -30,7 +30,7 @@ def test_every_key_that_differs_is_told_with_both_values(tmp_path: Path, caplog:
     before = changed(optim__lr=0.001, train__compile=False, data__crop_scale=[0.6, 1.0], eval__zeroshot={"a": "/x"})
     now = changed(optim__lr=0.0005, train__compile=True, data__crop_scale=[0.5, 1.0], eval__zeroshot=None)
     assert told(tmp_path, before, now, caplog) == [
-        "going on from step-00000010 with another configuration: data.crop_scale: [0.6, 1.0] -> [0.5, 1.0], "
+        "resuming from step-00000010 with another configuration: data.crop_scale: [0.6, 1.0] -> [0.5, 1.0], "
         "train.compile: false -> true, optim.lr: 0.001 -> 0.0005, eval.zeroshot: {'a': '/x'} -> null"
     ]
 
@@ -60,5 +60,5 @@ def test_a_key_that_was_not_there_then_had_its_default(tmp_path: Path, caplog: p
 def test_an_average_that_ends_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     first, second = told(tmp_path, changed(train__ema=0.99), Config(), caplog)
     assert first.endswith("train.ema: 0.99 -> null")
-    assert second.startswith("train.ema is off, but step-00000010 holds a moving average")
+    assert second.startswith("train.ema is off, but step-00000010 has a moving average")
     assert second.endswith("train.ema=0.99 keeps it")

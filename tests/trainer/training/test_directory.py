@@ -1,4 +1,4 @@
-"""Where a run goes on from, and that a start neither overwrites nor deletes what was there."""
+"""Where a run resumes from, and that a start neither overwrites nor deletes what was there."""
 
 import errno
 import os
@@ -94,7 +94,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path: Path, caplog: p
     newest = saved(tmp_path, 10)
     DAMAGES[how](newest)
     assert opened(tmp_path) == sound
-    assert f"checkpoint {newest} is damaged and passed over: " in caplog.text
+    assert f"checkpoint {newest} is damaged and was skipped: " in caplog.text
     assert (tmp_path / "earlier-1" / newest.name).is_dir(), "it is kept, where no resume takes it for the newest"
 
 
@@ -147,7 +147,7 @@ def test_the_weights_of_another_run_come_with_their_tokenizer(tmp_path: Path):
 def test_never_refuses_a_run_and_changes_nothing(tmp_path: Path):
     saved(tmp_path, 5)
     before = files(tmp_path)
-    with pytest.raises(UserError, match=r"resume=never, but .* holds a run \(step-00000005\)"):
+    with pytest.raises(UserError, match=r"resume=never, but .* contains a run \(step-00000005\)"):
         open_run_directory(configured(tmp_path, "never"), ALONE)
     assert files(tmp_path) == before
 
@@ -173,7 +173,7 @@ def test_another_run_does_not_replace_one(tmp_path: Path):
     saved(tmp_path / "old", 5)
     saved(tmp_path / "mine", 3)
     before = files(tmp_path)
-    with pytest.raises(UserError, match=r"mine holds another run \(step-00000003\): choose another run.dir"):
+    with pytest.raises(UserError, match=r"mine contains another run \(step-00000003\): choose another run.dir"):
         open_run_directory(configured(tmp_path / "mine", str(tmp_path / "old")), ALONE)
     assert files(tmp_path) == before
 
@@ -200,7 +200,7 @@ def test_a_start_without_a_checkpoint_is_kept_apart(tmp_path: Path):
         (tmp_path / name).write_text(f"{name}, first")
     assert opened(tmp_path) is None
     assert (tmp_path / "earlier-1" / METRICS).read_text() == f"{METRICS}, first"
-    assert not (tmp_path / TOKENIZER).exists()  # or the new run would go on with a tokenizer of other captions
+    assert not (tmp_path / TOKENIZER).exists()  # or the new run would use a tokenizer of other captions
     (tmp_path / METRICS).write_text("second")
     assert opened(tmp_path) is None
     assert (tmp_path / "earlier-1" / METRICS).read_text() == f"{METRICS}, first"
@@ -225,13 +225,26 @@ def test_what_stands_in_the_place_of_the_checkpoints_is_no_new_run(tmp_path: Pat
     (tmp_path / METRICS).write_text("of the run whose disk is not there")
     (tmp_path / "checkpoints").symlink_to(tmp_path / "disk" / "that" / "is" / "not" / "there")
     before = files(tmp_path)
-    with pytest.raises(UserError, match=r"checkpoints cannot be used \(Not a directory\): mend it and start the same command"):
+    with pytest.raises(UserError, match=r"checkpoints cannot be used \(Not a directory\): fix this, then run the same command"):
         open_run_directory(configured(tmp_path), ALONE)
     with pytest.raises(UserError, match=r"checkpoints cannot be used"):
         inspect_run_directory(configured(tmp_path), ALONE)
     with pytest.raises(UserError, match=r"checkpoints cannot be read"):
         checkpoint_of(str(tmp_path))
     assert files(tmp_path) == before
+
+
+def test_a_dry_run_tells_of_a_log_that_the_run_could_not_open_again(tmp_path: Path):
+    (tmp_path / "train.log").mkdir()
+    with pytest.raises(UserError, match=r"train.log: Is a directory\): mend it or choose another run.dir"):
+        inspect_run_directory(configured(tmp_path), ALONE)
+
+
+def test_a_run_directory_that_is_a_link_to_nowhere_is_told_before_the_start(tmp_path: Path):
+    (tmp_path / "run").symlink_to(tmp_path / "disk" / "that" / "is" / "not" / "there")
+    for open_it in (inspect_run_directory, open_run_directory):
+        with pytest.raises(UserError, match=r"run cannot be used \("):
+            open_it(configured(tmp_path / "run"), ALONE)
 
 
 def test_going_back_leaves_no_link_to_a_best_that_is_set_aside(tmp_path: Path):
@@ -297,7 +310,7 @@ def test_weights_are_not_taken_for_those_of_another_model(tmp_path: Path, how: s
     setattr(getattr(config, section), leaf, wanted)
     if how == "init_from":
         config.run.dir, config.init_from = str(tmp_path / "new"), str(tmp_path / "old")
-    told = rf"step-00000005 is of another model \({key} was {re.escape(str(was))}, is {re.escape(str(wanted))}\): use {key}="
+    told = rf"step-00000005 belongs to another model \({key} was {re.escape(str(was))}, is {re.escape(str(wanted))}\): use {key}="
     with pytest.raises(UserError, match=told):
         inspect_run_directory(config, ALONE)
     with pytest.raises(UserError, match=told):
@@ -329,4 +342,4 @@ def test_other_streams_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert not caplog.text
     config.data.streams = 4
     open_run_directory(config, ALONE)
-    assert "data.streams=4, but step-00000005 was trained with 8: the data has another order from here on" in caplog.text
+    assert "data.streams=4, but step-00000005 was trained with 8: from here on the order of the data differs" in caplog.text

@@ -65,14 +65,14 @@ def train_shard(write: Callable[[Path], Any]) -> Callable[[Config, Path], None]:
         (set_to("data.train", 3), ("data.train=3", "shard pattern")),
         (set_to("data.val", "DIR/none.tar"), ("data.val", "no shards match")),
         (set_to("eval.retrieval", "DIR/none.tar"), ("eval.retrieval", "no shards match")),
-        (set_to("eval.zeroshot", "DIR/none"), ("eval.zeroshot", "none is no folder")),
+        (set_to("eval.zeroshot", "DIR/none"), ("eval.zeroshot", "none is not a folder")),
         (set_to("eval.zeroshot", "DIR/run"), ("classnames.txt is missing",)),
         (set_to("eval.zeroshot", 3), ("eval.zeroshot",)),
         (set_to("data.tokenizer", "DIR/none.model"), ("tokenizer", "none.model", "No such file")),
         (set_to("data.tokenizer", "DIR/train.tar"), ("tokenizer", "train.tar", "not a SentencePiece model")),
         (set_to("data.tokenizer", "DIR"), ("tokenizer", "Is a directory")),
         (train_shard(lambda path: path.touch()), ("bad.tar", "empty file")),
-        (train_shard(lambda path: path.write_bytes(b"no tar" * 1000)), ("bad.tar", "not a tar archive")),
+        (train_shard(lambda path: path.write_bytes(b"no tar" * 1000)), ("bad.tar", "not a readable tar archive")),
         (train_shard(lambda path: path.mkdir()), ("bad.tar", "no *.tar")),
         (train_shard(lambda path: write_shard(path, [{"jpg": jpeg(1)}])), ("bad.tar", "no captions", ".jpg")),
         (train_shard(lambda path: write_shard(path, [])), ("bad.tar", "no samples")),
@@ -105,7 +105,7 @@ def test_a_run_keeps_its_tokenizer_and_says_so(config: Config, tmp_path: Path, c
     config.data.tokenizer = str(tmp_path / "other.model")
     train_tokenizer(["quite other words", "than those before"], config.data.tokenizer, 40)
     find_pairs(config, tmp_path, ALONE)
-    assert "other.model is not this run's tokenizer, which stays" in caplog.text
+    assert "other.model differs from this run's tokenizer, which stays" in caplog.text
     assert (tmp_path / TOKENIZER).read_bytes() == kept
 
 
@@ -118,7 +118,7 @@ def test_a_tokenizer_larger_than_the_models_table_says_what_to_set(config: Confi
 def test_a_forgotten_data_val_is_told(config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     config.data.val = None
     find_pairs(config, tmp_path / "run", ALONE)
-    assert "data.val is not set: retrieval is not evaluated" in caplog.text
+    assert "data.val is not set, so retrieval is not evaluated" in caplog.text
 
 
 def test_no_retrieval_needs_no_data_val(config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture):

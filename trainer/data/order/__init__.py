@@ -1,1 +1,1 @@
-"""Which pair comes when: the same order for any number of processes and workers, and its place after a resume."""
+"""The order of the pairs, the same for any number of processes and workers, and how a resume finds its place in it."""

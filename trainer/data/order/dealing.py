@@ -1,4 +1,4 @@
-"""The order of the training data: canonical streams, which depend on the seed and the shards and on nothing else.
+"""The order of the training data: canonical streams, which depend only on the seed and the shards.
 
 C streams share the shards; the global batch takes the same number of pairs from each. Ranks and workers own whole streams, so
 the pairs of step s are the same for every number of ranks and workers (as in MosaicML Streaming's elastic determinism).
@@ -26,11 +26,11 @@ def stream_shards(shards: list[str], seed: int, stream: int, streams: int) -> It
 
 
 def choose_streams(shards: int, batch_size: int, ranks: int, workers: int, wanted: int | None = None) -> int:
-    """How many canonical streams C a run has; C never exceeds the shards and divides the global batch, and the readers divide C.
+    """The number of canonical streams C: at most the number of shards, a divisor of the global batch, a multiple of the readers.
 
-    When not `wanted`: the largest power of two up to 64, so that most numbers of ranks and workers agree on it; where the
-    readers do not divide that, the largest of their multiples that fits. Raises UserError when there is no such number, with
-    values that would do.
+    If not `wanted`: the largest power of two up to 64, so that most numbers of ranks and workers agree on it; if the
+    readers do not divide that, their largest multiple that fits. If there is no such number, raises UserError with values that
+    would work.
     """
     readers = ranks * workers
     most = min(shards, max(MOST_STREAMS, readers))
@@ -56,23 +56,23 @@ def _fit(streams: int, shards: int, batch_size: int, readers: int) -> bool:
 
 
 def _misfit(shards: int, batch_size: int, readers: int, wanted: int | None, said: str) -> str:
-    """What does not go together."""
+    """What does not fit together."""
     if shards < readers:
         return f"{shards} shards for {said}"
     if batch_size % readers:
         return f"a micro-batch of {batch_size} pairs cannot be shared evenly by {said}"
-    assert wanted is not None  # else as many streams as readers would do
+    assert wanted is not None  # otherwise as many streams as readers would work
     if wanted > shards:
         return f"data.streams={wanted} is more than the {shards} shards"
     if wanted % readers:
-        return f"data.streams={wanted} is no multiple of the {said}"
-    return f"a micro-batch of {batch_size} pairs is no multiple of data.streams={wanted}"
+        return f"data.streams={wanted} is not a multiple of the {said}"
+    return f"a micro-batch of {batch_size} pairs is not a multiple of data.streams={wanted}"
 
 
 def _remedy(shards: int, batch_size: int, ranks: int, workers: int, wanted: int | None) -> str:
-    """Values that would do, each by itself."""
+    """Values that would work, each by itself."""
     remedies = []
-    for fewer in range(workers - 1, 0, -1):  # as many readers as can be, with the same order of the data
+    for fewer in range(workers - 1, 0, -1):  # as many readers as possible, with the same order of the data
         streams = [wanted] if wanted is not None else range(ranks * fewer, shards + 1, ranks * fewer)
         if any(_fit(number, shards, batch_size, ranks * fewer) for number in streams):
             remedies.append(f"data.workers={fewer}")
@@ -81,11 +81,11 @@ def _remedy(shards: int, batch_size: int, ranks: int, workers: int, wanted: int 
         others = [streams for streams in range(1, shards + 1) if _fit(streams, shards, batch_size, ranks * workers)]
         if others:
             nearest = min(others, key=lambda streams: abs(streams - wanted))
-            remedies.append(f"data.streams={nearest} (in mid-training it changes the order of the data)")
+            remedies.append(f"data.streams={nearest} (during a run, this changes the order of the data)")
     if remedies:
         return f"use {' or '.join(remedies)}"
     if shards < ranks:
-        return f"use at most {_counted(shards, 'process', 'es')}, or cut the data into {ranks} shards or more"
+        return f"use at most {_counted(shards, 'process', 'es')}, or split the data into {ranks} shards or more"
     readers = ranks * workers if shards >= ranks * workers else ranks
     parts = [] if readers == ranks * workers else ["data.workers=1"]
     of = readers

@@ -1,4 +1,4 @@
-"""What a run has learned about its training data, and takes along when it is resumed."""
+"""What a run has learned about its training data, kept for when it is resumed."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -14,11 +14,11 @@ class DataProgress:
     """Counters and shard lengths, over all ranks in a checkpoint, of one rank in what its loader reports.
 
     read, bad: samples read since the start of the run, and the unusable ones among them by shard.
-    shards, bad_shards: shards opened since then, and by name how often one broke off before its end.
-    truncated: captions among those drawn that are longer than the model reads.
-    lengths: usable pairs by shard, of the shards that were read to their end; a pair has an image file and a caption.
-    short: by `epoch/shard`, how many pairs a shard gave in an epoch in which it broke off. The order of the data has so many
-    places for it then, and as many as its length in other epochs.
+    shards, bad_shards: shards opened since then, and by name how often one ended early.
+    truncated: captions drawn so far that are too long for the model.
+    lengths: usable pairs by shard, for shards that were read to their end; a pair has an image file and a caption.
+    short: by `epoch/shard`, how many pairs a shard gave in an epoch in which it ended early. The order of the data has that many
+    positions for it in that epoch, and as many as its length in the others.
     """
 
     read: int = 0
@@ -30,7 +30,7 @@ class DataProgress:
     truncated: int = 0
 
     def merged(self, reports: Iterable["DataProgress"]) -> "DataProgress":
-        """The progress after this one, from the reports of all ranks: their counters are totals, their lengths are news."""
+        """The progress after this one, from the reports of all ranks: their counters are totals, their lengths are new ones."""
         after = DataProgress(lengths=dict(self.lengths), short=dict(self.short))
         for report in reports:
             after.read += report.read
@@ -44,7 +44,7 @@ class DataProgress:
 
 
 class ShardLengths:
-    """The lengths of shards as far as a reader knows them, and which of them are news."""
+    """The lengths of shards as far as a reader knows them, and which of them are new."""
 
     def __init__(self, known: Mapping[str, int] | None = None, short: Mapping[str, int] | None = None) -> None:
         self._known = dict(known or {})
@@ -57,13 +57,13 @@ class ShardLengths:
         return self._short.get(_place(epoch, shard), self._known.get(shard))
 
     def is_short(self, shard: str, epoch: int) -> bool:
-        """Whether a shard broke off in an epoch."""
+        """Whether a shard ended early in an epoch."""
         return _place(epoch, shard) in self._short
 
     def learn(self, epoch: int, shard: str, pairs: int, whole: bool) -> None:
-        """Note what a shard held; `whole` is False where it broke off, perhaps for this once: that counts for its epoch alone.
+        """Note a shard's pairs in an epoch; `whole` is False if it ended early, which counts for this epoch only.
 
-        Raises UserError when a whole shard holds fewer than before, since the order of the data depends on it.
+        Raises UserError when a complete shard has fewer pairs than before, since the order of the data depends on it.
         """
         known = self._known.get(shard)
         if not whole:
@@ -73,12 +73,12 @@ class ShardLengths:
         elif pairs != known:
             if known is not None:
                 logger.warning(
-                    "%s holds %d usable pairs, %d when it was read before: their order is not kept", shard, pairs, known
+                    "%s has %d usable pairs, but had %d when it was read before: their order is not kept", shard, pairs, known
                 )
             self._known[shard] = self._news[shard] = pairs
 
     def cut(self, epoch: int, shard: str, pairs: int) -> None:
-        """Note that a shard gave so many pairs in this epoch, whatever it holds."""
+        """Note how many pairs a shard gave in this epoch, whatever it contains."""
         place = _place(epoch, shard)
         self._short[place] = self._short_news[place] = pairs
 
@@ -88,16 +88,16 @@ class ShardLengths:
         return news
 
     def take_short_news(self) -> dict[str, int]:
-        """What shards gave in epochs in which they broke off, as far as that was learned since the last call."""
+        """What shards gave in epochs in which they ended early, as far as learned since the last call."""
         news, self._short_news = self._short_news, {}
         return news
 
 
 def changed(shard: str, pairs: int, known: int) -> UserError:
-    """The error for a shard that holds fewer usable pairs than it did."""
+    """The error for a shard that has fewer usable pairs than it had."""
     return UserError(
-        f"shard {shard} holds {pairs} usable pairs, but {known} when this run read it before: bring back the shard "
-        f"(and data.caption_key) as they were, or begin another run with the weights of this one (run.name and init_from)"
+        f"shard {shard} has {pairs} usable pairs, but had {known} when this run read it before: restore the shard "
+        f"(and data.caption_key), or start a new run with the weights of this one (run.name and init_from)"
     )
 
 
@@ -108,7 +108,7 @@ def add_counts(total: dict[str, int], more: Mapping[str, int]) -> None:
 
 
 def keep_longest(lengths: dict[str, int], more: Mapping[str, int]) -> None:
-    """Add lengths to others; of two for one shard the longer is true, since it may have grown."""
+    """Add lengths to others; of two for one shard the longer one is right, since the shard may have grown."""
     for shard, pairs in more.items():
         lengths[shard] = max(pairs, lengths.get(shard, 0))
 

@@ -1,4 +1,4 @@
-"""Reading the shards of one stream: their usable pairs, how many each holds, and what could not be used."""
+"""Reading the shards of one stream: their usable pairs, how many each has, and what could not be used."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,13 +16,13 @@ REASONS_SHOWN = 3
 
 @dataclass
 class Pair:
-    """An undecoded image and what is said about it. `image` is emptied once it proved unusable, `problem` says why."""
+    """An undecoded image and its captions. If it proves unusable, `image` is emptied and `problem` says why."""
 
     shard: str
     id: str
     image: bytes
     captions: list[str]
-    lost: bool = False  # stands where a pair was that cannot be read any more
+    lost: bool = False  # stands in for a pair that can no longer be read
     problem: str = ""
 
 
@@ -41,7 +41,7 @@ class Tally:
         warn_once(shard, "unusable samples, such as", f"{sample_id.removeprefix(shard + '/')}, {problem}")
 
     def add(self, other: "Tally") -> None:
-        """Count what another counted, too."""
+        """Add the counts of another."""
         self.read += other.read
         self.bad.update(other.bad)
         self.shards += other.shards
@@ -55,13 +55,13 @@ class Tally:
 
 
 class Patience:
-    """Ends a search for a usable pair that has led through too many different shards, and says what was found instead.
+    """Ends a search for a usable pair after too many different shards without one, and says what was found instead.
 
-    Different ones, since with few shards chance may well bring an empty one many times in a row.
+    Different ones, since with few shards an empty one may well come many times in a row by chance.
     """
 
     def __init__(self, shards: int, samples: int = 0) -> None:
-        """It ends at so many shards without a usable pair, if at least so many samples of them were seen."""
+        """The number of shards without a usable pair that ends it, if at least the given number of their samples were seen."""
         self._most = shards
         self._least_samples = samples
         self._shards: dict[str, None] = {}
@@ -80,7 +80,7 @@ class Patience:
         if len(self._shards) >= self._most and samples >= self._least_samples:
             seen = list(self._shards)
             raise UserError(
-                f"{len(seen)} shard{'s in a row' if len(seen) > 1 else ''} without one usable pair, "
+                f"{len(seen)} shard{'s in a row' if len(seen) > 1 else ''} without a usable pair, "
                 f"from {seen[0]} to {seen[-1]}: {self._said()}"
             )
 
@@ -91,7 +91,7 @@ class Patience:
 
     def _said(self) -> str:
         if not self._reasons:
-            return "they hold no samples, which are files such as 000.jpg and 000.txt"
+            return "they contain no samples, which are files such as 000.jpg and 000.txt"
         often = sorted(self._reasons.items(), key=lambda reason: -reason[1][0])[:REASONS_SHOWN]
         return "; ".join(f"{problem} ({count} times, such as {first})" for problem, (count, first) in often)
 
@@ -113,7 +113,7 @@ class ShardReader:
             yield from self.read_one(epoch, shard)
 
     def read_one(self, epoch: int, shard: str) -> Iterator[Pair]:
-        """The usable pairs of one shard of an epoch. Raises UserError for one that is not what it was, and as `read` does."""
+        """The usable pairs of one shard of an epoch. Raises UserError for a shard that has changed, and as `read` does."""
         pairs, whole = 0, True
         self.noted.shards += 1
         for sample in read_samples(shard, self._remote):
@@ -137,7 +137,7 @@ class ShardReader:
             self.patience.missed(shard)
 
     def pass_over(self, epoch: int, shards: Sequence[str]) -> None:
-        """Count shards as if they had been opened and read, which they are not; they are of known length."""
+        """Count shards of known length as if they had been opened and read."""
         for shard in shards:
             if self.lengths.get(shard, epoch):
                 self.patience.found()

@@ -1,11 +1,11 @@
-"""Going on in the middle of an epoch: its shuffle is drawn again, with mere places in the stead of pairs.
+"""Resuming in the middle of an epoch: its shuffle is drawn again, with positions in place of pairs.
 
-What a shuffle draws depends on how many pairs there are and not on what they are. So where the lengths of the shards are
-known, the draws up to a position are repeated without opening one. Then the shards that still have pairs in the buffer, or
-that are half read, are opened for these alone. A shard whose length is not known is read when the draws come to it.
+What a shuffle draws depends only on how many pairs there are. So if the lengths of the shards are known, the draws up to a
+position are repeated without opening any shard. Then only the shards with pairs left in the buffer, and those read halfway, are
+opened. A shard of unknown length is read when the draws reach it.
 
-Where a shard that is opened again breaks off before a pair that is needed, a lost one stands in its place: the order stays, and
-the loader fills the place as that of an image which cannot be decoded.
+If a shard that is opened again ends before a pair that is needed, a lost pair takes its place: the order stays the same, and the
+loader replaces it like an image that cannot be decoded.
 """
 
 import logging
@@ -22,12 +22,12 @@ from trainer.errors import UserError
 logger = logging.getLogger(__name__)
 
 Place = tuple[int, int]
-"""A pair by its shard's index in the epoch and its own among the usable ones of that shard."""
+"""A pair, as the index of its shard in the epoch and its own index among that shard's usable pairs."""
 
 
 @dataclass(frozen=True)
 class Resumed:
-    """An epoch some draws later. The reader stands where it would stand had it read all along."""
+    """An epoch some draws later. The reader is where it would be if it had read everything."""
 
     drawn: int  # as many as asked for, or all that the epoch has
     held: list[Pair]  # in the shuffle buffer
@@ -35,9 +35,9 @@ class Resumed:
 
 
 def replay_epoch(reader: ShardReader, epoch: int, shards: list[str], buffer: int, rng: random.Random, draws: int) -> Resumed:
-    """Begin an epoch of these shards and move on by so many draws of its shuffle, uncounted.
+    """Begin an epoch of these shards and skip the given number of draws of its shuffle, uncounted.
 
-    Afterwards `rng` is as after these draws. Raises UserError for a shard that holds fewer pairs than are known of it, and when
+    Afterwards `rng` is as after these draws. Raises UserError for a shard that has fewer pairs than are known of it, and when
     no shard that is needed can be read.
     """
     places = _Places(reader, epoch, shards)
@@ -70,7 +70,7 @@ class _Places:
                 self._reading = None
                 if self._reader.lengths.is_short(shard, self._epoch):
                     logger.warning(
-                        "%s breaks off: the run may go on at another pair than that at which it stopped, not knowing its length",
+                        "%s ends early, so its length is unknown: the run may continue at a different pair from where it stopped",
                         shard,
                     )
                 continue
@@ -80,7 +80,7 @@ class _Places:
         self._ended = True
 
     def restore(self, held: list[Place | Pair]) -> tuple[list[Pair], Iterator[Pair]]:
-        """The pairs at held places, and those after the place that was reached. Opens each shard that it must, once."""
+        """The pairs at held positions, and those after the position that was reached. Opens each shard that it needs, once."""
         wanted: dict[int, set[int]] = {}
         for item in held:
             if not isinstance(item, Pair):
@@ -98,7 +98,7 @@ class _Places:
                 places = self._reader.lengths.get(self._shards[index], self._epoch) or 0
                 current = self._open(index)
                 found |= self._find(current, index, wanted.get(index, set()), ordinal + 1)
-                if self._reader.lengths.is_short(self._shards[index], self._epoch):  # whatever it holds now
+                if self._reader.lengths.is_short(self._shards[index], self._epoch):  # whatever it contains now
                     current = islice(current, max(0, places - ordinal - 1))
             self._reader.patience.found()
             rest = chain(current, self._reader.read(self._epoch, self._shards[index + 1 :]))
@@ -108,7 +108,7 @@ class _Places:
         return [item if isinstance(item, Pair) else found[item] for item in held], rest
 
     def _find(self, pairs: Iterator[Pair], index: int, ordinals: set[int], read: int) -> dict[Place, Pair]:
-        """The pairs of these ordinals among the next `read` of a shard; lost ones where it breaks off before them."""
+        """The pairs of these ordinals among the next `read` of a shard; lost ones if it ends before them."""
         shard, found, count = self._shards[index], {}, 0
         places = self._reader.lengths.get(shard, self._epoch)
         broken_before = self._reader.noted.bad_shards[shard]

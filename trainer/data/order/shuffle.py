@@ -8,11 +8,11 @@ T = TypeVar("T")
 
 
 def shuffled(items: Iterator[T], buffer: int, rng: random.Random, held: list[T]) -> Iterator[T]:
-    """All the items once, in an order drawn through a buffer. What is drawn depends on numbers alone, never on an item.
+    """All the items once, in an order drawn through a buffer. The draws depend only on counts, never on an item.
 
-    It starts with a quarter of the buffer filled and then reads two for each one it gives, so that a run starts sooner.
-    `held` is the buffer, empty at first. After any draw it and `rng` are the whole state: a shuffle of the items that are
-    left, with the two as they are then, goes on as this one would.
+    It starts with a quarter of the buffer filled and then reads two items for each one it yields, so that a run starts sooner.
+    `held` is the buffer, empty at first. After any draw, the buffer and `rng` are the whole state: a shuffle of the remaining
+    items, started with both as they are then, continues as this one would.
     """
     for item in items:
         held.append(item)

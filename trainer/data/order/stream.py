@@ -1,7 +1,7 @@
 """One canonical stream: an endless, shuffled sequence of pairs with a position.
 
-Positions are counted in pairs that have an image file and a caption, which is seen without decoding. So a stream can begin at
-any position without decoding what lies before it, and mostly without reading it.
+Positions count pairs that have an image file and a caption, which is known without decoding. So a stream can start at
+any position without decoding what comes before it, and usually without reading it.
 """
 
 import random
@@ -18,11 +18,11 @@ from trainer.data.order.shuffle import shuffled
 from trainer.data.shards.captions import CaptionRule
 from trainer.data.shards.opening import Remote
 
-PATIENCE = 16  # different shards in a row, beyond two epochs of a stream's own, that may be without a single usable pair
+PATIENCE = 16  # different shards in a row, beyond two epochs of a stream's own, that may have no usable pair
 
 
 class Stream:
-    """What `next` gives depends on seed and shards alone, and so does what `tally` has counted at a position."""
+    """What `next` returns, and what `tally` has counted at a position, depend only on seed and shards."""
 
     def __init__(
         self,
@@ -36,9 +36,9 @@ class Stream:
         lengths: ShardLengths | None = None,
         remote: Remote | None = None,
     ) -> None:
-        """Stream number `stream` of so many, as if `start` pairs had been taken from it, uncounted.
+        """Stream number `stream` of `streams`, as if `start` pairs had been taken from it, uncounted.
 
-        Shards of known `lengths` are not read for this, but for those with pairs in the shuffle buffer and the half-read one.
+        Of the shards with known `lengths`, this reads only those with pairs in the shuffle buffer and the one read halfway.
         """
         self.tally = Tally()
         self.position = start
@@ -51,9 +51,9 @@ class Stream:
         self._pairs = self._all_epochs(start)
 
     def next(self) -> tuple[Pair, random.Random]:
-        """The next pair, and the generator that augments what stands at its position.
+        """The next pair, and the generator for the augmentation at its position.
 
-        Raises UserError when a shard that a resumed stream needs is not what it was, or too many are without a usable pair.
+        Raises UserError when a shard that a resumed stream needs has changed, or too many have no usable pair.
         """
         pair, noted = self._ahead.popleft() if self._ahead else self._pull()
         rng = random.Random(f"{self._name}/{self.position}")
@@ -70,7 +70,7 @@ class Stream:
         return pair
 
     def patience(self, samples: int = 0) -> Patience:
-        """A new limit for a search through this stream's shards, that at least so many samples must be seen for."""
+        """A new limit for a search through this stream's shards, which needs at least the given number of samples."""
         return Patience(self._most_missed, samples)
 
     def _pull(self) -> tuple[Pair, Tally]:
@@ -78,7 +78,7 @@ class Stream:
         return next(self._pairs), self._reader.noted.take()
 
     def _all_epochs(self, skipped: int) -> Iterator[Pair]:
-        # The buffer is emptied at the end of an epoch, so that the stream has each of its samples once an epoch.
+        # The buffer is emptied at the end of an epoch, so that the stream has each of its samples once per epoch.
         for epoch, group in self._epochs:
             shards = [shard for _, shard in group]
             lengths = [self._reader.lengths.get(shard, epoch) for shard in shards]

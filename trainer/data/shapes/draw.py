@@ -1,4 +1,4 @@
-"""Draws scenes: many images at once, from signed distances, so that edges are smooth and places finer than a pixel."""
+"""Draws scenes: many images at once, from signed distances, so that edges are smooth and positions finer than a pixel."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the embedded data set shows and how it is said: scenes of one or two coloured shapes, and their captions."""
+"""The content of the embedded data set: scenes of one or two coloured shapes, and their captions."""
 
 import random
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ COLOURS = {
 BACKGROUNDS = {"dark": 28, "grey": 105, "light": 180}  # brightness out of 255
 SIZES = {"small": (6.4, 7.4), "medium": (8.8, 9.8), "large": (11.4, 12.4)}  # radius in 1/32 of the image's side
 PAIR_SIZES = (5.8, 6.8)
-JITTER = 0.07  # how far a shape lies from its place at most, of the image's side: about two pixels at 32
+JITTER = 0.07  # a shape's largest distance from its place, as a share of the image's side: about two pixels at 32
 RELATIONS = ("left of", "right of", "above", "below")
 
-# Never shown or named in training, alone or in pairs; every shape and every colour is met in other combinations.
+# Never shown or named in training, alone or in pairs; every shape and every colour occurs in other combinations.
 UNSEEN = frozenset(
     {("circle", "purple"), ("square", "cyan"), ("triangle", "red"), ("star", "blue"), ("ring", "pink"), ("cross", "green")}
 )
@@ -100,7 +100,7 @@ def distinct_scenes(count: int, rng: random.Random) -> list[Scene]:
         if scene.caption not in scenes:
             scenes[scene.caption] = scene
         elif len(scenes) > singles + _PAIR_CAPTIONS // 2:
-            # Nearly all that can be said has been said; looking for the rest would take for ever.
+            # Nearly all captions are used up; finding the rest would take forever.
             spare.append(scene)
     ordered = [*scenes.values(), *spare]
     rng.shuffle(ordered)

@@ -1,6 +1,6 @@
 """The embedded data set: coloured shapes and captions, written as ordinary shards on first use.
 
-Six combinations of shape and colour are kept out of training. So a model that names them has put together what it learnt apart.
+Six combinations of shape and colour are kept out of training: a model that names them has combined what it learned separately.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ from trainer.data.shapes.scenes import (
 )
 from trainer.errors import UserError
 
-VERSION = 1  # to be raised when the images or captions change: old caches are then left alone
+VERSION = 1  # increase this when the images or captions change: old caches are then left alone
 TRAIN_SHARDS = 16
 VAL_SHARDS = 4
 SEEN_IMAGES = 24  # of each class
@@ -45,7 +45,7 @@ VAL_PATTERN = f"val-{{000..{VAL_SHARDS - 1:03}}}.tar"
 
 
 def write_shapes(data: DataConfig, image_size: int) -> Path:
-    """The folder of the embedded data set, written when `data.cache` does not hold it yet.
+    """The folder of the embedded data set, written if `data.cache` does not contain it yet.
 
     It has `train-000.tar` …, `val-000.tar` … (image and caption; see TRAIN_PATTERN and VAL_PATTERN), and `zeroshot/` and
     `zeroshot_unseen/` (CLIP_benchmark's classification layout, with the colour and shape of each class in
@@ -70,7 +70,7 @@ def write_shapes(data: DataConfig, image_size: int) -> Path:
 
 
 def shapes_folder(data: DataConfig, image_size: int) -> Path:
-    """Where `write_shapes` puts the data set of these settings."""
+    """Where `write_shapes` puts the data set with these settings."""
     settings = [VERSION, image_size, data.shapes_train, data.shapes_val, data.shapes_seed]
     return user_path(data.cache, "data.cache") / f"shapes-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]}"
 
@@ -113,7 +113,7 @@ def _write_zeroshot(folder: Path, combinations: tuple[tuple[str, str], ...], eac
 
 
 def _generators(seed: int, part: str) -> tuple[random.Random, np.random.Generator]:
-    """One for the scenes and one for the pixels, of their own for each part."""
+    """One generator for the scenes and one for the pixels, separate for each part."""
     scenes = random.Random(f"shapes/{seed}/{part}")
     return scenes, np.random.default_rng(scenes.getrandbits(64))
 
@@ -136,7 +136,7 @@ def _images(scenes: Iterator[Scene], image_size: int, pixels: np.random.Generato
 
 def _jpeg(pixels: Any) -> bytes:
     encoded = io.BytesIO()
-    # Colour at full resolution: at 32 pixels the usual halving blurs what is to be learnt.
+    # Colour at full resolution: at 32 pixels the usual halving blurs what is to be learned.
     Image.fromarray(pixels).save(encoded, "JPEG", quality=95, subsampling=0)
     return encoded.getvalue()
 

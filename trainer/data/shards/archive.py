@@ -1,4 +1,4 @@
-"""The files in a tar archive, up to its end or to where it breaks off."""
+"""The files in a tar archive, up to its end or to where it is cut off."""
 
 import bz2
 import gzip
@@ -11,11 +11,17 @@ from collections.abc import Callable, Generator, Iterator
 from typing import BinaryIO, cast
 
 from trainer.data.shards.litter import is_litter
+from trainer.data.shards.names import printable
 from trainer.data.shards.opening import Remote, open_shard
 
-NO_END = (
-    "it has no end-of-archive marker: it was cut off between two files, or what wrote it did not close it "
+MOST_PADDING = 1 << 20  # bytes of zeros behind an archive: programs fill up a record, of 10 KiB unless they are asked for more
+ZEROS = (
+    "more than a mebibyte of zeros follows its end: perhaps a download that reserved its space was cut off "
     "(data.max_bad_shards=1 lets such shards pass)"
+)
+NO_END = (
+    "it has no end-of-archive marker: it was cut off between two files, or the program that wrote it did not close it "
+    "(data.max_bad_shards=1 accepts such shards)"
 )
 
 READ_AT_ONCE = 1 << 20
@@ -25,6 +31,8 @@ DECOMPRESSORS: dict[bytes, Callable[[BinaryIO], BinaryIO]] = {
     b"BZh": lambda stream: cast(BinaryIO, bz2.BZ2File(stream)),
     b"\xfd7zXZ\0": lambda stream: cast(BinaryIO, lzma.LZMAFile(stream)),  # noqa: SIM115 - closed with the stream below it
 }
+# From truncated, damaged and foreign archives (of thousands of extended headers, too), lost mounts, commands and servers.
+BREAKS = (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RecursionError, zlib.error, lzma.LZMAError)
 ZSTD = b"\x28\xb5\x2f\xfd"
 
 logger = logging.getLogger(__name__)
@@ -34,9 +42,15 @@ _warned: set[tuple[str, str]] = set()
 
 def warn_once(shard: str, kind: str, detail: object) -> None:
     """Log the first problem of a kind that a shard has in this process; a shard is read again every epoch."""
-    if (shard, kind) not in _warned:
-        _warned.add((shard, kind))
-        logger.warning("%s: %s: %s", shard, kind, detail)
+    if is_news(shard, kind):
+        logger.warning("%s: %s: %s", shard, kind, detail, extra={"news": (shard, kind)})
+
+
+def is_news(shard: str, kind: str) -> bool:
+    """Whether this process has told nothing of the kind about a shard yet; from now on it has."""
+    known = (shard, kind) in _warned
+    _warned.add((shard, kind))
+    return not known
 
 
 class Archive:
@@ -47,6 +61,7 @@ class Archive:
         self._shard = shard
         self._remote = remote
         self._stream: BinaryIO | None = None
+        self._files_seen = 0
         self._files = self._until_break()
 
     def __iter__(self) -> Iterator[tuple[str, bytes]]:
@@ -56,10 +71,14 @@ class Archive:
         return next(self._files)
 
     def close(self) -> None:
-        """Let go of the file, connection or command, also in the middle."""
+        """Close the file, connection or command, also in the middle."""
         self._files.close()
         if self._stream is not None:
             self._stream.close()
+
+    def contents(self) -> str:
+        """In words, how many files there were so far, litter not counted."""
+        return f"{self._files_seen} files, none of them called like 000.jpg or 000.txt" if self._files_seen else "no files at all"
 
     def _until_break(self) -> Generator[tuple[str, bytes], None, None]:
         try:
@@ -67,32 +86,43 @@ class Archive:
             content = _decompressed(self._stream)
             with tarfile.open(fileobj=content, mode="r|", tarinfo=_StrictTarInfo) as archive:
                 for member in archive:
-                    name = member.name.removeprefix("./")
+                    name = printable(member.name.removeprefix("./"))
                     if member.isreg() and not is_litter(name):
+                        self._files_seen += 1
                         yield name, _content(archive, member)
                     elif (member.islnk() or member.issym()) and not is_litter(name):
                         self._tell_of_link(name, member)
-                    archive.members = []  # type: ignore[attr-defined]  # or it keeps every header of the shard
+                    archive.members = []  # type: ignore[attr-defined]  # otherwise it keeps every header of the shard
                 self._finish(archive)
-        # From a truncated, damaged or foreign archive, a lost mount, a failing command or server.
-        except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, zlib.error, lzma.LZMAError) as problem:
-            self.problem = str(problem) or type(problem).__name__
+        except BREAKS as problem:
+            self.problem = _in_one_line(problem)
 
     def _tell_of_link(self, name: str, member: tarfile.TarInfo) -> None:
         kind, option = ("hard", "--hard-dereference") if member.islnk() else ("symbolic", "--dereference")
-        detail = f"{name} leads to {member.linkname}: write the archive with tar {option}"
+        detail = f"{name} points to {printable(member.linkname)}: write the archive with tar {option}"
         warn_once(self._shard, f"{kind} links are not followed", detail)
 
     def _finish(self, archive: tarfile.TarFile) -> None:
-        """Read what is behind the end: a command that cannot write it would report a failure, and there may be more data."""
+        """Read what follows the end: a command that cannot write it would report a failure, and there may be more data."""
         stream = cast(BinaryIO, archive.fileobj)
+        zeros = 0
         while rest := stream.read(READ_AT_ONCE):
+            zeros += len(rest)
             if rest.strip(b"\0"):
+                zeros = 0
                 warn_once(
                     self._shard,
-                    "what follows the end of the archive is not read",
-                    "list the archives one by one, or join them with tar --concatenate, since cat leaves an end in between",
+                    "data after the end of the archive is not read",
+                    "list the archives one by one, or join them with tar --concatenate: cat leaves an end marker in between",
                 )
+        if zeros > MOST_PADDING:
+            raise tarfile.ReadError(ZEROS)
+
+
+def _in_one_line(problem: BaseException) -> str:
+    """What a problem says; of an OSError without the number and the path, since the shard's name stands before it."""
+    text = (problem.strerror if isinstance(problem, OSError) else None) or str(problem)
+    return " ".join(text.split()) or type(problem).__name__
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -101,18 +131,18 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _decompressed(stream: BinaryIO) -> BinaryIO:
-    """The stream, through a decompressor where its first bytes ask for one. Raises ReadError when it is no tar archive at all."""
+    """The stream, through a decompressor if its first bytes ask for one. Raises ReadError if it is not a tar archive at all."""
     head = cast(io.BufferedReader, stream).peek(BLOCK)[:BLOCK]
     for magic, opener in DECOMPRESSORS.items():
         if head.startswith(magic):
             return opener(stream)
     if head.startswith(ZSTD):
-        raise tarfile.ReadError("it is compressed by zstd, which takes a command: 'pipe:zstd -dc PATH'")
+        raise tarfile.ReadError("it is compressed with zstd, which needs a command: 'pipe:zstd -dc PATH'")
     if head and len(head) == BLOCK and head.strip(b"\0"):
         try:
             tarfile.TarInfo.frombuf(head, tarfile.ENCODING, "surrogateescape")
         except tarfile.HeaderError:
-            raise tarfile.ReadError(f"it begins with {head[:16]!r}, which is no header of a tar archive") from None
+            raise tarfile.ReadError(f"it begins with {head[:16]!r}, which is not a tar header") from None
     return stream
 
 

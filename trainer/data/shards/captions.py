@@ -1,4 +1,4 @@
-"""What is said about an image: captions and labels out of a sample's files."""
+"""The captions and labels in a sample's files."""
 
 import json
 from collections import Counter
@@ -14,16 +14,18 @@ from model.text import clean_text
 from trainer.config.schema import DataConfig
 from trainer.data.shards.images import image_bytes
 from trainer.data.shards.names import DOTS_REMEDY, file_named
+from trainer.data.shards.opening import Remote
 from trainer.data.shards.samples import Sample, Unusable, read_samples
 from trainer.data.text_files import decode_text, split_lines
 from trainer.errors import UserError
 
 CHECKED_SAMPLES = 100
-CHECKED_SHARDS = 8  # tried for one that holds samples at all
+CHECKED_SHARDS = 8  # tried until one contains samples
 CAPTION_SHARDS = 64  # at most these are opened for a sample of the captions
 CLASS_DIGITS = 9  # more would not fit into the label's integer
 SHOWN_KEYS = 5
-CLIP_BENCHMARK = "nshards.txt"  # lies beside the shards in CLIP_benchmark's layout
+SHOWN_OF_KEY = 40  # characters
+CLIP_BENCHMARK = "nshards.txt"  # next to the shards in CLIP_benchmark's layout
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class CaptionRule:
         return cls(data.caption_key, data.caption_lines)
 
     def splits(self, shard: str) -> bool:
-        """Whether each line of a `.txt` in this shard is a caption of its own."""
+        """Whether each line of a `.txt` in this shard is a separate caption."""
         return _is_clip_benchmark(str(Path(shard).parent)) if self.lines is None else self.lines
 
 
@@ -52,7 +54,7 @@ def _is_clip_benchmark(folder: str) -> bool:
 
 
 class NoCaption(Unusable):
-    """A sample without a caption that can be read; `remedy` says what would help when all are like it."""
+    """A sample without a readable caption; `remedy` says what would help if all samples are like this."""
 
     def __init__(self, found: str, remedy: str = "") -> None:
         super().__init__(found)
@@ -63,8 +65,8 @@ def read_captions(sample: Sample, rule: CaptionRule) -> list[str]:
     """All captions of a sample, at least one, each cleaned (model.text). Raises NoCaption, which says what was found instead.
 
     From `.json[rule.key]`, a string or a list of strings, when the key is set and the sample has a `.json` (evaluation sets
-    often have none); else from `.txt`; else from `.json["caption"]`. A `.txt` is one caption, its line breaks are spaces,
-    unless the rule makes each line one.
+    often have none); else from `.txt`; else from `.json["caption"]`. A `.txt` is one caption, with line breaks as spaces,
+    unless the rule makes each line a caption.
     """
     text, values = file_named(sample.files, "txt"), file_named(sample.files, "json")
     if text is not None and (rule.key is None or values is None):
@@ -73,12 +75,12 @@ def read_captions(sample: Sample, rule: CaptionRule) -> list[str]:
         return _from_json(values, rule.key)
     found = " ".join(f".{extension}" for extension in sorted(sample.files)) or "nothing"
     if any("." in extension for extension in sample.files):
-        raise NoCaption(f"no caption: it holds {found}", DOTS_REMEDY)
-    raise NoCaption(f"no caption: it holds {found}", "add .txt files, or set data.caption_key to the caption's key in .json")
+        raise NoCaption(f"no caption: it contains {found}", DOTS_REMEDY)
+    raise NoCaption(f"no caption: it contains {found}", "add .txt files, or set data.caption_key to the caption's key in .json")
 
 
 def captions_of(sample: Sample, rule: CaptionRule) -> list[str]:
-    """`read_captions`, or [] where there is none."""
+    """`read_captions`, or [] if there are none."""
     try:
         return read_captions(sample, rule)
     except NoCaption:
@@ -92,12 +94,16 @@ def _from_text(content: bytes, lines: bool) -> list[str]:
         raise NoCaption(f"its .txt {problem}") from None
     captions = _cleaned(split_lines(text) if lines else [text])
     if not captions:
-        raise NoCaption(f"its .txt {'holds nothing that can be seen' if content.strip() else 'is empty'}")
+        raise NoCaption(f"its .txt {'contains no visible characters' if content.strip() else 'is empty'}")
     return captions
 
 
 def _from_json(content: bytes, key: str | None) -> list[str]:
-    remedy = "set the key that .json has, or null for .txt" if key else "set data.caption_key to the caption's key in .json"
+    remedy = (
+        "set data.caption_key to a key of .json, or to null for .txt"
+        if key
+        else "set data.caption_key to the caption's key in .json"
+    )
     try:
         # The numbers are not ours: Python refuses integers of more than 4,300 digits.
         values: Any = json.loads(content, parse_int=float)
@@ -106,15 +112,17 @@ def _from_json(content: bytes, key: str | None) -> list[str]:
     except ValueError as problem:
         raise NoCaption(f"its .json is not JSON ({problem})") from None
     if not isinstance(values, dict):
-        raise NoCaption(f"its .json is {_kind(values)}, not an object", remedy)
+        raise NoCaption(f"its .json is {_kind(values)}, not an object", 'write {"caption": "what it shows"} there, or .txt files')
     name = key or "caption"
     if name not in values:
-        keys = ", ".join(repr(clean_text(known)) for known in islice(values, SHOWN_KEYS)) or "none"
+        keys = ", ".join(repr(clean_text(known)[:SHOWN_OF_KEY]) for known in islice(values, SHOWN_KEYS)) or "none"
         raise NoCaption(f"its .json has no '{name}' (its keys: {keys})", remedy)
     found = values[name]
     captions = _cleaned(found if isinstance(found, list) else [found])
     if not captions:
         empty = isinstance(found, list | str)
+        if isinstance(found, dict):
+            remedy = "data.caption_key names a text or a list of texts, not one within an object"
         raise NoCaption(f"'{name}' of its .json {'has no text' if empty else f'is {_kind(found)}, not text'}", remedy)
     return captions
 
@@ -131,13 +139,13 @@ def _kind(value: object) -> str:
 
 
 def label_of(sample: Sample) -> int:
-    """The class index in `.cls`, or -1 when there is no such file. Raises Unusable when the file holds no index."""
+    """The class index in `.cls`, or -1 if there is no such file. Raises Unusable when the file has no index."""
     content = file_named(sample.files, "cls")
     if content is None:
         return -1
     text = content[:100].decode("ascii", "replace").strip()
     if not text.isdigit() or len(text) > CLASS_DIGITS:
-        raise Unusable(f".cls holds '{clean_text(text)[:20]}', not a class index")
+        raise Unusable(f".cls contains '{clean_text(text)[:20]}', which is not a class index")
     return int(text)
 
 
@@ -148,12 +156,12 @@ def require_pair(sample: Sample, rule: CaptionRule) -> tuple[bytes, list[str]]:
     return image_bytes(sample), read_captions(sample, rule)
 
 
-def check_captions(shards: list[str], rule: CaptionRule) -> None:
+def check_captions(shards: list[str], rule: CaptionRule, remote: Remote | None = None) -> None:
     """Raise UserError when none of the first 100 samples of the first shard (that holds samples) has a caption."""
     for shard in shards[:CHECKED_SHARDS]:
         extensions: set[str] = set()
         reasons: Counter[tuple[str, str]] = Counter()
-        with closing(read_samples(shard)) as samples:
+        with closing(read_samples(shard, remote)) as samples:
             for sample in islice(samples, CHECKED_SAMPLES):
                 extensions.update(sample.files)
                 try:
@@ -162,31 +170,33 @@ def check_captions(shards: list[str], rule: CaptionRule) -> None:
                 except NoCaption as problem:
                     reasons[str(problem), problem.remedy] += bool(sample.files)
         if extensions:
-            raise UserError(_no_captions(shard, extensions, reasons, rule))
+            raise UserError(_no_captions(shard, extensions, reasons, rule, remote))
     raise UserError(
-        f"no samples in {', '.join(shards[:CHECKED_SHARDS])}: WebDataset shards hold files such as 000.jpg and 000.txt"
+        f"no samples in {', '.join(shards[:CHECKED_SHARDS])}: WebDataset shards contain files such as 000.jpg and 000.txt"
     )
 
 
-def _no_captions(shard: str, extensions: set[str], reasons: Counter[tuple[str, str]], rule: CaptionRule) -> str:
+def _no_captions(
+    shard: str, extensions: set[str], reasons: Counter[tuple[str, str]], rule: CaptionRule, remote: Remote | None
+) -> str:
     found = " ".join(f".{extension}" for extension in sorted(extensions)[:10])
     missing = f"no captions in shard {shard}" if rule.key is None else f"no captions under data.caption_key={rule.key}"
     where = "" if rule.key is None else f" in shard {shard}"
-    scattered = _scattered_key(shard)
+    scattered = _scattered_key(shard, remote)
     if scattered:
         return (
-            f"{missing}{where}: it holds {found}, but the files of a sample, such as {scattered}, do not lie side by side: "
+            f"{missing}{where}: it contains {found}, but the files of a sample, such as {scattered}, are not next to each other: "
             f"write the shard again, sorted by name (tar --sort=name)"
         )
     (reason, remedy), _ = reasons.most_common(1)[0]
-    told = "" if reason.startswith("no caption:") else f"; most often, {reason}"
-    return f"{missing}{where}: it holds {found}{told}{f'; {remedy}' if remedy else ''}"
+    told = "" if reason.startswith("no caption:") else f"; usually, {reason}"
+    return f"{missing}{where}: it contains {found}{told}{f'; {remedy}' if remedy else ''}"
 
 
-def _scattered_key(shard: str) -> str:
-    """A key that comes again in a shard after another one has come; "" when there is none."""
+def _scattered_key(shard: str, remote: Remote | None) -> str:
+    """A key that appears again in a shard after another key; "" if there is none."""
     seen: set[str] = set()
-    with closing(read_samples(shard)) as samples:
+    with closing(read_samples(shard, remote)) as samples:
         for sample in samples:
             if sample.key in seen:
                 return sample.key
@@ -194,19 +204,19 @@ def _scattered_key(shard: str) -> str:
     return ""
 
 
-def training_captions(shards: list[str], rule: CaptionRule, limit: int) -> Iterator[str]:
+def training_captions(shards: list[str], rule: CaptionRule, limit: int, remote: Remote | None = None) -> Iterator[str]:
     """At most `limit` captions, the same ones every time: the first of shards spread evenly over the list."""
     chosen = shards[:: max(1, -(-len(shards) // CAPTION_SHARDS))]
     remaining = limit
     for position, shard in enumerate(chosen):
-        # What a short shard leaves unused goes to those after it.
+        # The unused part of a short shard's quota goes to the shards after it.
         share = -(-remaining // (len(chosen) - position))
-        for caption in islice(_captions(shard, rule), share):
+        for caption in islice(_captions(shard, rule, remote), share):
             remaining -= 1
             yield caption
 
 
-def _captions(shard: str, rule: CaptionRule) -> Iterator[str]:
-    with closing(read_samples(shard)) as samples:
+def _captions(shard: str, rule: CaptionRule, remote: Remote | None) -> Iterator[str]:
+    with closing(read_samples(shard, remote)) as samples:
         for sample in samples:
             yield from captions_of(sample, rule)

@@ -1,4 +1,4 @@
-"""The image of a sample, whatever lies in it."""
+"""The image of a sample, whatever files it has."""
 
 import warnings
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from trainer.data.shards.names import DOTS_REMEDY, IMAGES, WORDS, file_named
 from trainer.data.shards.samples import Sample, Unusable
 from trainer.errors import UserError
 
-# Pillow warns of damaged EXIF and the like, for which nobody can do anything; what is bad enough is an error.
+# Pillow warns of damaged EXIF and the like, which users cannot do anything about; what matters is an error.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -28,14 +28,14 @@ def image_bytes(sample: Sample) -> bytes:
         return images[0]
     held = " ".join(f".{name}" for name in sorted(sample.files)[:10]) or "nothing"
     if sum("." in name and name.rpartition(".")[2] in IMAGES for name in sample.files) > 1:
-        raise Unusable(f"no image: it holds {held}; {DOTS_REMEDY}")
+        raise Unusable(f"no image: it contains {held}; {DOTS_REMEDY}")
     if any(name.rpartition(".")[2] in IMAGES for name in sample.files):
-        raise Unusable(f"its image is empty: it holds {held}")
-    raise Unusable(f"{'several images' if images else 'no image'}: it holds {held}")
+        raise Unusable(f"its image is empty: it contains {held}")
+    raise Unusable(f"{'several images' if images else 'no image'}: it contains {held}")
 
 
 def decode_image(content: bytes, least_side: int = 0, background: Sequence[int] = preprocess.WHITE) -> Image.Image:
-    """model.preprocess.decode_image of a sample's file. Raises Unusable for anything that cannot be decoded whole."""
+    """model.preprocess.decode_image of a sample's file. Raises Unusable for anything that cannot be decoded completely."""
     try:
         return preprocess.decode_image(content, least_side, background)
     except UserError as problem:

@@ -1,4 +1,4 @@
-"""What systems and programs leave beside data: one rule for archives, folders and wildcards."""
+"""What systems and programs leave next to data: one rule for archives, folders and wildcards."""
 
 import re
 from pathlib import PurePosixPath
@@ -17,14 +17,14 @@ _NAMES = {
 }
 _PATTERNS = re.compile(
     r"\..*"  # hidden: .DS_Store, AppleDouble's ._000.jpg, NFS's .nfs0001, an editor's .000.txt.swp
-    r"|.*~|#.*#|.*\.(bak|orig|swp|swo|tmp|part|partial|crdownload)"  # backups, and downloads that did not end
-    r"|@?paxheaders?(\..*)?|@longlink"  # a pax or GNU archive that something without knowledge of either unpacked
+    r"|.*~|#.*#|.*\.(bak|orig|swp|swo|tmp|part|partial|crdownload)"  # backups and unfinished downloads
+    r"|@?paxheaders?(\..*)?|@longlink"  # a pax or GNU archive unpacked by a program that knows neither
     r"|__.*__",  # webdataset's own notes
     re.DOTALL,
 )
 
 
 def is_litter(path: str) -> bool:
-    """Whether a path, relative to where it was found, is no data: hidden, a backup, or a system's own file or folder."""
+    """Whether a path, relative to where it was found, is not data: hidden, a backup, or a system's own file or folder."""
     parts = (part.lower() for part in PurePosixPath(path).parts if part not in (".", "..", "/"))
     return any(part in _NAMES or _PATTERNS.fullmatch(part) is not None for part in parts)

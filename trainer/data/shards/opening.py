@@ -1,7 +1,7 @@
-"""A shard as one stream of bytes: a file, a command's output or a URL. What is remote is tried again, and not for ever.
+"""A shard as one stream of bytes: a file, a command's output or a URL. Remote reads are retried, a limited number of times.
 
-Remote reads fail in the middle, stall, and end early. Each try goes on behind the bytes that were read: a server is asked for
-the rest, a command is run anew and what is known of its output is passed over. Waits double from try to try.
+Remote reads fail halfway, stall, and end early. Each try continues after the bytes that were read: a server is asked for the
+rest; a command is run again, and the part of its output that is already known is skipped. Waits double from try to try.
 """
 
 import contextlib
@@ -21,15 +21,20 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
 from webdataset.gopen import gopen, gopen_schemes, rewrite_url
 
-FIRST_WAIT = 1.0  # seconds before the second try; twice as long before each other one
+from trainer.config.schema import DataConfig
+from trainer.data.shards.names import printable
+
+FIRST_WAIT = 1.0  # seconds before the second try; doubled before each further one
 LONGEST_WAIT = 60.0
-COMMAND_TRIES = 3  # a command may well have tries of its own
-WORTH_ANOTHER_TRY = (408, 425, 429, 500, 502, 503, 504)  # of HTTP's answers
+COMMAND_TRIES = 3  # a command may have its own retries
+WORTH_ANOTHER_TRY = (408, 425, 429, 500, 502, 503, 504)  # HTTP status codes
+URL_CHARACTERS = "%/:=&?~#+!$,;'@()*[]"  # have a meaning in a URL, or are quoted already
 SKIPPED_AT_ONCE = 1 << 20
 LAST_WORDS = 4096  # bytes of a command's standard error that are looked at
 
@@ -38,18 +43,23 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Remote:
-    """How long a remote read is waited for. timeout: seconds without a byte that end a try; tries: in a row without a byte."""
+    """Limits of a remote read. timeout: seconds without data that end a try; tries: in a row without data."""
 
     timeout: float = 60.0
     tries: int = 6
 
+    @classmethod
+    def of(cls, data: DataConfig) -> "Remote":
+        """What a configuration says."""
+        return cls(data.remote_timeout, data.remote_tries)
+
 
 class ReadFailed(OSError):
-    """A shard cannot be read, or not to its end; the message says why and what was tried."""
+    """A shard cannot be read to its end, or not at all; the message says why and what was tried."""
 
 
 class _Failure(Exception):
-    """A try that failed. `again`: whether another may do better."""
+    """A try that failed. `again`: whether another may succeed."""
 
     def __init__(self, reason: str, again: bool = True) -> None:
         super().__init__(reason)
@@ -65,7 +75,7 @@ class _Source(Protocol):
 
 
 def is_remote(shard: str) -> bool:
-    """Whether a shard is a command or a URL and no file."""
+    """Whether a shard is a command or a URL, not a file."""
     return re.match(r"pipe:|[a-zA-Z][a-zA-Z0-9+.-]*://", shard) is not None
 
 
@@ -76,11 +86,11 @@ def unreadable_scheme(shard: str) -> str | None:
         return None
     command = {"s3": "aws s3 cp", "az": "az storage blob download --file /dev/stdout --blob-url"}.get(scheme, "COMMAND")
     rest = " -" if scheme == "s3" else ""
-    return f"{scheme}:// cannot be read by itself: give a command that writes the shard, such as 'pipe:{command} {shard}{rest}'"
+    return f"{scheme}:// cannot be read directly: give a command that writes the shard, such as 'pipe:{command} {shard}{rest}'"
 
 
 def open_shard(shard: str, remote: Remote | None = None) -> BinaryIO:
-    """The bytes of a path, `pipe:COMMAND` or URL. Raises OSError here or while it is read, ReadFailed for what is remote."""
+    """The bytes of a path, `pipe:COMMAND` or URL. Raises OSError here or while it is read, ReadFailed if it is remote."""
     if not is_remote(shard):
         return Path(shard).open("rb")
     remote = remote or Remote()
@@ -91,7 +101,7 @@ def open_shard(shard: str, remote: Remote | None = None) -> BinaryIO:
     if scheme == "file":
         return Path(urllib.request.url2pathname(urllib.parse.urlparse(url).path)).open("rb")
     if scheme in ("http", "https"):
-        web = _Web(url, remote.timeout)
+        web = _Web(urllib.parse.quote(url, safe=URL_CHARACTERS), remote.timeout)
         return _buffered(_Persistent(shard, web.at, remote.tries))
     start = partial(_run, url.removeprefix("pipe:")) if scheme == "pipe" else partial(_ask_webdataset, url)
     return _buffered(_Persistent(shard, partial(_Output, start, remote.timeout), min(remote.tries, COMMAND_TRIES)))
@@ -102,14 +112,14 @@ def _buffered(stream: io.RawIOBase) -> BinaryIO:
 
 
 class _Persistent(io.RawIOBase):
-    """A stream over sources that may fail: the next one goes on where the last one ended."""
+    """A stream over sources that may fail: the next one continues where the last one ended."""
 
     def __init__(self, shard: str, open_at: Callable[[int], _Source], tries: int) -> None:
         super().__init__()
         self._shard = shard
         self._open_at = open_at
         self._tries = tries
-        self._failed = 0  # tries in a row without a byte
+        self._failed = 0  # tries in a row without data
         self._position = 0
         self._source: _Source | None = None
 
@@ -118,7 +128,7 @@ class _Persistent(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer as far as there is something; 0 at the end. Raises ReadFailed."""
+        """Fill the buffer as far as data is available; 0 at the end. Raises ReadFailed."""
         view = memoryview(buffer)
         while True:
             try:
@@ -136,7 +146,7 @@ class _Persistent(io.RawIOBase):
             return len(content)
 
     def close(self) -> None:
-        """Let go of the source."""
+        """Close the source."""
         self._drop()
         super().close()
 
@@ -186,22 +196,36 @@ class _Web:
             problem.close()
             if problem.code == 416 and start:
                 raise _Failure("the file became shorter while it was read", again=False) from None
-            raise _Failure(f"HTTP {problem.code} {problem.reason}", problem.code in WORTH_ANOTHER_TRY) from None
+            # Of a redirection that leads nowhere, urllib's reason has several lines.
+            told = " ".join(str(problem.reason).split())
+            raise _Failure(f"HTTP {problem.code} {told}", problem.code in WORTH_ANOTHER_TRY) from None
         except (OSError, http.client.HTTPException, ValueError) as problem:
-            raise _Failure(_network_reason(problem, self._timeout), not isinstance(problem, ValueError)) from None
+            again = not isinstance(problem, (ValueError, http.client.InvalidURL))
+            raise _Failure(_network_reason(problem, self._timeout), again) from None
         version = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
         if start and self._version is not None and version != self._version:
             answer.close()
             raise _Failure("the file changed while it was read", again=False)
         self._version = version
         source = _Answer(answer, self._timeout)
-        if start and answer.status != 206:
-            _pass_over(source, start)
+        try:
+            _pass_over(source, start - _first_byte(answer, start))
+        except _Failure:
+            source.close()
+            raise
         return source
 
 
+def _first_byte(answer: http.client.HTTPResponse, asked: int) -> int:
+    """Where in the file an answer begins: not every server that is asked for a part sends just that."""
+    if answer.status != HTTPStatus.PARTIAL_CONTENT:
+        return 0
+    told = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
+    return int(told[1]) if told else asked
+
+
 class _Answer:
-    """What a server sends. The end counts when all has come that it announced."""
+    """What a server sends. The end counts only once everything it announced has arrived."""
 
     def __init__(self, answer: http.client.HTTPResponse, timeout: float) -> None:
         self._answer = answer
@@ -227,12 +251,12 @@ class _Answer:
 
 
 class _Output:
-    """What a process writes, from a byte on. Its end counts when it exits with 0."""
+    """What a process writes, from a byte on. Its end counts only if it exits with 0."""
 
     def __init__(self, run: Callable[[BinaryIO], subprocess.Popen[bytes]], timeout: float, start: int) -> None:
-        """`run` starts the process; it is given a file for what the process says on standard error."""
+        """`run` starts the process, with a file for its standard error."""
         self._timeout = timeout
-        # A file, not a pipe: a command that talks much must not wait for somebody to listen.
+        # A file, not a pipe: a command that prints a lot must not wait for a reader.
         self._words = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 - closed by close()
         try:
             self._process = run(self._words)
@@ -257,14 +281,14 @@ class _Output:
         try:
             code = self._process.wait(self._timeout)
         except subprocess.TimeoutExpired:
-            raise _Failure(f"the command closed its output and did not end for {self._timeout:g} s") from None
+            raise _Failure(f"the command closed its output but did not end within {self._timeout:g} s") from None
         if code:
-            # A shell's word for a command that it did not find, or may not run: that stays so.
+            # A shell's exit codes for a command that does not exist or may not be run: trying again will not help.
             raise _Failure(f"the command ended with exit code {code}{self._last_words()}", code not in (126, 127))
         return b""
 
     def close(self) -> None:
-        """End the command, all of it."""
+        """End the command and everything it started."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if os.getpgid(self._process.pid) == self._process.pid:
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -290,12 +314,12 @@ def _run(command: str, words: BinaryIO) -> subprocess.Popen[bytes]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=words,
-        start_new_session=True,  # so that all of a pipeline can be ended
+        start_new_session=True,  # so that a whole pipeline can be ended
     )
 
 
 def _ask_webdataset(url: str, words: BinaryIO) -> subprocess.Popen[bytes]:
-    """The program that webdataset reads such a URL with (gs:// by gsutil, hf:// by curl, …)."""
+    """The program with which webdataset reads such a URL (gs:// with gsutil, hf:// with curl, …)."""
     try:
         process: subprocess.Popen[bytes] = gopen(url).proc
     except ImportError as problem:
@@ -304,7 +328,9 @@ def _ask_webdataset(url: str, words: BinaryIO) -> subprocess.Popen[bytes]:
 
 
 def _pass_over(source: _Source, count: int) -> None:
-    """Read so many bytes that are known already. Raises _Failure when there are not so many."""
+    """Skip the given number of bytes, which are known already. Raises _Failure if there are fewer, or it begins after them."""
+    if count < 0:
+        raise _Failure(f"the server left out {-count} bytes", again=False)
     while count:
         content = source.read(min(count, SKIPPED_AT_ONCE))
         if not content:
@@ -315,7 +341,7 @@ def _pass_over(source: _Source, count: int) -> None:
 def _network_reason(problem: BaseException, timeout: float) -> str:
     reason = getattr(problem, "reason", problem)
     if isinstance(reason, TimeoutError):
-        return f"nothing came for {timeout:g} s"
+        return f"no data came for {timeout:g} s"
     if isinstance(reason, OSError) and reason.strerror:
         return reason.strerror
-    return str(reason) or type(reason).__name__
+    return " ".join(printable(str(reason)).split()) or type(reason).__name__

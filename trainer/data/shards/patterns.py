@@ -1,4 +1,4 @@
-"""Which shards a pattern means, and whether they are there."""
+"""Which shards a pattern names, and whether they exist."""
 
 import logging
 import re
@@ -10,6 +10,7 @@ from braceexpand import braceexpand
 
 from trainer.data.shards.archive import Archive
 from trainer.data.shards.litter import is_litter
+from trainer.data.shards.names import printable
 from trainer.data.shards.opening import is_remote, unreadable_scheme
 from trainer.errors import UserError
 
@@ -21,12 +22,12 @@ PARTS = {
     "validation": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing", "eval"),
 }
-"""Words by which a folder or a shard says which part of a data set it is."""
+"""Words in the name of a folder or shard that say which part of a data set it is."""
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-"""What shards in a folder are called; compressed ones are looked for where there are no others."""
+"""Endings of shards in a folder; compressed ones are used only if there are no others."""
 
 Identity = str | tuple[int, int]
-"""What two names of one shard have in common: device and inode of a file; a command or URL is itself."""
+"""What two names of the same shard have in common: device and inode of a file; for a command or URL, its text."""
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +37,14 @@ def list_shards(pattern: Any, what: str) -> list[str]:
 
     A pattern is a path with braces (`{000..019}`, `{a,b}`) or wildcards, a directory, `pipe:COMMAND`, a URL, or a list of
     those. A directory means its *.tar, or CLIP_benchmark's layout (nshards.txt, 0.tar, …), in itself or in a folder for each
-    part of the data set, such as train/ and test/. `what` is the configuration key, which says what part is wanted: where a
-    directory or wildcard has several parts by their names, data.train gets training shards alone, other keys never those.
-    Raises UserError when a local shard is missing, empty or no tar archive, when nothing matches or only another part does,
+    part of the data set, such as train/ and test/. `what` is the configuration key, which says which part is wanted: if the
+    names in a directory or wildcard show several parts, data.train gets only training shards, and other keys never do.
+    Raises UserError when a local shard is missing, empty or not a tar archive, when nothing matches or only another part does,
     and for a URL that nothing can read. Commands and URLs are not opened here.
     """
     try:
         shards = [shard for text in _texts(pattern, what) for shard in _expand(text, what)]
-    except OSError as problem:  # of a folder that may not be looked into
+    except OSError as problem:  # a folder without read permission
         raise UserError(f"{what}={pattern}: {problem.filename}: {problem.strerror}") from None
     if not shards:
         raise UserError(
@@ -59,7 +60,7 @@ def list_shards(pattern: Any, what: str) -> list[str]:
 
 
 def identify(shards: Sequence[str]) -> list[Identity]:
-    """The identity of each shard. Raises OSError for a file that is not there."""
+    """The identity of each shard. Raises OSError for a missing file."""
 
     def identity(shard: str) -> Identity:
         if is_remote(shard):
@@ -72,22 +73,24 @@ def identify(shards: Sequence[str]) -> list[Identity]:
 
 def name_some(shards: Sequence[str | Path]) -> str:
     """`a.tar, b.tar, c.tar and 7 more`"""
-    shown = ", ".join(str(shard) for shard in shards[:NAMES_SHOWN])
+    shown = ", ".join(printable(str(shard)) for shard in shards[:NAMES_SHOWN])
     return shown if len(shards) <= NAMES_SHOWN else f"{shown} and {len(shards) - NAMES_SHOWN} more"
 
 
 def _texts(pattern: Any, what: str) -> list[str]:
     if isinstance(pattern, (str, Path)):
         texts = [str(pattern).strip()]
-    # OmegaConf's lists are sequences, but no lists.
+    # OmegaConf's lists are sequences, but not lists.
     elif isinstance(pattern, Sequence):
         texts = [text for entry in pattern for text in _texts(entry, what)]
     elif pattern is None:
         raise UserError(f"{what} is not set: give shards such as {what}=/path/name-{{000..123}}.tar, or a directory of *.tar")
     else:
-        raise UserError(f"{what}={pattern}: expected a shard pattern or a list of those, not {type(pattern).__name__}")
+        raise UserError(f"{what}={pattern}: expected a shard pattern or a list of these, not {type(pattern).__name__}")
     if "" in texts:
-        raise UserError(f"{what} holds an empty shard pattern")
+        raise UserError(f"{what} contains an empty shard pattern")
+    if impossible := [text for text in texts if "\0" in text]:
+        raise UserError(f"{what}={printable(impossible[0])}: no path contains a NUL character")
     return texts
 
 
@@ -95,7 +98,7 @@ def _expand(text: str, what: str) -> list[str]:
     try:
         names = list(braceexpand(text.removeprefix("file://")))
     except ValueError:
-        raise UserError(f"{what}={text}: the braces of this pattern do not pair up") from None
+        raise UserError(f"{what}={text}: the braces in this pattern do not match") from None
     if is_remote(names[0]):
         return names
     shards = []
@@ -118,7 +121,7 @@ def _wanted_parts(what: str) -> tuple[str, ...]:
 
 
 def _part_of(name: str) -> str | None:
-    """The part of a data set that a folder's or shard's name says it is: `test-000.tar`, `cc12m_train_0001.tar`."""
+    """The part of a data set, according to the name of a folder or shard: `test-000.tar`, `cc12m_train_0001.tar`."""
     words = set(re.split(r"[^a-z]+", name.lower()))
     return next((part for part, names in PARTS.items() if words.intersection(names)), None)
 
@@ -146,14 +149,14 @@ def _in_directory(path: Path, what: str) -> list[str]:
         direct = [path]
     direct = direct or [path / name for names in PARTS.values() for name in names if (path / name).is_dir()]
     if direct:
-        example = path / "*.tar" if direct[0].is_dir() else direct[0]
+        example = direct[0] / "*.tar" if direct[0].is_dir() else direct[0]
         raise UserError(
             f"{what}={path}: no shards match; {name_some(direct)} {'are' if len(direct) > 1 else 'is'} another part of the data "
-            f"set by name, or empty: if you mean it, name the shards, such as {example}"
+            f"set by name, or empty: if you do mean this part, name the shards, such as {example}"
         )
-    lacking = "no *.tar and no nshards.txt, nor does a folder in it that is named after its part of a data set, such as"
+    lacking = "no *.tar and no nshards.txt, and neither does a folder in it named after a part of a data set, such as"
     folder = "train/" if what == "data.train" else "test/: there are no test shards"
-    raise UserError(f"{what}={path}: no shards match; the directory holds {lacking} {folder}")
+    raise UserError(f"{what}={path}: no shards match; the directory contains {lacking} {folder}")
 
 
 def _counted(folder: Path, what: str) -> list[Path]:
@@ -162,12 +165,12 @@ def _counted(folder: Path, what: str) -> list[Path]:
         return []
     count = (folder / "nshards.txt").read_text().strip()
     if not count.isdigit() or int(count) == 0:
-        raise UserError(f"{what}: {folder / 'nshards.txt'} should hold the number of shards, but holds '{count[:40]}'")
+        raise UserError(f"{what}: {folder / 'nshards.txt'} should contain the number of shards, but contains '{count[:40]}'")
     return [folder / f"{index}.tar" for index in range(int(count))]
 
 
 def _matching(pattern: Path, what: str) -> list[str]:
-    """The files that a path with wildcards matches, without litter and without other parts of a data set than the wanted one."""
+    """The files that match a path with wildcards, without litter and unwanted parts of the data set."""
     written = set(pattern.parts)
 
     def found_by_wildcard(path: Path) -> list[str]:
@@ -179,18 +182,22 @@ def _matching(pattern: Path, what: str) -> list[str]:
     for path in found:
         part = next((part for part in map(_part_of, reversed(found_by_wildcard(path))) if part), None)
         by_part.setdefault(part, []).append(path)
-    if len(by_part) > 1:  # or the pattern itself says which part it means
+    if len(by_part) > 1:  # otherwise the pattern itself says which part it means
         wanted = next((part for part in _wanted_parts(what) if part in by_part), None)
         kept = by_part.get(wanted, [])
         if kept:
             left = [path for path in found if path not in set(kept)]
-            logger.warning("%s=%s: %s left out, another part of the data set by name", what, pattern, name_some(left))
+            logger.warning("%s=%s: %s left out: another part of the data set by name", what, pattern, name_some(left))
             found = kept
-    return [str(path) for path in found]
+    return [shard for path in found for shard in (_in_directory(path, what) if _is_folder_of_shards(path) else [str(path)])]
+
+
+def _is_folder_of_shards(path: Path) -> bool:
+    return path.is_dir() and not path.name.lower().endswith(ENDINGS)
 
 
 def _each_once(shards: list[str], what: str) -> list[str]:
-    """The shards without those that are there already, by whatever name."""
+    """The shards without repetitions, even under another name."""
     first: dict[Identity, str] = {}
     again = []
     for shard, identity in zip(shards, identify(shards), strict=True):
@@ -210,7 +217,7 @@ def _check_sizes(shards: list[Path], what: str) -> None:
         except FileNotFoundError:
             continue
         except OSError as problem:
-            raise UserError(f"{what}: cannot look at shard {shard}: {problem.strerror}") from None
+            raise UserError(f"{what}: cannot access shard {shard}: {problem.strerror}") from None
     missing = [shard for shard in shards if shard not in sizes]
     if missing and not sizes:
         raise UserError(f"{what}: no shards match; {name_some(missing)} {'does' if len(missing) == 1 else 'do'} not exist")
@@ -229,4 +236,4 @@ def _check_headers(shards: list[Path], what: str) -> None:
         finally:
             archive.close()
         if archive.problem:
-            raise UserError(f"{what}: shard {shard} is not a tar archive that can be read: {archive.problem}")
+            raise UserError(f"{what}: shard {printable(str(shard))} is not a readable tar archive: {archive.problem}")

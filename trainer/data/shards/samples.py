@@ -1,4 +1,4 @@
-"""The samples of a shard: files of one key, in their order, whatever the archive looks like."""
+"""The samples of a shard, in order: files with the same key, whatever the archive looks like."""
 
 import logging
 from collections.abc import Generator, Iterator
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Sample:
-    """Files of one key. Where a shard breaks off stands one sample without files, whose `broken` says why."""
+    """Files with the same key. Where a shard ends early, there is a sample without files whose `broken` says why."""
 
     shard: str
     key: str
@@ -35,31 +35,35 @@ class Unusable(Exception):
 def read_samples(shard: str, remote: Remote | None = None) -> Generator[Sample, None, None]:
     """The samples of a path, `pipe:` command or URL in their order, one at a time.
 
-    Never raises for a broken shard: the whole samples before the break come first, then one with `broken` set, and the
-    break is logged once. `remote` says how long a remote shard is waited for.
+    Never raises for a broken shard: the complete samples before the break come first, then one with `broken` set, and the
+    break is logged once. `remote`: limits for a remote shard.
     """
     archive = Archive(shard, remote)
     extensions: set[str] = set()
+    empty = True
     try:
         for sample in _grouped(shard, archive):
-            # The last sample before a break is whole only when it has every file that its predecessor has.
+            # The last sample before a break counts as complete only if it has every file that its predecessor has.
             if archive.problem and not (extensions and extensions.issubset(sample.files)):
                 break
             extensions = set(sample.files)
+            empty = False
             yield sample
     finally:
         archive.close()
     if archive.problem:
-        warn_once(shard, "the shard breaks off", archive.problem)
+        warn_once(shard, "the shard ends early", archive.problem)
         yield Sample(shard, "(break)", broken=archive.problem)
+    elif empty:
+        warn_once(shard, "it holds no samples", archive.contents())
 
 
 @dataclass
 class _Group:
-    """Files that follow one another and have one key. Their names: `key.extension`, the first dot behind the last slash between.
+    """Adjacent files with the same key. Their names: `key.extension`, split at the first dot after the last slash.
 
     A name with more dots has two readings: `photo.1.jpg` is `1.jpg` of `photo`, as webdataset has it, or `jpg` of `photo.1`.
-    `stem` is `photo.1` while the second fits every file so far, else None.
+    `stem` is `photo.1` while the second reading fits every file so far, else None.
     """
 
     key: str
@@ -85,14 +89,14 @@ class _Group:
             warn_once(
                 shard,
                 "dots in the names",
-                f"{self.key}.{first} is taken for the file '{first}' of sample '{self.key}', since the first dot ends the key: "
+                f"{self.key}.{first} is read as the file '{first}' of sample '{self.key}', since the first dot ends the key: "
                 "use names with one dot",
             )
         return Sample(shard, self.key, self.files)
 
 
 def _grouped(shard: str, files: Iterator[File]) -> Iterator[Sample]:
-    """The samples of files in the order of the archive, as webdataset groups them but for keys with dots."""
+    """The samples of files in archive order, grouped as in webdataset except for keys with dots."""
     group: _Group | None = None
     seen: dict[str, frozenset[str]] = {}
     for name, content in files:
@@ -107,7 +111,7 @@ def _grouped(shard: str, files: Iterator[File]) -> Iterator[Sample]:
                 yield _told(group.sample(shard), seen)
             group = _Group(key, stem)
         if extension in group.files:
-            warn_once(shard, "a file is ignored", f"{name} comes twice in one sample")
+            warn_once(shard, "a file is ignored", f"{name} appears twice in one sample")
             continue
         group.files[extension] = content
         group.stem = group.stem if stem == group.stem else None
@@ -116,16 +120,16 @@ def _grouped(shard: str, files: Iterator[File]) -> Iterator[Sample]:
 
 
 def _told(sample: Sample, seen: dict[str, frozenset[str]]) -> Sample:
-    """The sample; that its key was there before is logged."""
+    """The sample; logs if its key has appeared before."""
     before, extensions = seen.get(sample.key), frozenset(sample.files)
     if before is not None and before.isdisjoint(extensions):
         apart = " ".join(f".{extension}" for extension in sorted(before | extensions))
         warn_once(
             sample.shard,
             "files of one sample are not next to each other",
-            f"{sample.key} ({apart}): they are read as samples of their own; write the archive sorted by name (tar --sort=name)",
+            f"{sample.key} ({apart}): they are read as separate samples; write the archive sorted by name (tar --sort=name)",
         )
     elif before is not None:
-        warn_once(sample.shard, "a key comes more than once", f"{sample.key}: each is read as a sample")
+        warn_once(sample.shard, "a key appears more than once", f"{sample.key}: each is read as a separate sample")
     seen[sample.key] = extensions if before is None else before | extensions
     return sample

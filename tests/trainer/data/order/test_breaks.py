@@ -91,7 +91,7 @@ def test_what_a_resume_cannot_read_again_leaves_its_places_and_the_order_of_the_
 
 def test_a_resume_that_can_read_nothing_of_what_it_held_ends(shards: list[str], reader: Reader) -> None:
     reader.breaks = dict.fromkeys(shards, 0)
-    with pytest.raises(UserError, match=r"5 shards in a row without one usable pair|holds 0 usable pairs, but 6 when"):
+    with pytest.raises(UserError, match=r"5 shards in a row without a usable pair|has 0 usable pairs, but had 6 when"):
         Stream(shards, 1, 0, 1, 12, None, EPOCH // 2, ShardLengths(dict.fromkeys(shards, EACH))).next()
 
 
@@ -117,7 +117,7 @@ def test_the_end_of_patience_says_what_was_seen(tmp_path: Path) -> None:
         write_shard(tmp_path / "2.tar", []),
         str(tmp_path / "gone.tar"),
     ]
-    with pytest.raises(UserError, match="4 shards in a row without one usable pair") as raised:
+    with pytest.raises(UserError, match="4 shards in a row without a usable pair") as raised:
         Stream(shards, 1, 0, 1, 5).next()
     told = str(raised.value)
     assert "no image" in told
@@ -128,5 +128,5 @@ def test_the_end_of_patience_says_what_was_seen(tmp_path: Path) -> None:
 
 
 def test_shards_without_samples_are_said_to_be_so(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"1 shard without one usable pair, .*empty.tar: they hold no samples"):
+    with pytest.raises(UserError, match=r"1 shard without a usable pair, .*empty.tar: they contain no samples"):
         Stream([write_shard(tmp_path / "empty.tar", [])], 1, 0, 1, 5).next()

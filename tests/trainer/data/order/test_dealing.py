@@ -43,7 +43,7 @@ def test_streams_are_chosen_to_fit(shards: int, batch: int, readers: int, stream
             4,
             1,
             None,
-            "3 shards for 4 readers (4 ranks x 1 worker): use at most 3 processes, or cut the data into 4 sh",
+            "3 shards for 4 readers (4 ranks x 1 worker): use at most 3 processes, or split the data into 4 sh",
         ),
         (
             10,
@@ -54,10 +54,24 @@ def test_streams_are_chosen_to_fit(shards: int, batch: int, readers: int, stream
             "a micro-batch of 30 pairs cannot be shared evenly by 4 readers (2 ranks x 2 workers): use data.w",
         ),
         (10, 30, 4, 1, None, "by 4 readers (4 ranks x 1 worker): use a train.batch_size whose micro-batches are a multiple of 4"),
-        (10, 32, 2, 2, 6, "data.streams=6 is no multiple of the 4 readers (2 ranks x 2 workers): use data.streams=4 (in mid-"),
-        (10, 32, 1, 4, 2, "data.streams=2 is no multiple of the 4 readers (1 rank x 4 workers): use data.workers=2 or data.str"),
+        (
+            10,
+            32,
+            2,
+            2,
+            6,
+            "data.streams=6 is not a multiple of the 4 readers (2 ranks x 2 workers): use data.streams=4 (during a run, ",
+        ),
+        (
+            10,
+            32,
+            1,
+            4,
+            2,
+            "data.streams=2 is not a multiple of the 4 readers (1 rank x 4 workers): use data.workers=2 or data.str",
+        ),
         (10, 32, 2, 2, 16, "data.streams=16 is more than the 10 shards: use data.streams=8"),
-        (20, 36, 2, 2, 8, "a micro-batch of 36 pairs is no multiple of data.streams=8: use data.streams=4"),
+        (20, 36, 2, 2, 8, "a micro-batch of 36 pairs is not a multiple of data.streams=8: use data.streams=4"),
     ],
 )
 def test_misfits_are_told_with_the_numbers(

@@ -151,7 +151,7 @@ def test_many_epochs_are_passed_over_without_reading(tmp_path: Path) -> None:
     shards = [str(tmp_path / f"{number}.tar") for number in range(20)]  # not there
     lengths = ShardLengths(dict.fromkeys(shards, 1000))
     stream = Stream(shards, 1, 0, 4, 10, None, 5000 * 200 + 3, lengths)
-    with pytest.raises(UserError, match="holds 0 usable pairs, but 1000 when this run read it before"):
+    with pytest.raises(UserError, match="has 0 usable pairs, but had 1000 when this run read it before"):
         stream.next()
 
 
@@ -163,7 +163,7 @@ def test_a_shard_that_lost_pairs_is_named(tmp_path: Path, left: int) -> None:
     half_read = goes_on(Stream(shards, 1, 0, 1, 0), position)[-1][0].shard
     write_shard(Path(half_read), [pair(number) for number in range(left)])
     stream = Stream(shards, 1, 0, 1, 0, None, position, lengths)
-    with pytest.raises(UserError, match=f"shard {half_read} holds {left} usable pairs, but 10 when") as raised:
+    with pytest.raises(UserError, match=f"shard {half_read} has {left} usable pairs, but had 10 when") as raised:
         goes_on(stream, 4)
     assert "\n" not in str(raised.value)
 
@@ -182,7 +182,7 @@ def test_a_shard_that_breaks_off_for_a_while_keeps_its_length(tmp_path: Path) ->
 
 def test_a_stream_without_a_usable_pair_gives_up(tmp_path: Path) -> None:
     bare = [write_shard(tmp_path / f"{index}.tar", [{"cls": 1}] * 3) for index in range(4)]
-    with pytest.raises(UserError, match="shards in a row without one usable pair"):
+    with pytest.raises(UserError, match="shards in a row without a usable pair"):
         Stream(bare, 1, 0, 2, 5).next()
 
 

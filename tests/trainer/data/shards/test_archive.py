@@ -52,8 +52,9 @@ def tar_of(path: Path, names: Sequence[str], form: int = tarfile.GNU_FORMAT) -> 
                 archive.addfile(folder)
                 continue
             info = tarfile.TarInfo(name)
-            info.size = len(name.encode())
-            archive.addfile(info, io.BytesIO(name.encode()))
+            content = name.encode(errors="surrogateescape")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
     return str(path)
 
 
@@ -111,11 +112,11 @@ def test_names_are_grouped_into_samples(tmp_path: Path, names: list[str], expect
     [
         (
             ["p.1.jpg", "p.2.jpg", "p.1.txt"],
-            "p.1.jpg is taken for the file '1.jpg' of sample 'p', since the first dot ends the key",
+            "p.1.jpg is read as the file '1.jpg' of sample 'p', since the first dot ends the key",
         ),
         (["0.jpg", "1.jpg", "0.txt", "1.txt"], "files of one sample are not next to each other: 0 (.jpg .txt)"),
-        (["0.jpg", "0.txt", "1.jpg", "0.jpg", "0.txt"], "a key comes more than once: 0"),
-        (["0.jpg", "0.txt", "0.jpg"], "a file is ignored: 0.jpg comes twice in one sample"),
+        (["0.jpg", "0.txt", "1.jpg", "0.jpg", "0.txt"], "a key appears more than once: 0"),
+        (["0.jpg", "0.txt", "0.jpg"], "a file is ignored: 0.jpg appears twice in one sample"),
     ],
 )
 def test_what_may_be_misread_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture, names: list[str], told: str) -> None:
@@ -184,7 +185,7 @@ def test_joined_archives_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     both.write_bytes(Path(first).read_bytes() + Path(second).read_bytes())
     with caplog.at_level(logging.WARNING):
         assert len(list(read_samples(str(both)))) == 1
-    assert "what follows the end of the archive is not read" in caplog.text
+    assert "data after the end of the archive is not read" in caplog.text
 
 
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -199,3 +200,40 @@ def test_no_damage_is_fatal(tmp_path: Path, form: int) -> None:
             damaged[rng.randrange(len(content.rstrip(b"\0")))] = rng.randrange(256)
         shard.write_bytes(damaged)
         list(read_samples(str(shard)))
+
+
+def test_names_that_no_line_can_hold_are_escaped_and_stay_apart(tmp_path: Path) -> None:
+    keys = ["caf\udce9", "caf\udcea", "caf\n", "café"]
+    shard = tar_of(tmp_path / "a.tar", [f"{key}{ending}" for key in keys for ending in (".jpg", ".txt")])
+    found = list(read_samples(shard))
+    assert [sample.key for sample in found] == [r"caf\udce9", r"caf\udcea", r"caf\n", "café"]
+    assert all(sample.files.keys() == {"jpg", "txt"} for sample in found)
+
+
+def test_headers_without_end_are_a_break(tmp_path: Path) -> None:
+    record = b"13 comment=x\n".ljust(512, b"\0")
+    header = tarfile.TarInfo("pax")
+    header.type, header.size = tarfile.XHDTYPE, 13
+    (tmp_path / "a.tar").write_bytes((header.tobuf() + record) * 3000)
+    (only,) = read_samples(str(tmp_path / "a.tar"))
+    assert "recursion" in only.broken
+
+
+@pytest.mark.parametrize("files", [[], ["README"], ["._000.jpg", ".DS_Store"]])
+def test_a_whole_shard_without_samples_is_told(tmp_path: Path, files: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    shard = tar_of(tmp_path / "a.tar", files)
+    with caplog.at_level(logging.WARNING):
+        assert not list(read_samples(shard))
+    assert f"{shard}: it holds no samples: " in caplog.text
+    assert ("1 files, none of them called like 000.jpg" if files == ["README"] else "no files at all") in caplog.text
+
+
+def test_space_that_a_download_reserved_is_no_padding(tmp_path: Path) -> None:
+    shard = Path(write_shard(tmp_path / "a.tar", [pair(number) for number in range(6)]))
+    content = shard.read_bytes()
+    shard.write_bytes(content + b"\0" * ((1 << 20) - 20480))
+    assert not any(sample.broken for sample in read_samples(str(shard))), "a program may fill up a large record"
+    shard.write_bytes(content[: content.index(b"000003.jpg")] + b"\0" * (3 << 20))
+    *whole, last = read_samples(str(shard))
+    assert len(whole) == 3
+    assert "zeros follows its end" in last.broken

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.trainer.data.shards_on_disk import jpeg, pair, write_shard, write_shards
 from trainer.data.shards.captions import CaptionRule, captions_of, check_captions, label_of, read_captions, training_captions
+from trainer.data.shards.opening import Remote
 from trainer.data.shards.samples import Sample, Unusable
 from trainer.errors import UserError
 
@@ -83,6 +84,7 @@ def test_a_caption_key_needs_no_json_where_there_is_txt() -> None:
         (b"\xff\xfe\xff", "its .json is not JSON"),
         (b"[" * 100_000, "its .json is nested too deeply"),
         (b'{"caption": ' + b'{"a":' * 100_000, "its .json is nested too deeply"),
+        (b'{"' + b"k" * 5000 + b'": 1}', "its .json has no 'caption' (its keys: '" + "k" * 40 + "')"),
     ],
 )
 def test_json_as_it_is_found(content: bytes, expected: list[str] | str) -> None:
@@ -100,8 +102,11 @@ def test_json_as_it_is_found(content: bytes, expected: list[str] | str) -> None:
     [
         (b"caf\xe9", "its .txt is not UTF-8 (byte 0xe9 at 3, perhaps Latin-1): convert it to UTF-8"),
         (b" \n ", "its .txt is empty"),
-        ("\u200f\ufeff".encode(), "its .txt holds nothing that can be seen"),
-        ("a dog".encode("utf-16-le"), "its .txt holds NUL bytes, perhaps UTF-16 without a byte order mark: convert it to UTF-8"),
+        ("\u200f\ufeff".encode(), "its .txt contains no visible characters"),
+        (
+            "a dog".encode("utf-16-le"),
+            "its .txt contains NUL bytes, perhaps UTF-16 without a byte order mark: convert it to UTF-8",
+        ),
     ],
 )
 def test_text_that_cannot_be_used_says_why(content: bytes, told: str) -> None:
@@ -156,7 +161,7 @@ def test_a_set_without_captions_is_told_at_the_start(tmp_path: Path) -> None:
     good = write_shard(tmp_path / "good.tar", [pair(1)])
     check_captions([good, bare], DEFAULT)
     check_captions([bare], CaptionRule("text"))
-    with pytest.raises(UserError, match=r"bare.tar: it holds .cls .jpg .json; .*no 'caption' .*'text'.*data.caption_key"):
+    with pytest.raises(UserError, match=r"bare.tar: it contains .cls .jpg .json; .*no 'caption' .*'text'.*data.caption_key"):
         check_captions([bare, good], DEFAULT)
     with pytest.raises(UserError, match=r"data.caption_key=words"):
         check_captions([bare], CaptionRule("words"))
@@ -169,11 +174,11 @@ def test_a_set_without_captions_is_told_at_the_start(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"txt": b"caf\xe9"}, r"it holds .jpg .txt; most often, its .txt is not UTF-8 .*: convert it to UTF-8$"),
-        ({"txt": b""}, r"it holds .jpg .txt; most often, its .txt is empty$"),
-        ({}, r"it holds .jpg; add .txt files, or set data.caption_key"),
-        ({"json": b"{"}, r"it holds .jpg .json; most often, its .json is not JSON"),
-        ({"a.txt": b"a", "b.txt": b"b"}, r"it holds .a.txt .b.txt .jpg; the first dot of a name ends its key"),
+        ({"txt": b"caf\xe9"}, r"it contains .jpg .txt; usually, its .txt is not UTF-8 .*: convert it to UTF-8$"),
+        ({"txt": b""}, r"it contains .jpg .txt; usually, its .txt is empty$"),
+        ({}, r"it contains .jpg; add .txt files, or set data.caption_key"),
+        ({"json": b"{"}, r"it contains .jpg .json; usually, its .json is not JSON"),
+        ({"a.txt": b"a", "b.txt": b"b"}, r"it contains .a.txt .b.txt .jpg; the first dot of a name ends its key"),
     ],
 )
 def test_the_start_says_what_it_found(tmp_path: Path, fields: dict[str, bytes], told: str) -> None:
@@ -191,7 +196,7 @@ def test_files_that_do_not_lie_side_by_side_are_told(tmp_path: Path) -> None:
                 member.size = 1
                 archive.addfile(member, BytesIO(b"x"))
     with pytest.raises(
-        UserError, match=r"it holds .jpg, but the files of a sample, such as 0000, do not lie side by side.*--sort"
+        UserError, match=r"it contains .jpg, but the files of a sample, such as 0000, are not next to each other.*--sort"
     ):
         check_captions([str(tmp_path / "a.tar")], DEFAULT)
 
@@ -204,3 +209,34 @@ def test_training_captions_are_bounded_and_spread(tmp_path: Path) -> None:
     assert len(list(training_captions(shards, DEFAULT, 1000))) == 20
     short = write_shard(tmp_path / "short.tar", [pair(0)])
     assert len(list(training_captions([short, shards[0]], DEFAULT, 6))) == 6
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (
+            b'{"caption": {"en": "a dog", "de": "ein Hund"}}',
+            "is an object, not text; data.caption_key names a text",
+        ),
+        (b'["a dog"]', 'is a list, not an object; write {"caption": "what it shows"} there'),
+        (b"3", 'is a number, not an object; write {"caption": "what it shows"} there'),
+    ],
+)
+def test_what_no_caption_key_can_mend_is_not_told_to_set_one(tmp_path: Path, content: bytes, told: str) -> None:
+    shard = write_shard(tmp_path / "a.tar", [{"jpg": jpeg(1), "json": content}])
+    for rule in (DEFAULT, CaptionRule("caption")):
+        with pytest.raises(UserError) as raised:
+            check_captions([shard], rule)
+        assert told in str(raised.value)
+        assert "set " not in str(raised.value)
+
+
+def test_captions_are_waited_for_as_long_as_the_configuration_says(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("trainer.data.shards.opening.FIRST_WAIT", 0.001)
+    with pytest.raises(UserError, match="no samples"):
+        check_captions(["pipe:sleep 601"], DEFAULT, Remote(timeout=0.2, tries=2))
+    assert not list(training_captions(["pipe:sleep 602"], DEFAULT, 10, Remote(timeout=0.2, tries=2)))
+    for number in (601, 602):
+        assert f"pipe:sleep {number}: the shard ends early: the command wrote nothing for 0.2 s (tried 2 times)" in caplog.text

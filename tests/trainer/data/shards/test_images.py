@@ -1,4 +1,4 @@
-"""The image of a sample, whatever lies in it."""
+"""The image of a sample, whatever files it has."""
 
 import io
 from typing import Any
@@ -42,17 +42,17 @@ def test_what_pillow_opens_is_an_image_whatever_its_extension(extension: str, ki
 def test_of_several_images_a_known_extension_decides_or_nothing() -> None:
     assert image_bytes(sample(png=encoded("PNG"), jpg=jpeg(1))) == jpeg(1)
     assert image_bytes(sample(img=encoded("PNG"), jpg=jpeg(1))) == jpeg(1)
-    with pytest.raises(Unusable, match=r"several images: it holds .one .two"):
+    with pytest.raises(Unusable, match=r"several images: it contains .one .two"):
         image_bytes(sample(one=encoded("PNG"), two=encoded("PNG")))
 
 
 @pytest.mark.parametrize(
     ("files", "told"),
     [
-        ({"txt": b"a"}, "no image: it holds .txt"),
-        ({}, "no image: it holds nothing"),
-        ({"jpg": b"", "txt": b"a"}, "its image is empty: it holds .jpg .txt"),
-        ({"mp4": b"\0\0\0\x20ftypisom", "txt": b"a"}, "no image: it holds .mp4 .txt"),
+        ({"txt": b"a"}, "no image: it contains .txt"),
+        ({}, "no image: it contains nothing"),
+        ({"jpg": b"", "txt": b"a"}, "its image is empty: it contains .jpg .txt"),
+        ({"mp4": b"\0\0\0\x20ftypisom", "txt": b"a"}, "no image: it contains .mp4 .txt"),
     ],
 )
 def test_a_sample_without_an_image_says_what_it_holds(files: dict[str, bytes], told: str) -> None:

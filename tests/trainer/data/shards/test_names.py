@@ -23,5 +23,5 @@ def test_one_dotted_pair_is_a_pair() -> None:
 
 def test_several_dotted_images_are_told() -> None:
     sample = Sample("shard", "photo", {"1.jpg": jpeg(1), "2.jpg": jpeg(2), "1.txt": b"a dog"})
-    with pytest.raises(Unusable, match=r"no image: it holds .1.jpg .1.txt .2.jpg; the first dot of a name ends its key"):
+    with pytest.raises(Unusable, match=r"no image: it contains .1.jpg .1.txt .2.jpg; the first dot of a name ends its key"):
         require_pair(sample, CaptionRule())

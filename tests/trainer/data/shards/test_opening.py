@@ -40,15 +40,26 @@ class Server:
     asked: list[str] = field(default_factory=list)  # the Range headers
     url: str = ""
     version: str = '"1"'
+    part: int | None = None  # where the parts begin that it sends, wherever they should
+    paths: list[str] = field(default_factory=list)
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         self.asked.append(request.headers.get("Range", ""))
         step = self.plan.pop(0) if self.plan else len(self.content)
+        self.paths.append(request.path)
+        if step == 302:
+            request.send_response(302)
+            request.send_header("Location", request.path)
+            request.end_headers()
+            return
         if isinstance(step, int) and 400 <= step < 600:
             request.send_error(step)
             return
         start = int(self.asked[-1].removeprefix("bytes=").rstrip("-") or 0) if self.ranges else 0
         request.send_response(206 if start else 200)
+        if start and self.part is not None:
+            start = self.part
+            request.send_header("Content-Range", f"bytes {start}-{len(self.content) - 1}/{len(self.content)}")
         request.send_header("ETag", self.version)
         request.send_header("Content-Length", str(len(self.content) - start))
         request.end_headers()
@@ -137,7 +148,7 @@ def test_what_does_not_pass_ends_the_shard_with_the_reason(
 def test_a_server_that_stalls_for_ever_ends_in_time(server: Server) -> None:
     server.plan = ["silence"] * 9
     with (
-        pytest.raises(ReadFailed, match=r"nothing came for 0.2 s \(tried 2 times\)"),
+        pytest.raises(ReadFailed, match=r"no data came for 0.2 s \(tried 2 times\)"),
         open_shard(server.url, Remote(timeout=0.2, tries=2)) as stream,
     ):
         stream.read()
@@ -203,7 +214,7 @@ def test_a_shard_that_is_left_in_the_middle_leaves_no_command(tmp_path: Path) ->
 @pytest.mark.parametrize("shard", ["s3://bucket/a.tar", "abfs://x/a.tar"])
 def test_a_url_that_nothing_can_read_says_what_can(shard: str) -> None:
     with pytest.raises(
-        UserError, match=rf"data.train: {shard.partition(':')[0]}:// cannot be read by itself: give a command"
+        UserError, match=rf"data.train: {shard.partition(':')[0]}:// cannot be read directly: give a command"
     ) as raised:
         list_shards(shard, "data.train")
     assert f"'pipe:{'aws s3 cp' if shard.startswith('s3') else 'COMMAND'} {shard}" in str(raised.value)
@@ -212,7 +223,7 @@ def test_a_url_that_nothing_can_read_says_what_can(shard: str) -> None:
 def test_a_web_page_in_place_of_a_shard(server: Server) -> None:
     server.content = b"<!DOCTYPE html><html>" + b"log in first " * 100
     (sample,) = read_samples(server.url, QUICK)
-    assert sample.broken == "it begins with b'<!DOCTYPE html><', which is no header of a tar archive"
+    assert sample.broken == "it begins with b'<!DOCTYPE html><', which is not a tar header"
 
 
 def test_links_to_other_files_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -227,8 +238,8 @@ def test_links_to_other_files_are_told(tmp_path: Path, caplog: pytest.LogCapture
             archive.addfile(link)
     with caplog.at_level(logging.WARNING):
         assert [sample.key for sample in read_samples(str(shard))] == ["0"]
-    assert "hard links are not followed: 1.jpg leads to 0.jpg: write the archive with tar --hard-dereference" in caplog.text
-    assert "symbolic links are not followed: 2.jpg leads to 0.jpg: write the archive with tar --dereference" in caplog.text
+    assert "hard links are not followed: 1.jpg points to 0.jpg: write the archive with tar --hard-dereference" in caplog.text
+    assert "symbolic links are not followed: 2.jpg points to 0.jpg: write the archive with tar --dereference" in caplog.text
 
 
 def test_a_data_worker_tells_a_wait_at_once_and_not_with_its_next_batch(
@@ -240,3 +251,24 @@ def test_a_data_worker_tells_a_wait_at_once_and_not_with_its_next_batch(
     read(server)
     assert kept == []
     assert f"WARNING (data worker): {server.url}: HTTP 503" in capsys.readouterr().err
+
+
+def test_a_part_from_another_place_than_was_asked_for_is_not_mixed_in(server: Server) -> None:
+    server.plan, server.part = [700, 900], 0
+    assert read(server) == server.content, "206 with all of it"
+    server.plan, server.part = [700], 5000
+    with pytest.raises(ReadFailed, match="the server left out 4300 bytes after 700 bytes"):
+        read(server)
+
+
+def test_a_failure_is_one_line(server: Server) -> None:
+    server.plan = [302] * 99
+    with pytest.raises(ReadFailed, match=r"HTTP 302 .*infinite loop") as raised:
+        read(server)
+    assert "\n" not in str(raised.value)
+
+
+def test_spaces_and_letters_in_a_url_are_quoted(server: Server) -> None:
+    with open_shard(server.url.replace("a.tar", "a b/é%20.tar?x=1&y=[2]"), QUICK) as stream:
+        assert stream.read() == server.content
+    assert server.paths == ["/a%20b/%C3%A9%20.tar?x=1&y=[2]"]

@@ -62,7 +62,7 @@ def test_errors_name_the_key_and_the_shard(tmp_path: Path) -> None:
             write_shards(tmp_path, 3, 1) and f"{tmp_path}/train-{{000..006}}.tar"
         ),
         "1 of 3 shards are empty files: .*train-001.tar": lambda: broken(tmp_path, b""),
-        "train-001.tar is not a tar archive": lambda: broken(tmp_path, b"no archive" * 200),
+        "train-001.tar is not a readable tar archive": lambda: broken(tmp_path, b"no archive" * 200),
     }
     for message, make in cases.items():
         with pytest.raises(UserError, match=message) as raised:
@@ -139,7 +139,7 @@ def test_wildcards_leave_out_other_parts_and_say_so(tmp_path: Path, caplog: pyte
     with caplog.at_level(logging.WARNING):
         assert found(f"{root}/*.tar", "data.train", root) == ["train-0.tar", "train-1.tar"]
     assert "test-0.tar" in caplog.text
-    assert "val-0.tar left out, another part of the data set by name" in caplog.text
+    assert "val-0.tar left out: another part of the data set by name" in caplog.text
     assert found(f"{root}/*.tar", "data.val", root) == ["val-0.tar"]
     other = laid_out(tmp_path / "other", *CLIP_BENCHMARK)
     assert found(f"{other}/*/*.tar", "data.train", other) == ["train/0.tar"]
@@ -181,3 +181,29 @@ def test_a_shard_counts_once_by_whatever_name(tmp_path: Path, caplog: pytest.Log
         assert list_shards(names, "data.train") == shards
     assert "data.train names 5 shards more than once, which are read once" in caplog.text
     assert list_shards(["http://x/a.tar", "http://x/a.tar", "pipe:cat x"], "data.train") == ["http://x/a.tar", "pipe:cat x"]
+
+
+def test_the_shards_that_a_refusal_proposes_are_there(tmp_path: Path) -> None:
+    root = laid_out(tmp_path / "set", "test/0.tar", "test/1.tar")
+    for folder in (root, root / "test"):
+        with pytest.raises(UserError, match="if you do mean this part, name the shards") as raised:
+            list_shards(folder, "data.train")
+        proposed = str(raised.value).rpartition(" ")[2]
+        assert found(proposed, "data.train", root) == ["test/0.tar", "test/1.tar"]
+
+
+def test_a_wildcard_may_name_folders(tmp_path: Path) -> None:
+    root = laid_out(tmp_path, "part-0/a.tar", "part-1/b.tar", "set/train/0.tar", "set/test/0.tar")
+    assert found(f"{root}/part-*", "data.train", root) == ["part-0/a.tar", "part-1/b.tar"]
+    assert found(f"{root}/set/*", "data.train", root) == ["set/train/0.tar"]
+    assert found(f"{root}/set/*", "eval.retrieval", root) == ["set/test/0.tar"]
+
+
+def test_names_that_no_line_can_hold_are_told_in_one(tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(bytes(tmp_path) + b"/\xe9\n.tar"))
+    odd.write_bytes(b"")
+    with pytest.raises(UserError, match=r"\\udce9\\n.tar") as raised:
+        list_shards(tmp_path, "data.train")
+    assert str(raised.value).isprintable()
+    with pytest.raises(UserError, match="NUL"):
+        list_shards("/a\0b.tar", "data.train")

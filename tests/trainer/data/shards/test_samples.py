@@ -43,7 +43,7 @@ def test_a_truncated_shard_gives_what_is_whole_and_one_bad_sample(
     assert [sample.key for sample in good] == [f"{index:06}" for index in range(whole)]
     assert all(set(sample.files) == {"jpg", "txt"} for sample in good)
     assert broken.broken
-    assert caplog.text.count("the shard breaks off") == 1
+    assert caplog.text.count("the shard ends early") == 1
     assert shard in caplog.text
 
 
