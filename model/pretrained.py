@@ -131,8 +131,8 @@ def _build(path: Path) -> tuple[LIMoE, tuple[list[float], list[float], list[int]
         values: Any = yaml.safe_load(path.read_text())
         router = dict(values["router"])
         config = ModelConfig(**values["model"])
-        # Nothing is dropped, whatever the run was evaluated with: an embedding must not depend on its batch. With expert choice it
-        # never does, and experts without a capacity would take every token.
+        # Nothing is dropped, whatever the run was evaluated with: an embedding must not depend on its batch. With expert choice
+        # it never does, and experts without a capacity would take every token.
         nested = {"aux": AuxiliaryConfig(**router["aux"]), "bias": BiasConfig(**router.get("bias", {}))}
         routing = RouterConfig(**router | nested)
         if routing.choice == "token":
