@@ -66,9 +66,8 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str], length: int) -> Encoded:
         """The ids that a call returns, and what was found on the way. Texts are cleaned first: see model.text."""
-        # One thread: a loader worker has one core, and the texts are short.
-        cleaned = [clean_text(text) for text in texts]
-        found: list[list[int]] = self._processor.encode(cleaned, out_type=int, num_threads=1) if cleaned else []
+        # One by one: for a list SentencePiece starts a thread, at ten times the cost of a short text.
+        found: list[list[int]] = [self._processor.encode(clean_text(text), out_type=int) for text in texts]
         ids = torch.full((len(found), length), PADDING, dtype=torch.int64)
         for row, tokens in enumerate(found):
             kept = [*(token + self._shift for token in tokens[: length - 1]), self._end]

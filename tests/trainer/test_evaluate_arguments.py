@@ -51,7 +51,7 @@ def test_a_checkpoint_can_be_named_itself(run_dir: Path):
             "belongs to another model (model.heads was 4, is 8): use model.heads=4, or evaluate a run",
         ),
         (["run=RUN", "router.top_k=2", "model.expert_layers=[1]"], "model.expert_layers was [], is [1]"),
-        (["run=~nobody-here/x"], "run=~nobody-here/x: no home directory of '~nobody-here' is known"),
+        (["run=~nobody-here/x"], "run=~nobody-here/x: the home directory of '~nobody-here' is unknown"),
         (["run=/nowhere"], "run=/nowhere: no complete checkpoint there"),
         (["run=RUN", "weights=best"], "weights=best: choose model or ema"),
         (["run=RUN", "eval.zershot=/x"], "(did you mean 'eval.zeroshot'?)"),

@@ -144,9 +144,9 @@ def space_problems(runs: Iterable[Findings]) -> list[str]:
         free = shutil.disk_usage(existing_part(run_dir)).free
         if needed[device] > free:
             problems.append(
-                f"checkpoints need {readable_bytes(needed[device])} (those kept by checkpoint.keep, keep_every and best, plus one "
-                f"while it is written), but only {readable_bytes(free)} are free in {run_dir}: make room, keep fewer, or choose "
-                f"another run.dir"
+                f"checkpoints need {readable_bytes(needed[device])} (those kept by checkpoint.keep, keep_every and best, plus "
+                f"one while it is written), but only {readable_bytes(free)} are free in {run_dir}: make room, keep fewer, or "
+                f"choose another run.dir"
             )
     return problems
 

@@ -13,6 +13,7 @@ from trainer.config.arguments import Argument, Command
 from trainer.distributed.program import exit_with
 from trainer.errors import UserError, did_you_mean, reason
 from trainer.files import write_whole
+from trainer.output import reader_may_leave
 from trainer.report.groups import Group, group_runs
 from trainer.report.runs import RunRecord, read_runs
 from trainer.report.tables import TABLE_METRICS, results_table, runs_table
@@ -138,10 +139,12 @@ def main() -> None:
     log_to_terminal(rank=0)
     try:
         report = read_arguments(arguments)
-        print(results_table(report.groups, report.metrics, report.last_steps), end="")
+        with reader_may_leave():
+            print(results_table(report.groups, report.metrics, report.last_steps), end="")
         if report.output is not None:
             write_report(report, arguments, report.output)
-            print(f"\nwrote {report.output / RESULTS}")
+            with reader_may_leave():
+                print(f"\nwrote {report.output / RESULTS}")
     except UserError as problem:
         exit_with(problem)
 

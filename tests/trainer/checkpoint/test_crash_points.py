@@ -35,7 +35,7 @@ def complete(run_dir: Path, step: int, best: int) -> None:
 
 
 def die_before_change(number: int) -> None:
-    """From now on the process ends in place of so many-th change of the disk."""
+    """From now on the process ends instead of making the given change to the disk."""
     counted = itertools.count(1)
 
     def counting(change: Any) -> Any:

@@ -128,9 +128,9 @@ def test_paths_in_lists_and_mappings_too_but_neither_commands_nor_defaults(monke
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("run.dir=~no-such-user/x", "run.dir=~no-such-user/x: no home directory"),
-        ("data.train=$NO_SUCH_VARIABLE/x.tar", "the environment has no $NO_SUCH_VARIABLE"),
-        ("eval.zeroshot={a: ~no-such-user}", "eval.zeroshot.a=~no-such-user: no home directory"),
+        ("run.dir=~no-such-user/x", "run.dir=~no-such-user/x: the home directory"),
+        ("data.train=$NO_SUCH_VARIABLE/x.tar", "the environment variable $NO_SUCH_VARIABLE is not set"),
+        ("eval.zeroshot={a: ~no-such-user}", "eval.zeroshot.a=~no-such-user: the home directory"),
     ],
 )
 def test_a_path_that_means_nothing_is_named_with_its_key(override: str, told: str):

@@ -232,7 +232,7 @@ def test_a_copy_of_a_run_directory_is_a_run_of_its_own(begun, run_dir, caplog):
     shutil.copytree(run_dir, copy)
     second = begun(copy)
     assert second != first
-    assert f"W&B run {second} in place of {first}, because {copy} is a copy of {run_dir}" in caplog.text
+    assert f"W&B run {second} instead of {first}, because {copy} is a copy of {run_dir}" in caplog.text
     assert begun(run_dir) == first, "the original keeps its run"
     assert begun(copy) == second, "and so does the copy from now on"
 
@@ -298,7 +298,7 @@ def test_an_id_that_is_given_takes_the_place_of_the_one_that_was_kept(begun, mon
     monkeypatch.setenv("WANDB_RUN_ID", "their-id")
     wandb.teardown()
     assert asked_of_wandb(monkeypatch, run_dir)["id"] == "their-id"
-    assert f"W&B run their-id in place of {first}, because WANDB_RUN_ID says so" in caplog.text
+    assert f"W&B run their-id instead of {first}, because WANDB_RUN_ID says so" in caplog.text
 
 
 def test_variables_that_a_resume_forbids_are_named(monkeypatch, run_dir, tmp_path, caplog):

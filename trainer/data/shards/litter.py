@@ -1,7 +1,6 @@
 """What systems and programs leave next to data: one rule for archives, folders and wildcards."""
 
 import re
-from pathlib import PurePosixPath
 
 _NAMES = {
     "__macosx",
@@ -26,5 +25,6 @@ _PATTERNS = re.compile(
 
 def is_litter(path: str) -> bool:
     """Whether a path, relative to where it was found, is not data: hidden, a backup, or a system's own file or folder."""
-    parts = (part.lower() for part in PurePosixPath(path).parts if part not in (".", "..", "/"))
+    # By hand, since every file of an archive comes by here: pathlib takes ten times as long.
+    parts = (part for part in path.lower().split("/") if part not in ("", ".", ".."))
     return any(part in _NAMES or _PATTERNS.fullmatch(part) is not None for part in parts)
