@@ -65,7 +65,7 @@ def test_so_does_a_start_from_the_weights_of_a_run_that_trains(tmp_path: Path, m
 def test_one_that_was_named_and_deleted_is_told_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     Rotation(tmp_path, 1, monkeypatch)
     named = checkpoint_path(tmp_path, 10)
-    with pytest.raises(UserError, match=f"checkpoint {named} was deleted while it was read, by the run"):
+    with pytest.raises(UserError, match=f"checkpoint {named} was deleted while it was read, by its own run"):
         take_newest(lambda: checkpoint_of(str(named)), sound)
 
 

@@ -66,14 +66,14 @@ def test_there_is_a_process_a_gpu_unless_it_is_said(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("hydra.launcher.partitoin=x", "no 'hydra.launcher.partitoin' (did you mean 'hydra.launcher.partition'?)"),
-        ("hydra.launcher.nodes=1,2", "give hydra.launcher.nodes one value"),
+        ("hydra.launcher.partitoin=x", "no key 'hydra.launcher.partitoin' (did you mean 'hydra.launcher.partition'?)"),
+        ("hydra.launcher.nodes=1,2", "give hydra.launcher.nodes a single value"),
         ("hydra.launcher.nodes=0", "hydra.launcher.nodes=0 must be at least 1"),
         ("hydra.launcher.nodes=two", "hydra.launcher.nodes: Value 'two'"),
         ("hydra.launcher.array_parallelism=0", "hydra.launcher.array_parallelism=0 must be at least 1"),
         ('hydra.launcher.additional=["--nodes=3"]', "the sweep sets --nodes=3 itself"),
         ("hydra.launcher.additional=--exclusive", "hydra.launcher.additional"),
-        ("hydra/launcher=slurm,local", "give hydra/launcher one value"),
+        ("hydra/launcher=slurm,local", "give hydra/launcher a single value"),
     ],
 )
 def test_a_mistake_is_named(here: Path, override: str, told: str):

@@ -205,7 +205,7 @@ def test_a_sweep_that_an_experiment_asks_for_starts_single_runs(plan: Plan, here
 
 
 def test_one_wandb_run_around_a_sweep_is_not_that_of_all_its_runs(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    here: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     seen: list[str | None] = []
     monkeypatch.setenv("WANDB_RUN_ID", "outer")
@@ -213,4 +213,4 @@ def test_one_wandb_run_around_a_sweep_is_not_that_of_all_its_runs(
     monkeypatch.setattr(module, "train", lambda arguments: seen.append(os.environ.get("WANDB_RUN_ID")) or 0)
     assert sweep("-m", "seed=0,1") == 0
     assert seen == [None, None]
-    assert "WANDB_RUN_ID=outer is not heeded" in capfd.readouterr().err
+    assert "WANDB_RUN_ID=outer is not heeded" in caplog.text

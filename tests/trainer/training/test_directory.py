@@ -236,7 +236,7 @@ def test_what_stands_in_the_place_of_the_checkpoints_is_no_new_run(tmp_path: Pat
 
 def test_a_dry_run_tells_of_a_log_that_the_run_could_not_open_again(tmp_path: Path):
     (tmp_path / "train.log").mkdir()
-    with pytest.raises(UserError, match=r"train.log: Is a directory\): mend it or choose another run.dir"):
+    with pytest.raises(UserError, match=r"train.log: Is a directory\): fix this or choose another run.dir"):
         inspect_run_directory(configured(tmp_path), ALONE)
 
 
