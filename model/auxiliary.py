@@ -5,13 +5,16 @@ makes losses and statistics those of the global batch, whatever the parallel lay
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import reduce
+from operator import add
 
 import torch
 from torch import Tensor
 
 from model.config import AuxiliaryConfig
-from model.routing import Gates
+from model.routing import Gates, log_gates
 from model.stream import IMAGE, MODALITIES, TEXT, TokenStream
 
 M = len(MODALITIES)
@@ -47,19 +50,31 @@ class RoutingSums:
         return RoutingSums(tokens, kept, entropy, z[0], chance, gate.view(M, experts), load.view(M, experts))
 
 
-def routing_sums(gates: Gates, kept_nk: Tensor, stream: TokenStream, noise_std: float) -> Tensor:
+def sum_over(passes: Sequence[Mapping[int, RoutingSums]]) -> dict[int, RoutingSums]:
+    """The sums over several passes, such as the micro-batches of a step, by layer."""
+    return {layer: reduce(add, [routing[layer] for routing in passes]) for layer in passes[0]}
+
+
+def routing_sums(
+    gates: Gates, kept_nk: Tensor, stream: TokenStream, noise_std: float, kind: str = "softmax", by_experts: bool = False
+) -> Tensor:
     """This process's RoutingSums of one layer, packed into one vector: `[3M + 1 + E + 2ME]`.
 
-    noise_std: sigma of the noise that the load loss imagines drawn again.
+    noise_std: sigma of the noise that the load loss imagines drawn again; kind: of the gates, which losses and statistics take
+    normalised; by_experts: whether experts chose their tokens, so that their load is what they took.
     """
     logits_ne = gates.logits_ne
     top_k = gates.expert_nk.shape[1]
     member_mn = torch.stack([(stream.modality_n == m) & stream.valid_n for m in range(M)]).to(logits_ne.dtype)
     valid_n = member_mn.sum(0)
-    log_gate_ne = logits_ne.log_softmax(-1)
+    log_gate_ne = log_gates(logits_ne, kind)
     gate_ne = log_gate_ne.exp()
     entropy_n = -(gate_ne * log_gate_ne).sum(-1)
-    one_hot_ne = torch.zeros_like(logits_ne).scatter_(1, gates.expert_nk, 1.0)
+    one_hot_ne = torch.zeros_like(logits_ne)
+    if by_experts:
+        one_hot_ne.copy_(kept_nk)
+    else:
+        one_hot_ne.scatter_(1, gates.expert_nk, 1.0)
     # eta_K - l_e, in units of the noise: how far redrawn noise must lift expert e into the top K.
     threshold_n1 = gates.noisy_ne.topk(top_k, dim=-1).values[:, -1:]
     chance_ne = torch.special.ndtr((logits_ne - threshold_n1) / noise_std)
@@ -129,12 +144,17 @@ def auxiliary_loss(layers: list[RoutingSums], config: AuxiliaryConfig) -> tuple[
     return config.scale * weighted.mean(), means
 
 
+def _relative_maximum(values_e: Tensor) -> Tensor:
+    return values_e.max() / values_e.mean().clamp(min=1e-9)
+
+
 @torch.no_grad()
 def routing_metrics(layers: dict[int, RoutingSums]) -> dict[str, Tensor]:
     """What users watch, by layer and modality (scalars): success rate, entropy, experts used, largest load.
 
     success: share of the modality's tokens that got a slot; entropy: mean entropy of a token's gates, nats; experts_used:
-    exp(entropy of the mean gate); load/max: the most popular expert's share of all choices times E (1 is even).
+    exp(entropy of the mean gate); load/max: the most popular expert's share of all choices times E (1 is even), and the same
+    for the choices of one modality (load/image, load/text).
     """
     metrics: dict[str, Tensor] = {}
     successes: dict[str, list[Tensor]] = {name: [] for name in MODALITIES}
@@ -149,6 +169,8 @@ def routing_metrics(layers: dict[int, RoutingSums]) -> dict[str, Tensor]:
                 f"{prefix}/experts_used/{name}": used[m],
             }
             successes[name].append(success[m])
-        load_e = sums.load_me.sum(0)
-        metrics[f"{prefix}/load/max"] = load_e.max() / load_e.mean().clamp(min=1e-9)
+        metrics[f"{prefix}/load/max"] = _relative_maximum(sums.load_me.sum(0))
+        metrics |= {
+            f"{prefix}/load/{name}": _relative_maximum(load_e) for name, load_e in zip(MODALITIES, sums.load_me, strict=True)
+        }
     return {f"routing/success/{name}": torch.stack(values).mean() for name, values in successes.items() if values} | metrics

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig, RouterConfig
 from model.experts import ExpertLayer
+from model.mlp import MLP
 from model.peers import Peers
 from model.routing import Assignment
 from model.stream import TEXT, Segment, TokenStream
@@ -36,19 +37,6 @@ class Attention(nn.Module):
         return self.out(torch.cat(pieces))
 
 
-class MLP(nn.Module):
-    """Two linear maps with a GELU between."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.up = nn.Linear(width, hidden)
-        self.down = nn.Linear(hidden, width)
-
-    def forward(self, x_nd: Tensor) -> Tensor:
-        """`[N, D]` -> `[N, D]`."""
-        return self.down(F.gelu(self.up(x_nd)))
-
-
 class Block(nn.Module):
     """Pre-LayerNorm block. Takes and returns plain tensors, so that activation checkpointing can wrap it directly.
 
@@ -61,7 +49,9 @@ class Block(nn.Module):
         self.attention = Attention(config.width, config.heads)
         self.norm2 = nn.LayerNorm(config.width)
         self.mlp: ExpertLayer | MLP = (
-            ExpertLayer(config.width, config.mlp, config.experts, router, peers) if has_experts else MLP(config.width, config.mlp)
+            ExpertLayer(config.width, config.expert_width, config.routed_experts, router, peers, config.shared_experts)
+            if has_experts
+            else MLP(config.width, config.mlp)
         )
 
     def forward(

@@ -27,10 +27,50 @@ class AuxiliaryConfig:
 
 
 @dataclass
+class BiasConfig:
+    """A bias on each expert's gate that decides who is chosen, and never a gate's value: balance without an auxiliary loss.
+
+    After each applied step it falls where an expert got more than its even share of the step's tokens, and rises where less.
+    """
+
+    kind: str = option(
+        "none",
+        "none; shared: one for each expert (loss-free balancing); modality: one for each expert and modality, so that the tokens "
+        "of each modality are spread evenly by themselves",
+        choices=("none", "shared", "modality"),
+        identity=True,
+    )
+    update: str = option(
+        "sign",
+        "how much it moves: sign (by the rate, whatever the distance from the even share), or zscore (by the rate times the "
+        "distance in standard deviations of the load)",
+        choices=("sign", "zscore"),
+    )
+    rate: float = option(
+        0.001, "how far it moves in a step, in units of a gate; 0 keeps it as it is", at_least=0, hint="0 keeps the bias as it is"
+    )
+    image_rate: float | None = option(None, "the rate for image tokens; null: router.bias.rate; kind=modality only", at_least=0)
+    text_rate: float | None = option(None, "the rate for text tokens; null: router.bias.rate; kind=modality only", at_least=0)
+
+
+@dataclass
 class RouterConfig:
     """How tokens find their experts."""
 
-    top_k: int = option(1, "experts per token", at_least=1, identity=True)
+    choice: str = option(
+        "token",
+        "who chooses: token (each token its top_k experts), or expert (each expert its best tokens, as many as it has slots: "
+        "top_k * capacity_factor experts per token on average, and none for some tokens)",
+        choices=("token", "expert"),
+        identity=True,
+    )
+    gates: str = option(
+        "softmax",
+        "how logits become gates: softmax over the experts, or sigmoid of each logit",
+        choices=("softmax", "sigmoid"),
+        identity=True,
+    )
+    top_k: int = option(1, "experts per token, before model.expert_granularity multiplies them", at_least=1, identity=True)
     capacity_factor: float = option(
         1.0,
         "sets the slots in an expert's buffer: round_up(capacity_factor * top_k * tokens / experts); padding counts as tokens",
@@ -44,8 +84,9 @@ class RouterConfig:
     )
     priority: str = option(
         "gate",
-        "which tokens keep a slot when a buffer overflows: gate (Batch Priority Routing), or order (first come, first served)",
-        choices=("gate", "order"),
+        "which tokens keep a slot when a buffer overflows: gate (Batch Priority Routing), token (the same, but all choices of a "
+        "token are ranked by its largest gate, as in V-MoE; differs only for top_k above 1), or order (first come, first served)",
+        choices=("gate", "token", "order"),
     )
     noise: float = option(
         1.0,
@@ -59,6 +100,7 @@ class RouterConfig:
         at_least=1,
         hint="null: all pairs of one process's micro-batch",
     )
+    bias: BiasConfig = field(default_factory=BiasConfig)
     aux: AuxiliaryConfig = field(default_factory=AuxiliaryConfig)
 
 
@@ -78,12 +120,34 @@ class ModelConfig:
         [], "indices of the blocks whose MLP is a mixture of experts; [] is a dense model", at_least=0, identity=True
     )
     experts: int = option(8, "experts per expert layer", at_least=1, identity=True)
+    expert_granularity: int = option(
+        1,
+        "c splits each expert into c finer ones: c times as many, each 1/c as wide, and c * router.top_k per token",
+        at_least=1,
+        identity=True,
+    )
+    shared_experts: int = option(
+        0,
+        "experts per expert layer, as wide as the others, that every token passes in addition to its routed ones",
+        at_least=0,
+        identity=True,
+    )
     image_size: int = option(32, "side of an image, in pixels", at_least=1, identity=True)
     patch: int = option(4, "side of a patch in pixels; each patch is one token", at_least=1, identity=True)
     text_length: int = option(16, "most tokens per text, including the end-of-text token", at_least=1, identity=True)
     vocabulary: int = option(2048, "largest number of SentencePiece tokens", at_least=1, identity=True)
     embedding: int = option(128, "width of the embedding space shared by images and texts", at_least=1, identity=True)
     initial_scale: float = option(10.0, "logit scale (1 / temperature) at the start of training", above=0)
+
+    @property
+    def routed_experts(self) -> int:
+        """Experts of an expert layer that tokens are sent to."""
+        return self.experts * self.expert_granularity
+
+    @property
+    def expert_width(self) -> int:
+        """Hidden width of each of them."""
+        return self.mlp // self.expert_granularity
 
     @property
     def image_tokens(self) -> int:

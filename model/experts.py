@@ -7,10 +7,14 @@ from torch import Tensor, nn
 from model.auxiliary import routing_sums
 from model.config import RouterConfig
 from model.dispatch import combine, dispatch
+from model.mlp import MLP
 from model.peers import Peers
 from model.precision import Float32Module
-from model.routing import Assignment, Gates, Slots, assign_slots, capacity, choose_experts, largest_load
-from model.stream import TokenStream
+from model.routing import Assignment, Gates, Slots, all_experts, assign_slots, capacity, choose_experts, largest_load
+from model.stream import MODALITIES, TokenStream
+
+BIAS_ROWS = {"none": 0, "shared": 1, "modality": len(MODALITIES)}
+"""Rows of the loss-free bias by its kind."""
 
 
 class Experts(nn.Module):
@@ -30,11 +34,18 @@ class Experts(nn.Module):
 
 
 class Router(Float32Module):
-    """Linear map to one logit per expert, no bias, computed in float32 whatever the model's precision."""
+    """Linear map to one logit per expert, no additive term, computed in float32 whatever the model's precision.
 
-    def __init__(self, width: int, experts: int) -> None:
+    bias: the loss-free one (model.balance), `[1, E]` for all tokens or `[M, E]` by modality, None without. It is no parameter:
+    no gradient reaches it, and the logits do not contain it.
+    """
+
+    bias: Tensor | None
+
+    def __init__(self, width: int, experts: int, bias_rows: int = 0) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(experts, width))
+        self.register_buffer("bias", torch.zeros(bias_rows, experts) if bias_rows else None)
 
     def forward(self, x_nd: Tensor) -> Tensor:
         """`[N, D]` -> logits `[N, E]` in float32 (float64 stays)."""
@@ -42,17 +53,31 @@ class Router(Float32Module):
         with torch.autocast(x_nd.device.type, enabled=False):
             return F.linear(x_nd.to(dtype), self.weight.to(dtype))
 
+    def bias_of(self, modality_n: Tensor) -> Tensor | None:
+        """What each token's choice is biased by, `[N, E]` or what broadcasts to it; None without a bias."""
+        if self.bias is None or len(self.bias) == 1:
+            return self.bias
+        return self.bias[modality_n]
+
 
 class ExpertLayer(nn.Module):
-    """A sparse mixture of MLPs in place of a block's MLP."""
+    """A sparse mixture of MLPs in place of a block's MLP.
 
-    def __init__(self, width: int, hidden: int, experts: int, config: RouterConfig, peers: Peers) -> None:
+    Tokens choose their experts, or experts their tokens (Zhou et al. 2022, "Mixture-of-Experts with Expert Choice Routing", arXiv
+    2202.09368): then every token asks every expert, and each expert's slots go to the largest gates. In evaluation each pair, or
+    each image or text that is embedded alone, is then a routing group of its own, so that an embedding does not depend on its
+    batch.
+    """
+
+    def __init__(self, width: int, hidden: int, experts: int, config: RouterConfig, peers: Peers, shared: int = 0) -> None:
+        """shared: experts that every token passes, in one MLP of as many times the hidden width."""
         super().__init__()
         self.num_experts = experts
         self.config = config
         self.peers = peers
-        self.router = Router(width, experts)
+        self.router = Router(width, experts, BIAS_ROWS[config.bias.kind])
         self.experts = Experts(experts // peers.expert_parallel, width, hidden)
+        self.shared = MLP(width, shared * hidden) if shared else None
 
     def draw(self, stream: TokenStream, generator: torch.Generator | None = None) -> Assignment:
         """A new assignment for a batch, with noise in training; generator: by default torch's own for the stream's device.
@@ -66,28 +91,49 @@ class ExpertLayer(nn.Module):
         return Assignment(torch.randn(len(x_nd), self.num_experts, dtype=dtype, device=x_nd.device, generator=generator))
 
     def forward(self, stream: TokenStream, assignment: Assignment | None = None) -> tuple[Tensor, Tensor]:
-        """A stream of N tokens -> outputs `[N, D]` (zeros for dropped tokens) and packed routing sums (model.auxiliary).
+        """A stream of N tokens -> outputs `[N, D]` and packed routing sums (model.auxiliary).
+
+        A token that no expert took gets zeros, or the output of the shared experts alone.
 
         assignment: filled by the first pass over a batch and followed by later ones; None: a new one.
         """
         assignment = assignment or self.draw(stream)
-        noise_ne = None if assignment.noise_ne is None else self.config.noise / self.num_experts * assignment.noise_ne
-        gates = choose_experts(self.router(stream.x_nd), self.config.top_k, noise_ne, assignment.expert_nk)
+        gates = self._choose(stream, assignment)
         slots = assignment.slots or self._assign(gates, stream)
         assignment.expert_nk, assignment.slots = gates.expert_nk, slots
         buffers = dispatch(stream.x_nd, slots.choice_of_slot, slots.slot_of_choice)
         outputs = self.peers.from_experts(self.experts(self.peers.to_experts(buffers)))
         y_nd = combine(outputs, gates.gate_nk, slots.choice_of_slot, slots.slot_of_choice)
-        return y_nd, routing_sums(gates, slots.kept_nk, stream, (self.config.noise or 1.0) / self.num_experts)
+        if self.shared is not None:
+            y_nd = y_nd + self.shared(stream.x_nd)
+        sigma = (self.config.noise or 1.0) / self.num_experts
+        return y_nd, routing_sums(gates, slots.kept_nk, stream, sigma, self.config.gates, self._by_experts)
+
+    @property
+    def _by_experts(self) -> bool:
+        return self.config.choice == "expert"
+
+    def _choose(self, stream: TokenStream, assignment: Assignment) -> Gates:
+        config, expert_nk = self.config, assignment.expert_nk
+        if self._by_experts:
+            expert_nk = all_experts(len(stream.x_nd), self.num_experts, stream.x_nd.device)
+        noise_ne = None if assignment.noise_ne is None else config.noise / self.num_experts * assignment.noise_ne
+        bias_ne = self.router.bias_of(stream.modality_n)
+        return choose_experts(self.router(stream.x_nd), config.top_k, noise_ne, expert_nk, bias_ne, config.gates)
 
     def _assign(self, gates: Gates, stream: TokenStream) -> Slots:
         config = self.config
         factor = config.capacity_factor if self.training else config.eval_capacity_factor
+        group_size, priority = config.group_size, config.priority
+        if self._by_experts:
+            priority = "gate"
+            if not self.training:
+                factor, group_size = factor or config.capacity_factor, 1
         if factor is None:
             return self._assign_all(gates, stream)
-        group_n, groups, tokens = _routing_groups(stream, config.group_size)
+        group_n, groups, tokens = _routing_groups(stream, group_size)
         slots = capacity(tokens, self.num_experts, config.top_k, factor)
-        return assign_slots(gates, stream.valid_n, group_n, groups, self.num_experts, slots, config.priority)
+        return assign_slots(gates, stream.valid_n, group_n, groups, self.num_experts, slots, priority)
 
     def _assign_all(self, gates: Gates, stream: TokenStream) -> Slots:
         """Drop nothing: buffers as large as the largest load among the peers. Reads it on the host, so only for evaluation."""

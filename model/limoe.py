@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -72,13 +72,14 @@ class LIMoE(nn.Module):
         peers = peers or SingleProcess()
         if config.towers == 2 and config.expert_layers:
             raise ValueError("two towers are the dense baseline: expert layers need towers=1")
+        router = replace(router, top_k=router.top_k * config.expert_granularity)
         self.config = config
         self.patches = PatchEmbed(config)
         self.tokens = TextEmbed(config)
         self.towers = nn.ModuleList(Encoder(config, router, peers) for _ in range(config.towers))
         self.heads = nn.ModuleDict({name: nn.Linear(config.width, config.embedding, bias=False) for name in MODALITIES})
         self.scale = LogitScale()
-        self._first_expert = peers.expert_rank * (config.experts // peers.expert_parallel)
+        self._first_expert = peers.expert_rank * (config.routed_experts // peers.expert_parallel)
 
     def initialise(self, seed: int) -> "LIMoE":
         """Fill the parameters from the seed; see model.initialise."""

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model.config import AuxiliaryConfig, ModelConfig, RouterConfig
+from model.config import AuxiliaryConfig, BiasConfig, ModelConfig, RouterConfig
 from model.errors import UserError, reason
 from model.limoe import LIMoE
 from model.paths import user_path
@@ -131,8 +131,12 @@ def _build(path: Path) -> tuple[LIMoE, tuple[list[float], list[float], list[int]
         values: Any = yaml.safe_load(path.read_text())
         router = dict(values["router"])
         config = ModelConfig(**values["model"])
-        # Nothing is dropped, whatever the run was evaluated with: an embedding must not depend on its batch.
-        routing = replace(RouterConfig(**router | {"aux": AuxiliaryConfig(**router["aux"])}), eval_capacity_factor=None)
+        # Nothing is dropped, whatever the run was evaluated with: an embedding must not depend on its batch. With expert choice
+        # it never does, and experts without a capacity would take every token.
+        nested = {"aux": AuxiliaryConfig(**router["aux"]), "bias": BiasConfig(**router.get("bias", {}))}
+        routing = RouterConfig(**router | nested)
+        if routing.choice == "token":
+            routing = replace(routing, eval_capacity_factor=None)
         with torch.device("meta"):
             data = values["data"]
             return LIMoE(config, routing), (list(data["mean"]), list(data["std"]), list(data.get("background", WHITE)))

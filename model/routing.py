@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -11,8 +12,8 @@ from torch import Tensor
 class Gates:
     """The router's scores for each token.
 
-    logits_ne: without noise, float32 [N, E]; noisy_ne: the logits that route; gate_nk, expert_nk: the K largest noisy gates and
-    their experts, largest first.
+    logits_ne: without noise, float32 [N, E]; noisy_ne: the logits that route; expert_nk: the K experts with the largest noisy
+    gates (plus a bias, if there is one), largest first; gate_nk: their noisy gates, without the bias.
     """
 
     logits_ne: Tensor
@@ -56,17 +57,38 @@ def capacity(tokens: int, experts: int, top_k: int, factor: float) -> int:
     return min(tokens, max(1, math.ceil(round(factor * top_k * tokens / experts, 6))))
 
 
-def choose_experts(logits_ne: Tensor, top_k: int, noise_ne: Tensor | None = None, expert_nk: Tensor | None = None) -> Gates:
-    """Softmax over the noisy logits, then the K experts with the largest, ties to the lower index.
+def log_gates(logits_ne: Tensor, kind: str) -> Tensor:
+    """Logarithms of the gates, normalised over the experts where they are not so by themselves (sigmoid)."""
+    return (F.logsigmoid(logits_ne) if kind == "sigmoid" else logits_ne).log_softmax(-1)
+
+
+def all_experts(tokens: int, experts: int, device: torch.device) -> Tensor:
+    """The `expert_nk` of expert choice, `[N, E]`: every token asks every expert, each of which takes the largest gates."""
+    return torch.arange(experts, device=device).expand(tokens, experts)
+
+
+def choose_experts(
+    logits_ne: Tensor,
+    top_k: int,
+    noise_ne: Tensor | None = None,
+    expert_nk: Tensor | None = None,
+    bias_ne: Tensor | None = None,
+    kind: str = "softmax",
+) -> Gates:
+    """Gates of the noisy logits, then the K experts with the largest, ties to the lower index.
+
+    kind: softmax over the experts, or sigmoid of each logit.
 
     The gate value, not renormalised, is the combine weight (K=1: output = p_e * expert_e(x)). noise_ne: what is added to the
-    logits that route; expert_nk: experts that are chosen already, whose gates alone are wanted.
+    logits that route; expert_nk: experts that are chosen already, whose gates alone are wanted; bias_ne: what is added to the
+    gates (broadcast to [N, E]) for the choice alone.
     """
     noisy_ne = logits_ne if noise_ne is None else logits_ne + noise_ne
-    gates_ne = noisy_ne.softmax(-1)
+    gates_ne = noisy_ne.sigmoid() if kind == "sigmoid" else noisy_ne.softmax(-1)
     if expert_nk is None:
         # By logits, as gates may underflow to ties; a stable sort, unlike topk, has a defined order among equal ones.
-        expert_nk = noisy_ne.detach().sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
+        wanted_ne = noisy_ne.detach() if bias_ne is None else gates_ne.detach() + bias_ne
+        expert_nk = wanted_ne.sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
     return Gates(logits_ne, noisy_ne, gates_ne.gather(1, expert_nk), expert_nk)
 
 
@@ -76,10 +98,10 @@ def assign_slots(
 ) -> Slots:
     """Give each expert's `slots` places (of each group) to its claimants.
 
-    priority "gate": the largest gates first (Batch Priority Routing); "order": in the order of the stream. All first choices
-    go before all second choices, and each choice is ranked by its own gate (V-MoE ranks a token's choices by its largest gate;
-    for K=1 that is the same). Pads claim nothing. group_n: int64 [N], each token's routing group; None: all in one. Buffers
-    come as `[E, groups * slots]`, a group's places side by side. Shapes depend on nothing but the arguments.
+    priority "gate": the largest gates first, each choice by its own (Batch Priority Routing); "token": all choices of a token by
+    its largest gate, as V-MoE does (the same for K=1); "order": in the order of the stream. All first choices go before all
+    second ones. Pads claim nothing. group_n: int64 [N], each token's routing group; None: all in one. Buffers come as
+    `[E, groups * slots]`, a group's places side by side. Shapes depend on nothing but the arguments.
     """
     n, top_k = gates.expert_nk.shape
     choices = n * top_k
@@ -89,11 +111,12 @@ def assign_slots(
     buffer = expert if group_n is None else expert * groups + group_n.repeat(top_k)
     buffers = experts * groups
     buffer = torch.where(valid_n.repeat(top_k), buffer, buffers)  # pads sort behind every buffer
-    if priority == "gate":
-        by_gate = torch.sort(gates.gate_nk.T, dim=1, descending=True, stable=True).indices
-        first = (by_gate + n * torch.arange(top_k, device=device).unsqueeze(1)).reshape(-1)
-    else:
+    if priority == "order":
         first = torch.arange(choices, device=device)
+    else:
+        rank_nk = gates.gate_nk if priority == "gate" else gates.gate_nk.amax(1, keepdim=True).expand(n, top_k)
+        by_gate = torch.sort(rank_nk.T, dim=1, descending=True, stable=True).indices
+        first = (by_gate + n * torch.arange(top_k, device=device).unsqueeze(1)).reshape(-1)
     order = first[torch.sort(buffer[first], stable=True).indices]
 
     # In `order` the claimants of a buffer are adjacent, best first; their place is the distance from the first of them.

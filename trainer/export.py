@@ -129,7 +129,8 @@ def write_export(export: Export) -> list[str]:
     replaced = _holds_export(export.output)
     weights = read_weights(export, config)
     with torch.device("meta"):
-        precise = {name for name, _ in float32_parameters(LIMoE(config.model, config.router))}
+        model = LIMoE(config.model, config.router)
+    precise = {name for name, _ in float32_parameters(model)} | {name for name, _ in model.named_buffers()}
     for name in weights.keys() - precise:  # one after the other, so that both are never in memory
         weights[name] = weights[name].to(DTYPES[export.dtype])
     origin = describe(export, config)
@@ -149,7 +150,7 @@ def write_export(export: Export) -> list[str]:
         ) from problem
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    count = sum(value.numel() for value in weights.values())
+    count = sum(parameter.numel() for parameter in model.parameters())
     return [
         f"{'replaced the export in' if replaced else 'wrote'} {export.output}: {', '.join(pretrained.FILES)}",
         f"{origin}; {len(weights)} tensors, {count:,} parameters, {export.dtype}",

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from model.auxiliary import sum_over
+from model.balance import update_biases
 from model.limoe import LIMoE
 from model.objective import training_losses
 from model.peers import SingleProcess
@@ -110,14 +112,16 @@ class TinyRun:
 
     def step(self) -> tuple[float, float]:
         """The next optimizer step: the global loss, and the gradient's norm before clipping."""
-        config, losses = self.config, []
+        config, losses, routing = self.config, [], []
         for micro in range(config.train.accumulate):
             images, texts = rows_of(self.processes.rank, self.processes.world, *batch(self.progress.step, config, micro))
             output = self.engine(images, texts)
-            loss = training_losses(output, config.router.aux, config.model.experts, self.peers)
+            loss = training_losses(output, config.router.aux, config.model.routed_experts, self.peers)
             self.engine.backward(loss.total)
             self.engine.step()
             losses.append(self.processes.sum(loss.total) / self.processes.world)
+            routing.append(loss.routing)
+        update_biases(self.engine.module, sum_over(routing))
         if config.train.ema is not None:
             update_ema(self.engine, config.train.ema)
         self.progress.step += 1
@@ -167,7 +171,19 @@ class Trained:
 
 def decays(name: str) -> bool:
     """Whether weight decay applies: a list written by hand, to check the program's rule against."""
-    matrices = ("project", "table", "qkv", "out", "router", "heads.image", "heads.text", "mlp.up", "mlp.down")
+    matrices = (
+        "project",
+        "table",
+        "qkv",
+        "out",
+        "router",
+        "heads.image",
+        "heads.text",
+        "mlp.up",
+        "mlp.down",
+        "shared.up",
+        "shared.down",
+    )
     owner, _, leaf = name.rpartition(".")
     return (leaf == "weight" and owner.endswith(matrices)) or name.endswith(("experts.up", "experts.down"))
 
@@ -188,18 +204,20 @@ def plain_torch(config: Config, steps: int, keep: Iterable[int]) -> Trained:
     )
     trained = Trained()
     for step in range(steps):
-        losses = []
+        losses, routing = [], []
         for micro in range(config.train.accumulate):
             output = model(*batch(step, config, micro))
-            loss = training_losses(output, config.router.aux, config.model.experts, SingleProcess()).total
-            (loss / config.train.accumulate).backward()
-            losses.append(loss.item())
+            loss = training_losses(output, config.router.aux, config.model.routed_experts, SingleProcess())
+            (loss.total / config.train.accumulate).backward()
+            losses.append(loss.total.item())
+            routing.append(loss.routing)
         trained.losses.append(sum(losses) / len(losses))
         trained.norms.append(float(torch.nn.utils.clip_grad_norm_(parameters.values(), optim.clip_norm)))
         optimizer.step()
         optimizer.zero_grad()
+        update_biases(model, sum_over(routing))
         if step + 1 in keep:
-            state = {f"{WEIGHTS}/{name}": p.detach().clone() for name, p in parameters.items()}
+            state = {f"{WEIGHTS}/{name}": value.detach().clone() for name, value in model.state_dict().items()}
             trained.states[step + 1] = state | {
                 f"{moment}/{name}": optimizer.state[p][moment].clone() for name, p in parameters.items() for moment in MOMENTS
             }

@@ -53,7 +53,22 @@ def train_and_embed(processes: Processes, layout: Layout, run_dir: Path) -> dict
     return embedded
 
 
-@pytest.mark.parametrize("layout", [Layout(2, 2, 2), Layout(2, 1, 3)], ids=str)
+BIASED = {"router__bias__kind": "modality", "router__bias__rate": 0.05, "router__aux__load": 0.0}
+OTHER_EXPERTS = {
+    "router__choice": "expert",
+    "router__gates": "sigmoid",
+    "router__aux__load": 0.0,
+    "router__eval_capacity_factor": 1.5,
+    "model__expert_granularity": 2,
+    "model__shared_experts": 1,
+}
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [Layout(2, 2, 2), Layout(2, 1, 3), Layout(2, 2, 3).with_(**BIASED), Layout(2, 2, 2).with_(**OTHER_EXPERTS)],
+    ids=["EP", "ZeRO-3", "bias", "other experts"],
+)
 def test_an_exported_model_embeds_as_evaluation_does(layout, run_dir):
     layout = layout.with_(train__ema=0.5)
     (run_dir / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.structured(tiny(layout))))

@@ -83,12 +83,12 @@ def trainer_of(run: TinyRun, numbers: list[int]) -> Trainer:
 
 
 def held(run: TinyRun) -> list[Tensor]:
-    """Copies of all that a step changes and this rank holds: forward weights, masters, moments and averages."""
+    """Copies of all that a step changes and this rank holds: forward weights, masters, moments, averages and routers' biases."""
     optimizer = run.engine.optimizer
     masters = getattr(optimizer, "fp32_partitioned_groups_flat", None) or optimizer.single_partition_of_fp32_groups
     moments = [tensor for master in masters for _, tensor in sorted(optimizer.optimizer.state[master].items())]
     weights = [getattr(parameter, "ds_tensor", parameter).detach() for parameter in run.engine.module.parameters()]
-    return [tensor.detach().clone() for tensor in (*weights, *masters, *moments)]
+    return [tensor.detach().clone() for tensor in (*weights, *masters, *moments, *run.engine.module.buffers())]
 
 
 def same(one: list[Tensor], other: list[Tensor]) -> bool:
@@ -130,7 +130,8 @@ def skip(processes: Processes, case: Case) -> list[tuple[float, float, float]]:
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_no_rank_takes_a_step_that_one_rank_spoilt(stage, precision):
     layout = Layout(2, 2, stage).with_(**STEADY, train__precision=precision, train__ema=0.9)
-    for case in (Case(layout, EXPERT, 1), Case(layout, DENSE, 0)):
+    biased = layout.with_(router__bias__kind="modality", router__aux__load=0.0)
+    for case in (Case(layout, EXPERT, 1), Case(layout, DENSE, 0), Case(biased, EXPERT, 1)):
         print(case)
         first, second = run_distributed(skip, 2, case)
         assert first == second

@@ -27,6 +27,11 @@ def gates(logits_e: Tensor) -> list[Tensor]:
     return [power / total for power in powers]
 
 
+def sigmoids(logits_e: Tensor) -> list[Tensor]:
+    """Of one token's logits, each by itself."""
+    return [1 / (1 + torch.exp(-logit)) for logit in logits_e]
+
+
 def best(values: Sequence[float], top_k: int) -> list[int]:
     """Indices of the `top_k` largest values, largest first, ties to the lower index."""
     return sorted(range(len(values)), key=lambda index: (-values[index], index))[:top_k]
@@ -50,6 +55,8 @@ def assign(
         queue = [token for token in range(tokens) if valid_n[token]]
         if priority == "gate":
             queue.sort(key=lambda token: (-gate_nk[token][k], token))
+        if priority == "token":
+            queue.sort(key=lambda token: (-max(gate_nk[token]), token))
         for token in queue:
             buffer = (expert_nk[token][k], group_n[token])
             if filled[buffer] < places:
@@ -93,11 +100,18 @@ def expert_layer(
     top_k: int,
     places: int,
     priority: str,
+    bias_ne: Sequence[Sequence[float]] | None = None,
+    kind: str = "softmax",
 ) -> tuple[Tensor, list[list[int]]]:
-    """The output `[N, D]` token by token, and each choice's slot. noise_ne: what is added to the logits that route."""
+    """The output `[N, D]` token by token, and each choice's slot. noise_ne: what is added to the logits that route; bias_ne: to
+
+    the gates, for the choice alone."""
     experts = layer.router.shape[0]
-    gate_ne = [gates(layer.logits(x_d) + noise_e) for x_d, noise_e in zip(x_nd, noise_ne, strict=True)]
-    expert_nk = [best([gate.item() for gate in gate_e], top_k) for gate_e in gate_ne]
+    gates_of = gates if kind == "softmax" else sigmoids
+    gate_ne = [gates_of(layer.logits(x_d) + noise_e) for x_d, noise_e in zip(x_nd, noise_ne, strict=True)]
+    bias_ne = bias_ne or [[0.0] * experts] * len(x_nd)
+    wanted_ne = [[gate.item() + bias for gate, bias in zip(*row, strict=True)] for row in zip(gate_ne, bias_ne, strict=True)]
+    expert_nk = [best(wanted_e, top_k) for wanted_e in wanted_ne]
     gate_nk = [[gate_ne[token][e].item() for e in chosen] for token, chosen in enumerate(expert_nk)]
     slot_nk = assign(expert_nk, gate_nk, valid_n, group_n, groups, experts, places, priority)
     outputs = []
@@ -108,6 +122,32 @@ def expert_layer(
                 y_d = y_d + gate_ne[token][expert] * layer.expert(expert, x_d)
         outputs.append(y_d)
     return torch.stack(outputs), slot_nk
+
+
+def expert_choice_layer(
+    layer: Layer, x_nd: Tensor, valid_n: list[bool], group_n: list[int], groups: int, places: int
+) -> tuple[Tensor, list[list[int]]]:
+    """The output `[N, D]`, and the experts that took each token: expert by expert, each takes its best tokens of a group."""
+    gate_ne = [gates(layer.logits(x_d)) for x_d in x_nd]
+    taken_by: list[list[int]] = [[] for _ in x_nd]
+    outputs = [torch.zeros_like(x_d) for x_d in x_nd]
+    for expert in range(layer.router.shape[0]):
+        for group in range(groups):
+            members = [token for token in range(len(x_nd)) if valid_n[token] and group_n[token] == group]
+            members.sort(key=lambda token: (-gate_ne[token][expert].item(), token))
+            for token in members[:places]:
+                taken_by[token].append(expert)
+                outputs[token] = outputs[token] + gate_ne[token][expert] * layer.expert(expert, x_nd[token])
+    return torch.stack(outputs), taken_by
+
+
+def bias_step(load_e: Sequence[float], update: str) -> list[float]:
+    """How the loss-free bias of each expert moves at a rate of 1."""
+    even = sum(load_e) / len(load_e)
+    if update == "sign":
+        return [float(load < even) - float(load > even) for load in load_e]
+    deviation = math.sqrt(sum((load - even) ** 2 for load in load_e) / len(load_e))
+    return [(even - load) / deviation if deviation else 0.0 for load in load_e]
 
 
 def entropy(shares: Sequence[Tensor]) -> Tensor:

@@ -197,11 +197,13 @@ def test_metrics(seed: int, top_k: int) -> None:
                 f"routing/layer{index:02d}/entropy/{name}": local,
                 f"routing/layer{index:02d}/experts_used/{name}": used,
             }
-        counts = [0] * EXPERTS
+        counts = {name: [0] * EXPERTS for name in ("max", *MODALITIES)}
         for token, valid in enumerate(valid_n):
             for expert in layer.gates.expert_nk[token].tolist():
-                counts[expert] += valid
-        expected[f"routing/layer{index:02d}/load/max"] = max(counts) / (sum(counts) / EXPERTS)
+                counts["max"][expert] += valid
+                counts[MODALITIES[modality_n[token]]][expert] += valid
+        for name, count_e in counts.items():
+            expected[f"routing/layer{index:02d}/load/{name}"] = max(count_e) / (max(1, sum(count_e)) / EXPERTS)
     expected |= {f"routing/success/{name}": sum(values) / 2 for name, values in success.items()}
     assert {name: value.item() for name, value in metrics.items()} == pytest.approx(expected)
     assert not any(value.requires_grad for value in metrics.values())

@@ -58,7 +58,7 @@ def _compare(layer: ExpertLayer, stream: TokenStream, noise_ne: Tensor, places: 
     count=st.integers(1, 4),
     top_k=st.integers(1, 3),
     factor=st.sampled_from(["0.3", "1.0", "1.5", "4.0"]),
-    priority=st.sampled_from(["gate", "order"]),
+    priority=st.sampled_from(["gate", "token", "order"]),
     group_size=st.sampled_from([None, 1, 2, 4]),
 )
 def test_training_without_noise(seed: int, count: int, top_k: int, factor: str, priority: str, group_size: int | None) -> None:
@@ -157,7 +157,7 @@ def test_the_router_works_in_float32_in_a_bf16_model_and_under_autocast() -> Non
         assert_close([layer.router(stream.x_nd).double()], [logits_ne], tolerance=1e-5)
 
 
-@pytest.mark.parametrize("priority", ["gate", "order"])
+@pytest.mark.parametrize("priority", ["gate", "token", "order"])
 def test_a_single_token_and_experts_without_any(priority: str) -> None:
     layer = expert_layer(3, EXPERTS, RouterConfig(priority=priority, noise=0.0))
     stream = token_stream(3, 1, 1, 0, 5)

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.auxiliary import auxiliary_loss
-from model.block import MLP, Block, Encoder
+from model.block import Block, Encoder
 from model.config import ModelConfig, RouterConfig
 from model.limoe import LIMoE, LogitScale
+from model.mlp import MLP
 from model.objective import training_losses
 from model.peers import SingleProcess
 from model.stream import IMAGE, TEXT, join

@@ -48,7 +48,7 @@ def cases(draw: st.DrawFn) -> Case:
         groups=groups,
         experts=experts,
         places=draw(st.integers(1, tokens)),
-        priority=draw(st.sampled_from(["gate", "order"])),
+        priority=draw(st.sampled_from(["gate", "token", "order"])),
     )
 
 
@@ -129,6 +129,28 @@ def test_batch_priority_saves_the_largest_gate_wherever_it_stands() -> None:
         priority: assign_slots(gates, valid_n, None, 1, 2, 1, priority).kept_nk[:, 0].tolist() for priority in ("gate", "order")
     }
     assert kept == {"gate": [False, False, True, True], "order": [True, False, False, True]}
+
+
+@many
+@given(cases())
+def test_slots_by_token_are_those_of_vmoe(case: Case) -> None:
+    """Their `_get_top_experts_per_item_common` (vmoe/nn/routing.py): permute, one-hot, cumulate, permute back."""
+    assume(case.groups == 1 and case.valid_n.all())
+    permutation = torch.argsort(-case.gates.gate_nk[:, 0], stable=True)
+    expert = case.gates.expert_nk[permutation].T.flatten()
+    one_hot = torch.nn.functional.one_hot(expert, case.experts)
+    place = ((one_hot.cumsum(0) * one_hot).sum(1) - 1).view(-1, len(permutation)).T[torch.argsort(permutation)]
+    expected = torch.where(place < case.places, case.gates.expert_nk * case.places + place, -1)
+    case.priority = "token"
+    assert torch.equal(case.assign().slot_of_choice, expected)
+
+
+def test_by_token_a_second_choice_goes_with_the_tokens_largest_gate() -> None:
+    gate_nk = torch.tensor([[0.5, 0.4], [0.7, 0.2], [0.9, 0.1]])
+    expert_nk = torch.tensor([[0, 2], [1, 2], [3, 0]])
+    gates, valid_n = Gates(gate_nk, gate_nk, gate_nk, expert_nk), torch.ones(3, dtype=torch.bool)
+    kept = {by: assign_slots(gates, valid_n, None, 1, 4, 1, by).kept_nk[:, 1].tolist() for by in ("gate", "token")}
+    assert kept == {"gate": [True, False, False], "token": [False, True, False]}
 
 
 @many

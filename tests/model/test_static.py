@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from model.config import RouterConfig
+from model.balance import update_biases
+from model.config import BiasConfig, RouterConfig
 from model.objective import training_losses
 from model.peers import SingleProcess
 from tests.model.build import expert_layer, model, pairs, tiny, token_stream
@@ -46,7 +47,7 @@ def _layer_operations(config: RouterConfig, seed: int, pads: bool) -> list[tuple
 
 
 @pytest.mark.parametrize("top_k", [1, 2])
-@pytest.mark.parametrize("priority", ["gate", "order"])
+@pytest.mark.parametrize("priority", ["gate", "token", "order"])
 @pytest.mark.parametrize("group_size", [None, 2])
 def test_the_expert_layer(top_k: int, priority: str, group_size: int | None) -> None:
     config = RouterConfig(top_k=top_k, priority=priority, group_size=group_size)
@@ -56,15 +57,27 @@ def test_the_expert_layer(top_k: int, priority: str, group_size: int | None) -> 
     assert _layer_operations(config, 2, pads=True) == first
 
 
-@pytest.mark.parametrize("top_k", [1, 2])
-def test_the_whole_training_step(top_k: int) -> None:
-    config, router = tiny(layers=3, expert_layers=[0, 2]), RouterConfig(top_k=top_k)
+@pytest.mark.parametrize(
+    "router",
+    [
+        RouterConfig(),
+        RouterConfig(top_k=2),
+        RouterConfig(gates="sigmoid", bias=BiasConfig("modality")),
+        RouterConfig(bias=BiasConfig("shared", "zscore")),
+        RouterConfig(choice="expert"),
+    ],
+    ids=["K=1", "K=2", "sigmoid, bias by modality", "shared bias", "expert choice"],
+)
+def test_the_whole_training_step(router: RouterConfig) -> None:
+    config = tiny(layers=3, expert_layers=[0, 2], expert_granularity=2, shared_experts=1)
     recorded = []
     for seed in (0, 1):
         net = model(config, router)
         images, texts = pairs(5, config, seed)
         with Recorder() as recorder:
-            training_losses(net(images, texts), router.aux, config.experts, SingleProcess()).total.backward()
+            losses = training_losses(net(images, texts), router.aux, config.routed_experts, SingleProcess())
+            losses.total.backward()
+            update_biases(net, losses.routing)
         recorded.append(recorder.operations)
     assert recorded[0] == recorded[1]
 

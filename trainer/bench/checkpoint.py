@@ -91,7 +91,7 @@ class _Subject:
         """A training step; the seconds it took."""
         started = time.perf_counter()
         losses = training_losses(
-            self.engine(self.images, self.texts), self.config.router.aux, self.config.model.experts, self.peers
+            self.engine(self.images, self.texts), self.config.router.aux, self.config.model.routed_experts, self.peers
         )
         self.engine.backward(losses.total)
         self.engine.step()

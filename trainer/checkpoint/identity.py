@@ -14,7 +14,15 @@ from trainer.errors import UserError
 
 _log = logging.getLogger(__name__)
 SHOWN = 3
-OF_EXPERTS = ("router.top_k", "model.experts")
+OF_EXPERTS = (
+    "router.choice",
+    "router.gates",
+    "router.top_k",
+    "router.bias.kind",
+    "model.experts",
+    "model.expert_granularity",
+    "model.shared_experts",
+)
 """Keys that change nothing without expert layers."""
 
 

@@ -24,7 +24,7 @@ from trainer.config.schema import TrainConfig
 from trainer.data.order.progress import DataProgress
 from trainer.distributed.agree import first_reads
 from trainer.distributed.processes import ALONE, Processes
-from trainer.engine.state import EMA, MOMENTS, WEIGHTS, ExpertSharding, expert_names, parameter_sizes
+from trainer.engine.state import EMA, MOMENTS, WEIGHTS, ExpertSharding, expert_names, key_of, named_tensors, tensor_sizes
 from trainer.errors import UserError, reason
 
 _log = logging.getLogger(__name__)
@@ -175,8 +175,9 @@ class SavedState:
         self._checkpoint = checkpoint
         self._sharding = sharding
         self._experts = expert_names(model) if sharding else set()
-        self._like = {name: torch.empty(parameter.shape, device="meta") for name, parameter in model.named_parameters()}
-        self._dealt = sharding.deal(parameter_sizes(model), self._experts) if sharding else {}
+        self._like = {name: torch.empty(tensor.shape, device="meta") for name, tensor in named_tensors(model).items()}
+        self._buffers = {name for name, _ in model.named_buffers()}
+        self._dealt = sharding.deal(tensor_sizes(model), self._experts) if sharding else {}
         self._kept: dict[str, dict[str, Tensor]] = {}
 
     def tensors(self, kind: str, again: bool = False) -> Iterator[tuple[str, Tensor]]:
@@ -186,6 +187,8 @@ class SavedState:
             self._kept[kind] = share
             share = dict(share)
         for name, like in self._like.items():
+            if key_of(kind, name, self._buffers) is None:
+                continue
             mine = share.pop(name, None)
             if self._sharding is None:
                 assert mine is not None
@@ -197,10 +200,11 @@ class SavedState:
     def _read(self, kind: str) -> dict[str, Tensor]:
         """What this rank has to read of a kind, by the parameter's name."""
         sharding = self._sharding
-        names = [name for name in self._like if sharding is None or sharding.is_mine(self._dealt[name])]
+        keys = {name: key_of(kind, name, self._buffers) for name in self._like}
+        names = [name for name in self._like if keys[name] and (sharding is None or sharding.is_mine(self._dealt[name]))]
         share = {name: torch.empty(self._like[name].shape, dtype=torch.float32) for name in names}
         room: dict[str, Any] = {
-            f"{kind}/{name}": sharding.wrap(local) if sharding and name in self._experts else local
+            str(keys[name]): sharding.wrap(local) if sharding and name in self._experts else local
             for name, local in share.items()
         }
         try:
@@ -220,12 +224,14 @@ def load_state(checkpoint: Path, model: nn.Module, sharding: ExpertSharding | No
     """
     state = SavedState(checkpoint, model, sharding, kinds)
     experts = expert_names(model) if sharding else set()
+    buffers = {name for name, _ in model.named_buffers()}
     wanted = {
-        f"{kind}/{name}": tuple(
-            sharding.wrap(torch.empty(parameter.shape, device="meta")).shape if sharding and name in experts else parameter.shape
+        key: tuple(
+            sharding.wrap(torch.empty(tensor.shape, device="meta")).shape if sharding and name in experts else tensor.shape
         )
         for kind in kinds
-        for name, parameter in model.named_parameters()
+        for name, tensor in named_tensors(model).items()
+        if (key := key_of(kind, name, buffers)) is not None
     }
     check_architecture(checkpoint, wanted, prefix=f"{kinds[0]}/")
     return state

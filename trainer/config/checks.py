@@ -82,6 +82,11 @@ def _check_parts(model: ModelConfig, router: RouterConfig) -> None:
             f"model.image_size={model.image_size} is not divisible by model.patch={model.patch}: "
             f"use model.patch={_divisor(model.image_size, model.patch)}, or change model.image_size"
         )
+    if model.expert_layers and model.mlp % model.expert_granularity:
+        raise UserError(
+            f"model.mlp={model.mlp} is not divisible by model.expert_granularity={model.expert_granularity}: "
+            f"use model.expert_granularity={_divisor(model.mlp, model.expert_granularity)}, or change model.mlp"
+        )
     beyond = [layer for layer in model.expert_layers if layer >= model.layers]
     if beyond:
         raise UserError(
@@ -102,9 +107,34 @@ def _check_parts(model: ModelConfig, router: RouterConfig) -> None:
         )
 
 
+def _check_router(router: RouterConfig) -> None:
+    """Raise UserError for parts of a router that do not go together."""
+    if router.choice == "expert" and router.bias.kind != "none":
+        raise UserError(
+            f"router.bias.kind={router.bias.kind} is for tokens that choose; with router.choice=expert the load is even by "
+            f"itself: use router.bias.kind=none, or router.choice=token"
+        )
+    if router.choice == "expert" and router.aux.load:
+        raise UserError(
+            f"router.aux.load={router.aux.load:g} is for tokens that choose; with router.choice=expert the load is even by "
+            f"itself: use router.aux.load=0, or router.choice=token"
+        )
+    if router.bias.kind != "none" and router.aux.load:
+        raise UserError(
+            f"router.aux.load={router.aux.load:g} knows nothing of the bias that router.bias.kind={router.bias.kind} adds where "
+            f"experts are chosen: use router.aux.load=0, or router.bias.kind=none"
+        )
+    for name in ("image_rate", "text_rate"):
+        if getattr(router.bias, name) is not None and router.bias.kind != "modality":
+            raise UserError(
+                f"router.bias.{name}={getattr(router.bias, name):g} needs a bias by modality, but router.bias.kind="
+                f"{router.bias.kind}: use router.bias.kind=modality, or leave it out"
+            )
+
+
 def _check_parallel(config: Config, world: int) -> None:
     """Raise UserError when the model cannot be spread over `world` processes as asked."""
-    ep, experts = config.parallel.expert_parallel, config.model.experts
+    ep, experts = config.parallel.expert_parallel, config.model.routed_experts
     if not config.model.expert_layers:
         if ep > 1:
             raise UserError(
@@ -114,14 +144,19 @@ def _check_parallel(config: Config, world: int) -> None:
         return
     if experts % ep:
         raise UserError(
-            f"model.experts={experts} is not divisible by parallel.expert_parallel={ep}: every rank must own the same number "
-            f"of experts; use parallel.expert_parallel={_divisor(math.gcd(world, experts), ep)}"
+            f"model.experts={config.model.experts}{_finer(config.model)} is not divisible by parallel.expert_parallel={ep}: "
+            f"every rank must own the same number of experts; "
+            f"use parallel.expert_parallel={_divisor(math.gcd(world, experts), ep)}"
         )
     if world % ep:
         raise UserError(
             f"parallel.expert_parallel={ep} does not divide the {count_processes(world)} of this run: start a multiple of {ep} "
             f"(torchrun --nproc-per-node {ep}), or set parallel.expert_parallel={math.gcd(world, ep)}"
         )
+
+
+def _finer(model: ModelConfig) -> str:
+    return f" * model.expert_granularity={model.expert_granularity}" if model.expert_granularity > 1 else ""
 
 
 def _check_gradients(train: TrainConfig) -> None:
@@ -200,6 +235,7 @@ class _Check:
 
 CHECKS = (
     _Check(ARCHITECTURE, lambda config, world: _check_parts(config.model, config.router)),
+    _Check(("router",), lambda config, world: _check_router(config.router)),
     _Check(("model", "parallel"), _check_parallel),
     _Check(("train", "router.group_size", "data.workers"), _check_training_batch),
     _Check(("train.precision", "train.grad_dtype"), lambda config, world: _check_gradients(config.train)),

@@ -12,7 +12,7 @@ from trainer.reporting.tables import LayoutRow
 def layout_rows(config: Config, processes: Processes) -> list[LayoutRow]:
     """Who owns what, one row per rank, on every rank. A collective."""
     ep = config.parallel.expert_parallel
-    owned = config.model.experts // ep
+    owned = config.model.routed_experts // ep
     expert_rank = processes.rank % ep
     device = str(processes.device)
     if processes.device.type == "cuda":

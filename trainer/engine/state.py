@@ -1,7 +1,8 @@
 """The logical state of a training run: tensors by parameter name, whatever the layout.
 
 Dense tensors are whole; experts are `[E, ...]`, of which a rank writes its own as a DTensor shard. Keys: `model/<name>`,
-`exp_avg/<name>`, `exp_avg_sq/<name>`, and with train.ema `ema/<name>`, all float32.
+`exp_avg/<name>`, `exp_avg_sq/<name>`, and with train.ema `ema/<name>`, all float32. What is not learned by gradient (the
+routers' loss-free biases, the only buffers there are) has `model/<name>` alone: it goes with the weights and with their average.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -127,8 +128,12 @@ def read_state(engine: Any, processes: Processes, sharding: ExpertSharding) -> d
     prepare_optimizer_state(engine)
     kept = kept_kinds(engine)
     experts = expert_names(engine.module)
-    dealt = sharding.deal(parameter_sizes(engine.module), experts)
-    share: dict[str, Tensor] = {}
+    dealt = sharding.deal(tensor_sizes(engine.module), experts)
+    share: dict[str, Tensor] = {
+        f"{WEIGHTS}/{name}": buffer.to("cpu", torch.float32, copy=True)
+        for name, buffer in engine.module.named_buffers()
+        if sharding.is_mine(dealt[name])
+    }
     for name, parameter in engine.module.named_parameters():
         for kind in (WEIGHTS, *kept):  # one after the other: each is whole on the device briefly
             value = safe_get_full_fp32_param(parameter) if kind == WEIGHTS else safe_get_full_optimizer_state(parameter, kind)
@@ -139,17 +144,29 @@ def read_state(engine: Any, processes: Processes, sharding: ExpertSharding) -> d
     return share
 
 
-def parameter_sizes(model: nn.Module) -> dict[str, int]:
-    """Elements of each parameter on a rank, whole even if ZeRO-3 has split it."""
-    return {name: int(getattr(parameter, "ds_numel", parameter.numel())) for name, parameter in model.named_parameters()}
+def tensor_sizes(model: nn.Module) -> dict[str, int]:
+    """Elements of each parameter and buffer on a rank, whole even if ZeRO-3 has split it."""
+    return {name: int(getattr(tensor, "ds_numel", tensor.numel())) for name, tensor in named_tensors(model).items()}
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name."""
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+def key_of(kind: str, name: str, buffers: Collection[str]) -> str | None:
+    """Where a checkpoint holds a tensor of a kind; None for a moment of a buffer, which there is not."""
+    if name not in buffers:
+        return f"{kind}/{name}"
+    return f"{WEIGHTS}/{name}" if kind in (WEIGHTS, EMA) else None
 
 
 @torch.no_grad()
 def set_weights(model: nn.Module, state: SavedTensors, kind: str = WEIGHTS, again: bool = False) -> None:
     """Copy `model/*`, or the averages `ema/*`, into a module that DeepSpeed has not wrapped yet; `again` as in SavedTensors."""
-    parameters = dict(model.named_parameters())
+    tensors = named_tensors(model)
     for name, value in state.tensors(kind, again):
-        parameters[name].copy_(value)
+        tensors[name].copy_(value)
 
 
 @torch.no_grad()
@@ -171,6 +188,8 @@ def set_kind(engine: Any, state: SavedTensors, kind: str) -> None:
     """Set the masters (`model`), a moment or the averages of all parameters from a checkpoint."""
     parameters = dict(engine.module.named_parameters())
     for name, value in state.tensors(kind):
+        if name not in parameters:  # a buffer: the module has it already
+            continue
         set_full(engine.optimizer, parameters[name], value, None if kind == WEIGHTS else kind)
 
 

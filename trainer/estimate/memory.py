@@ -64,7 +64,7 @@ def expert_slots(config: Config, world: int) -> int:
     """Slots that one process fills for each expert of a layer; without routing groups, which round up once each."""
     model, router = config.model, config.router
     tokens = local_pairs(config, world) * (model.image_tokens + model.text_length)
-    return capacity(tokens, model.experts, router.top_k, router.capacity_factor)
+    return capacity(tokens, model.routed_experts, router.top_k * model.expert_granularity, router.capacity_factor)
 
 
 def estimate_memory(config: Config, world: int) -> Memory:
@@ -98,7 +98,10 @@ def _activations(config: Config, world: int) -> float:
     pairs = local_pairs(config, world)
     tokens = pairs * (model.image_tokens + model.text_length)
     block = weight * tokens * (9 * model.width + 2 * model.mlp)
-    experts = weight * model.experts * expert_slots(config, world) * (4 * model.width + 2 * model.mlp)
+    experts = weight * model.routed_experts * expert_slots(config, world) * (4 * model.width + 2 * model.expert_width)
+    experts += weight * tokens * 2 * model.shared_experts * model.expert_width
+    if config.router.choice == "expert":  # outputs come home to every token from every expert, empty or not
+        experts += weight * tokens * model.routed_experts * model.width
     mixed = block - weight * tokens * 2 * model.mlp + experts
     largest = max(block, mixed) if model.expert_layers else block
     if config.train.activation_checkpointing == "none":

@@ -56,7 +56,7 @@ def _candidates(config: Config, world: int) -> Iterator[tuple[Config, list[str]]
         train.activation_checkpointing, ["offload"]
     )
     stages = range(parallel.zero_stage, 4)
-    experts = config.model.experts if config.model.expert_layers else 1
+    experts = config.model.routed_experts if config.model.expert_layers else 1
     groups = [ep for ep in range(parallel.expert_parallel, min(world, experts) + 1) if world % ep == 0 and experts % ep == 0]
     cuts = [train.accumulate * 2**n for n in range(8) if train.accumulate * 2**n <= MOST_ACCUMULATE]
     for accumulate, ep, stage, saved in product(cuts, groups, stages, saving):

@@ -37,7 +37,8 @@ def describe(config: Config, world: int) -> list[tuple[str, str]]:
         rows.append(
             ("expert layers", f"{len(model.expert_layers)} of {model.layers} ({', '.join(map(str, model.expert_layers))})")
         )
-        rows.append(("experts", f"{model.experts} per layer, {readable(counts.experts)} parameters in total"))
+        shared = f", and {model.shared_experts} shared" if model.shared_experts else ""
+        rows.append(("experts", f"{model.routed_experts} per layer{shared}, {readable(counts.experts)} parameters in total"))
         slots, pairs = expert_slots(config, world), local_pairs(config, world)
         rows.append(("slots per expert", f"{slots} for {pairs} pairs per process"))
     return [*rows, *memory_rows(config, world), *sent_rows(config, world), *leaving_rows(config, world)]

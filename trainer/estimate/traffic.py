@@ -66,7 +66,13 @@ def _exchanged(config: Config, world: int) -> float:
     model, train, weight = config.model, config.train, weight_bytes(config)
     passes = 6 if train.activation_checkpointing != "none" else 4  # there and back: forward, (recomputed,) backward
     return (
-        passes * len(model.expert_layers) * train.accumulate * model.experts * expert_slots(config, world) * model.width * weight
+        passes
+        * len(model.expert_layers)
+        * train.accumulate
+        * model.routed_experts
+        * expert_slots(config, world)
+        * model.width
+        * weight
     )
 
 

@@ -3,14 +3,13 @@
 import math
 import time
 from dataclasses import dataclass
-from functools import reduce
-from operator import add
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from model.auxiliary import RoutingSums, routing_metrics
+from model.auxiliary import routing_metrics, sum_over
+from model.balance import bias_metrics, update_biases
 from model.count import step_flops
 from model.objective import Losses, training_losses
 from model.preprocess import normalise
@@ -85,14 +84,16 @@ class Trainer:
         for _ in range(self.config.train.accumulate):
             images, texts, waited = self._next_batch()
             output = self.engine(images, texts)
-            losses.append(training_losses(output, self.config.router.aux, self.config.model.experts, self.peers))
+            losses.append(training_losses(output, self.config.router.aux, self.config.model.routed_experts, self.peers))
             self.engine.backward(losses[-1].total)
             self.engine.step()
             data_seconds += waited
             scale = output.scale.detach()
         applied = not self.engine.optimizer.overflow
-        if applied and self.config.train.ema is not None:
-            update_ema(self.engine, self.config.train.ema)
+        if applied:
+            update_biases(self.engine.module, sum_over([micro.routing for micro in losses]))
+            if self.config.train.ema is not None:
+                update_ema(self.engine, self.config.train.ema)
         return StepOutcome(losses, scale, rate, applied, started, data_seconds)
 
     def conclude(
@@ -102,7 +103,7 @@ class Trainer:
 
         For the other arguments see `Standing`. Raises UserError when too many samples or shards were unusable.
         """
-        tensors = _loss_metrics(outcome.losses) | {"train/logit_scale": outcome.scale}
+        tensors = _loss_metrics(outcome.losses) | {"train/logit_scale": outcome.scale} | bias_metrics(self.engine.module)
         loader = self.loader
         mine = Standing(
             contrastive=tensors["train/loss_contrastive"],
@@ -206,7 +207,4 @@ def _loss_metrics(micro: list[Losses]) -> dict[str, Tensor]:
         "train/loss_aux": mean([losses.auxiliary for losses in micro]),
     }
     metrics |= {f"train/aux/{name}": mean([losses.parts[name] for losses in micro]) for name in micro[0].parts}
-    routing: dict[int, RoutingSums] = {
-        layer: reduce(add, [losses.routing[layer] for losses in micro]) for layer in micro[0].routing
-    }
-    return metrics | routing_metrics(routing)
+    return metrics | routing_metrics(sum_over([losses.routing for losses in micro]))

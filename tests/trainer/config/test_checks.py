@@ -46,6 +46,9 @@ def config_with(**values: Any) -> Config:
         (4, {"model__expert_layers": [], "model__towers": 2}),
         (1, {"log__every": 0, "eval__every": 0, "checkpoint__every_steps": None, "checkpoint__every_minutes": 0.5}),
         (1, {"router__top_k": 8, "router__noise": 0.0, "router__eval_capacity_factor": 2.0}),
+        (8, {"parallel__expert_parallel": 8, "model__expert_granularity": 2, "model__experts": 4}),
+        (1, {"model__shared_experts": 2, "router__choice": "expert", "router__aux__load": 0.0}),
+        (1, {"router__bias__kind": "modality", "router__bias__text_rate": 0.1, "router__aux__load": 0.0}),
     ],
 )
 def test_what_can_run_is_let_through(world: int, values: dict[str, Any]):
@@ -72,6 +75,26 @@ def test_what_can_run_is_let_through(world: int, values: dict[str, Any]):
         (1, {"router__group_size": 0}, ("router.group_size=0",)),
         (1, {"router__top_k": 9}, ("router.top_k=9", "model.experts=8")),
         (1, {"router__top_k": 0}, ("router.top_k=0",)),
+        (1, {"router__choice": "expert"}, ("router.aux.load=1", "router.choice=expert", "use router.aux.load=0")),
+        (
+            1,
+            {"router__choice": "expert", "router__aux__load": 0.0, "router__bias__kind": "shared"},
+            ("router.bias.kind=shared", "use router.bias.kind=none"),
+        ),
+        (1, {"model__expert_granularity": 3}, ("model.mlp=512", "model.expert_granularity=3", "use model.expert_granularity=2")),
+        (
+            3,
+            {"parallel__expert_parallel": 3, "model__expert_granularity": 2},
+            ("model.experts=8 * model.expert_granularity=2", "use parallel.expert_parallel=1"),
+        ),
+        (1, {"router__bias__kind": "shard"}, ("router.bias.kind=shard", "none, shared or modality")),
+        (1, {"router__bias__kind": "shared"}, ("router.aux.load=1", "router.bias.kind=shared", "use router.aux.load=0")),
+        (
+            1,
+            {"router__bias__kind": "shared", "router__aux__load": 0.0, "router__bias__text_rate": 0.1},
+            ("router.bias.text_rate=0.1", "use router.bias.kind=modality"),
+        ),
+        (1, {"router__bias__rate": -1.0}, ("router.bias.rate", "at least 0")),
         (1, {"router__priority": "gates"}, ("router.priority=gates", "gate", "order")),
         (1, {"router__capacity_factor": 0.0}, ("router.capacity_factor",)),
         (1, {"router__eval_capacity_factor": -1.0}, ("router.eval_capacity_factor",)),

@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from trainer.config.compose import KEYS, compose_config, load_config, quote_text, to_config
+from trainer.config.compose import CONF, KEYS, compose_config, load_config, quote_text, to_config
 from trainer.config.keys import KEYS as KEYS_WITH_VALUES
 from trainer.config.keys import Key, value_of
 from trainer.config.schema import Config
 from trainer.errors import UserError
+
+ROUTERS = ", ".join(sorted(path.stem for path in (CONF / "router").glob("*.yaml")))
 
 
 def message(overrides: list[str]) -> str:
@@ -140,11 +142,11 @@ def test_a_path_that_means_nothing_is_named_with_its_key(override: str, told: st
     [
         ("~train.ema", "a key cannot be deleted; turn it off with train.ema=null"),
         ("~train.steps", "the default is train.steps=1000"),
-        ("~router", "every run has one router: choose classic, limoe, none"),
+        ("~router", f"every run has one router: choose {ROUTERS}"),
         ("~train", "a section cannot be deleted; set the keys of train, such as train.steps"),
         ("~experiment", "leave experiment= out"),
         ("experiment=null", "leave experiment= out"),
-        ("router=null", "every run has one router: choose classic, limoe, none"),
+        ("router=null", f"every run has one router: choose {ROUTERS}"),
         ("schedule=3", "every run has one schedule: choose cosine, rsqrt"),
         ("~train.emma", "did you mean 'train.ema'?"),
         ("~eval.zeroshot", "eval.zeroshot=null"),

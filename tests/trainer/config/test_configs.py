@@ -41,9 +41,10 @@ def test_a_router_composes(name: str):
     assert switched_on == {
         "limoe": {"importance", "load", "z", "local_text", "global_image", "global_text"},
         "classic": {"importance", "load"},
+        "vmoe": {"importance", "load"},
         "none": set(),
     }.get(name, switched_on)
-    assert config.router.priority == ("gate" if name == "limoe" else "order")
+    assert config.router.priority == {"classic": "order", "none": "order", "vmoe": "token"}.get(name, "gate")
 
 
 def test_the_default_router_is_the_papers():

@@ -49,9 +49,18 @@ def test_state_is_spread_as_zero_spreads_it(stage, weights, kept, grad_dtype):
     assert memory.total == memory.state + memory.activations
 
 
-@pytest.mark.parametrize("model", ["limoe_tiny", "dense_tiny"])
-def test_activations_are_about_what_a_forward_pass_keeps(model: str):
-    config = compose_config([f"model={model}", *SMALL])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model=limoe_tiny"],
+        ["model=dense_tiny"],
+        ["model=limoe_tiny", "model.expert_granularity=2", "model.shared_experts=1"],
+        ["model=limoe_tiny", "router=expert_choice"],
+    ],
+    ids=" ".join,
+)
+def test_activations_are_about_what_a_forward_pass_keeps(overrides: list[str]):
+    config = compose_config([*overrides, *SMALL])
     built = LIMoE(config.model, config.router).initialise(0).train()
     parameters = {parameter.untyped_storage().data_ptr() for parameter in built.parameters()}
     kept: dict[int, int] = {}
@@ -65,7 +74,7 @@ def test_activations_are_about_what_a_forward_pass_keeps(model: str):
     images = torch.randn(32, 3, config.model.image_size, config.model.image_size)
     texts = torch.randint(3, config.model.vocabulary, (32, config.model.text_length))
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        losses = training_losses(built(images, texts), config.router.aux, config.model.experts, SingleProcess())
+        losses = training_losses(built(images, texts), config.router.aux, config.model.routed_experts, SingleProcess())
     assert losses.total.requires_grad
     # The estimate has one more block, the one that the backward pass is in: a quarter here.
     assert 0.9 < estimate_memory(config, 1).activations / sum(kept.values()) < 1.6

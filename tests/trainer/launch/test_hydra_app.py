@@ -76,7 +76,7 @@ def test_flags_may_stand_anywhere():
         (["--config-path", "$NO_SUCH_VARIABLE/x"], "the environment variable $NO_SUCH_VARIABLE is not set"),
         *(([f"~{group}"], f"every run has one {group}: choose ") for group in ("model", "router", "data", "schedule")),
         (["~router=limoe"], "every run has one router"),
-        (["router=null"], "every run has one router: choose classic, limoe, none"),
+        (["router=null"], "every run has one router: choose classic, expert_choice, limoe"),
         (["model=5"], "every run has one model: choose "),
         (["~experiment"], "leave experiment= out"),
         (["experiment=null"], "leave experiment= out"),
