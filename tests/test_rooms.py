@@ -80,3 +80,21 @@ def test_only_the_engine_and_the_benchmarks_know_deepspeed():
 def test_tests_mirror_the_rooms():
     for room in ROOMS[len(GROUND) :]:
         assert list((ROOT / "tests" / "trainer" / room).rglob("test_*.py")), f"tests/trainer/{room}: no tests"
+
+
+def test_no_module_imports_itself_through_others():
+    """Not within a room either, nor by an import inside of a function."""
+    files = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in (ROOT / "trainer").rglob("*.py")}
+    files |= {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in (ROOT / "model").rglob("*.py")}
+    imported = {name: imports_of(path) & files.keys() for name, path in files.items()}
+    done: set[str] = set()
+
+    def follow(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, f"a circle: {' -> '.join([*way[way.index(name) :], name])}"
+        if name not in done:
+            for further in sorted(imported[name]):
+                follow(further, (*way, name))
+            done.add(name)
+
+    for name in files:
+        follow(name, ())

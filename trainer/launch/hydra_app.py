@@ -18,7 +18,6 @@ from hydra._internal.utils import get_args_parser  # the parser of @hydra.main, 
 from hydra.conf import HelpConf, HydraConf, JobConf, RunDir, SweepDir
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
@@ -29,18 +28,16 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
 from model.paths import expand, user_path
-from trainer.config.compose import CONF, GROUPS, check_key, check_one_run, explain, parse_overrides, register_schema, to_config
+from trainer.config.compose import CONF, GROUPS, check_key, check_one_run, explain, parse_overrides, register_schema
 from trainer.config.schema import Config
 from trainer.distributed.environment import launched
 from trainer.errors import UserError, did_you_mean
-from trainer.launch.names import name_after_job, name_in_wandb
+from trainer.launch.app import FULL_ERROR, App
 from trainer.launch.slurm_options import PREFIX, SlurmOptions
 from trainer.launch.submit import SlurmLauncher
-from trainer.launch.sweep import PLUGINS, SWEEP_DIR, Ended, LocalLauncher, RunFailed, as_typed
+from trainer.launch.sweep import PLUGINS, SWEEP_DIR, Ended, LocalLauncher, RunFailed
 from trainer.output import reader_may_leave
 
-FULL_ERROR = "HYDRA_FULL_ERROR"
-"""Hydra's variable: if it is 1, its front end passes exceptions on instead of printing its own traceback."""
 RUN_DIR = "."
 
 HEADER = """\
@@ -84,41 +81,6 @@ class ConfSearchPath(SearchPathPlugin):
         """Append conf/ unless it is the main folder already."""
         if all(element.path != str(CONF) for element in search_path.get_path()):
             search_path.append("limoe", f"file://{CONF}")
-
-
-class App:
-    """What Hydra runs: one training in this process. `-m` makes our launchers start this program again for each run."""
-
-    __module__ = "trainer.train"  # where Hydra believes the application to be
-
-    def __init__(self, run: Callable[[Config], object], flags: list[str]) -> None:
-        """run: trains and raises SystemExit with its code; flags: the ones that say where the configuration is."""
-        self._run = run
-        self.flags = flags
-        self.code = 0
-        self.started = self.failed = 0  # runs of a sweep
-        self.problem: Exception | None = None
-        self.undo: Callable[[], None] | None = None  # removes what was written for a sweep that does not start
-
-    def __call__(self, values: DictConfig) -> None:
-        """Train. Keeps an exception, which Hydra would report in its own way, and the exit code for `run_app`."""
-        os.environ.pop(FULL_ERROR, None)
-        try:
-            config = to_config(values)
-            typed = as_typed(HydraConfig.get().overrides.task)
-            name_after_job(config, typed)
-            name_in_wandb(config, typed)
-            self._run(config)
-        except Exception as problem:
-            self.problem = problem
-        except SystemExit as ended:
-            self.code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-
-    def sweep_code(self) -> int:
-        """0 if no run of a sweep has failed; otherwise prints how many and returns 1."""
-        if self.failed:
-            print(f"error: {self.failed} of {self.started} runs failed, see above", file=sys.stderr, flush=True)
-        return int(self.failed > 0)
 
 
 def run_app(arguments: list[str], run: Callable[[Config], object]) -> int:

@@ -27,6 +27,7 @@ from trainer.config.compose import parse_overrides, to_config
 from trainer.config.schema import Config, RunConfig
 from trainer.distributed.signals import EXIT_INTERRUPTED, EXIT_STOPPED, SIGNALS
 from trainer.errors import UserError, did_you_mean
+from trainer.launch.app import App, as_typed
 from trainer.launch.names import check_directories, is_named, suffixes, text_override
 from trainer.output import reader_may_leave
 from trainer.reporting.log_lines import log_to_terminal
@@ -89,8 +90,6 @@ class CheckedLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Hydra's call before the sweep. Raises UserError for invalid options."""
-        from trainer.launch.hydra_app import App
-
         assert isinstance(task_function, App)
         self.app, self.context, self.config = task_function, hydra_context, config
         setup_globals()
@@ -326,13 +325,6 @@ def train(arguments: list[str]) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def as_typed(overrides: Any) -> list[str]:
-    """A list that Hydra keeps, without its ${…} resolved."""
-    values = OmegaConf.to_container(overrides, resolve=False)
-    assert isinstance(values, list)
-    return [str(text) for text in values]
 
 
 def _key(override: Override) -> str:
