@@ -131,6 +131,10 @@ def explain(problem: Exception) -> str:
         return f"{mark.name}, line {mark.line + 1}: {problem.problem}"
     if isinstance(problem, HydraException) and isinstance(problem.__cause__, OmegaConfBaseException):
         problem = problem.__cause__  # Hydra's "Error merging override" without its reason
+    if isinstance(problem, HydraException) and isinstance(problem.__context__, OmegaConfBaseException):
+        # "In 'experiment/mine': ConfigKeyError raised while composing config", without the key that was meant
+        where, told = str(problem).partition(":")[0], explain(problem.__context__)
+        return f"{where}: {told}" if where.startswith("In ") else told
     if isinstance(problem, MissingConfigException) and problem.missing_cfg_file:
         group, _, name = problem.missing_cfg_file.rpartition("/")
         options = problem.options or []

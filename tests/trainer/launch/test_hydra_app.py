@@ -117,6 +117,14 @@ def test_a_file_that_is_no_yaml_is_named_with_its_line(folder: Path):
         run_app(["--config-dir", "cfg", "experiment=broken"], no_run)
 
 
+def test_a_mistyped_key_in_a_file_is_named_with_the_file_and_the_near_name(folder: Path):
+    (folder / "experiment" / "typo.yaml").write_text("# @package _global_\noptim:\n  lrr: 1\n")
+    with pytest.raises(
+        UserError, match=r"^In 'experiment/typo': the configuration has no key 'optim.lrr' \(did you mean 'optim.lr'"
+    ):
+        run_app(["--config-dir", "cfg", "experiment=typo"], no_run)
+
+
 @pytest.mark.parametrize("where", ["--config-dir", "--config-path", "-cd", "-cp"])
 def test_a_primary_configuration_of_the_user_s_own_builds_on_ours(folder: Path, where: str):
     config = composed(where, "cfg", "--config-name", "own", "model=dense_tiny")
