@@ -34,7 +34,7 @@ def test_a_home_directory_is_one_wherever_it_is_typed(home: Path, tmp_path: Path
     done = train(log, "run.dir=~/run", "train.steps=2", "model.heads=2")
     assert done.code == 2, done.output
     assert (
-        "belongs to another model (model.heads was 4, is 2): use model.heads=4, or start a new run under another run.dir"
+        "belongs to another model (model.heads was 4, is 2): use model.heads=4, or start a new run with another run.dir"
         in done.errors[0]
     )
     done = train(log, "run.dir=~/run", "train.steps=2", "resume=~/run")
