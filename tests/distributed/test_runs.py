@@ -254,7 +254,7 @@ def test_a_run_that_is_done_says_what_to_set_and_a_resume_what_is_different(tmp_
         in_forks(1, run_dir, cache, short, f"train.steps={steps}", "train.ema=0.9")
         log = (run_dir / "train.log").read_text()
         assert f"train.steps={steps}, but step 3 is done already" in log
-        assert "set train.steps above 3 to train on" in log
+        assert "set train.steps above 3 to train more" in log
     (run_dir / "train.log").unlink()
     in_forks(1, run_dir, cache, short, "train.steps=5", "optim.lr=0.001", "train.ema=null")
     warned = [line for line in (run_dir / "train.log").read_text().splitlines() if "WARNING trainer.training" in line]
