@@ -54,6 +54,20 @@ def command(arguments: list[str], ranks: int = 1, module: str = "trainer.train")
     return [sys.executable, *launcher, "-m", module, *arguments]
 
 
+def torchrun(world: int, module: str, arguments: list[str], *options: str) -> subprocess.CompletedProcess[str]:
+    """A module under torchrun, however many processes, to its end."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}", *options]
+    return subprocess.run(
+        [*launcher, "-m", module, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
 @contextmanager
 def started(arguments: list[str], log: Path, ranks: int = 1, module: str = "trainer.train") -> Iterator[subprocess.Popen[bytes]]:
     """The program in a process group of its own, which is ended with all its processes."""

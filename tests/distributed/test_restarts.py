@@ -1,15 +1,12 @@
 """torchrun restarts a run (--max-restarts): it resumes from its checkpoint, despite what dead ranks left in the store."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.distributed.crashes_once import STEP
-from tests.distributed.program import ROOT, TINY
+from tests.distributed.program import TINY, torchrun
 from trainer.checkpoint.files import checkpoint_path
 
 pytestmark = pytest.mark.slow
@@ -21,18 +18,10 @@ STEPS = 8
 def test_a_run_that_crashed_once_goes_on_from_its_checkpoint(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, how, victim
 ):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     overrides = [*TINY, f"data.cache={tmp_path_factory.getbasetemp()}/restarts", f"run.dir={tmp_path}/run"]
     layout = ["parallel.expert_parallel=2", "checkpoint.every_steps=2", "checkpoint.asynchronous=false", f"train.steps={STEPS}"]
-    done = subprocess.run(
-        [*launcher, "-m", "tests.distributed.crashes_once", how, str(victim), *overrides, *layout],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    arguments = [how, str(victim), *overrides, *layout]
+    done = torchrun(2, "tests.distributed.crashes_once", arguments, "--max-restarts=1")
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
     told = "rank 1 failed: IndexError: a bug" if how == "fails" else f"rank {victim} died without a message"

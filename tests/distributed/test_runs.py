@@ -4,8 +4,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -13,6 +11,7 @@ from typing import cast
 import pytest
 from torch import Tensor
 
+from tests.distributed.program import torchrun
 from tests.distributed.spawn import RanksFailed, run_distributed
 from trainer.checkpoint.files import checkpoint_path, complete_checkpoints
 from trainer.checkpoint.load import read_progress
@@ -31,7 +30,6 @@ from trainer.training.step import Trainer
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 STEPS = 12
 EVERY = 5
 """Steps between checkpoints, and those of a run that is cut short."""
@@ -80,16 +78,7 @@ def cache(tmp_path_factory):
 
 def under_torchrun(world: int, run_dir: Path, cache: Path, *overrides: str) -> list[float]:
     """Run the program under torchrun; the losses in metrics.jsonl."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}", "-m", "trainer.train"]
-    ended = subprocess.run(
-        [*command, *COMMON, f"data.cache={cache}", f"run.dir={run_dir}", *overrides],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    ended = torchrun(world, "trainer.train", [*COMMON, f"data.cache={cache}", f"run.dir={run_dir}", *overrides])
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return losses_in(run_dir)
 

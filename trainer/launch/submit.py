@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from trainer.config.compose import CONF
 from trainer.distributed.signals import EXIT_INTERRUPTED
-from trainer.errors import UserError
+from trainer.errors import UserError, reason
 from trainer.launch.job_array import write_runs
 from trainer.launch.slurm_options import SlurmOptions, read_options
 from trainer.launch.sweep import PLUGINS, CheckedLauncher, Ended, SweepRun
@@ -134,7 +134,7 @@ class SlurmLauncher(CheckedLauncher):
             write_runs(listed, [run.arguments for run in runs])
         except OSError as problem:
             raise UserError(
-                f"the sweep's folder {self.folder} cannot be written ({problem.strerror}): start in another folder, "
+                f"the sweep's folder {self.folder} cannot be written ({reason(problem)}): start in another folder, "
                 f"or give another hydra.sweep.dir"
             ) from problem
         done = subprocess.run(command, capture_output=True, text=True, env={"LIMOE_HOME": str(PROJECT), **os.environ})

@@ -12,7 +12,6 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from model.paths import user_path
 from trainer.config.compose import parse_overrides, to_config
 from trainer.config.schema import Config, RunConfig
 from trainer.distributed.signals import EXIT_INTERRUPTED, EXIT_STOPPED, SIGNALS
@@ -95,7 +95,7 @@ class CheckedLauncher(Launcher):
         setup_globals()
         HydraConfig.instance().set_config(config)
         self.is_basic = config.hydra.sweeper.get("_target_") == BASIC_SWEEPER
-        self.folder = Path(str(config.hydra.sweep.dir)).expanduser()
+        self.folder = user_path(str(config.hydra.sweep.dir), "hydra.sweep.dir")
         self.app.undo = self.clean_up
         self._made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         fixed = parse_overrides(as_typed(config.hydra.overrides.task))

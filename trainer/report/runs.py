@@ -71,7 +71,7 @@ def read_runs(places: Iterable[str | Path]) -> list[RunRecord]:
     """
     folders: dict[Path, None] = {}
     for place in places:
-        found = sorted(_run_folders(Path(place).expanduser()))
+        found = sorted(_run_folders(Path(place)))
         if not found:
             raise UserError(
                 f"{place}: no run there: give run directories (with {METRICS} and {CONFIG}), or a folder that contains some"

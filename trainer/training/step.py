@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.auxiliary import routing_metrics, sum_over
+from model.auxiliary import RoutingSums, routing_metrics, sum_over
 from model.balance import bias_metrics, update_biases
 from model.count import step_flops
 from model.objective import Losses, training_losses
@@ -32,6 +32,8 @@ class StepOutcome:
 
     losses: list[Losses]
     """Of each micro-batch."""
+    routing: dict[int, RoutingSums]
+    """Over all micro-batches and ranks, by expert layer."""
     scale: Tensor
     """The logit scale that the last micro-batch saw."""
     rate: float
@@ -90,11 +92,12 @@ class Trainer:
             data_seconds += waited
             scale = output.scale.detach()
         applied = not self.engine.optimizer.overflow
+        routing = sum_over([micro.routing for micro in losses])
         if applied:
-            update_biases(self.engine.module, sum_over([micro.routing for micro in losses]))
+            update_biases(self.engine.module, routing)
             if self.config.train.ema is not None:
                 update_ema(self.engine, self.config.train.ema)
-        return StepOutcome(losses, scale, rate, applied, started, data_seconds)
+        return StepOutcome(losses, routing, scale, rate, applied, started, data_seconds)
 
     def conclude(
         self, outcome: StepOutcome, stop_signal: int = 0, written: bool = False, minutes_over: bool = False
@@ -103,7 +106,12 @@ class Trainer:
 
         For the other arguments see `Standing`. Raises UserError when too many samples or shards were unusable.
         """
-        tensors = _loss_metrics(outcome.losses) | {"train/logit_scale": outcome.scale} | bias_metrics(self.engine.module)
+        tensors = (
+            _loss_metrics(outcome.losses)
+            | routing_metrics(outcome.routing)
+            | {"train/logit_scale": outcome.scale}
+            | bias_metrics(self.engine.module)
+        )
         loader = self.loader
         mine = Standing(
             contrastive=tensors["train/loss_contrastive"],
@@ -197,7 +205,7 @@ class Trainer:
 
 
 def _loss_metrics(micro: list[Losses]) -> dict[str, Tensor]:
-    """Losses averaged and routing summed over the micro-batches of a step; scalars."""
+    """Losses averaged over the micro-batches of a step; scalars."""
 
     def mean(values: list[Tensor]) -> Tensor:
         return torch.stack(values).mean()
@@ -207,4 +215,4 @@ def _loss_metrics(micro: list[Losses]) -> dict[str, Tensor]:
         "train/loss_aux": mean([losses.auxiliary for losses in micro]),
     }
     metrics |= {f"train/aux/{name}": mean([losses.parts[name] for losses in micro]) for name in micro[0].parts}
-    return metrics | routing_metrics(sum_over([losses.routing for losses in micro]))
+    return metrics

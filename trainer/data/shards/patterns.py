@@ -12,7 +12,7 @@ from trainer.data.shards.archive import Archive
 from trainer.data.shards.litter import is_litter
 from trainer.data.shards.names import printable
 from trainer.data.shards.opening import is_remote, unreadable_scheme
-from trainer.errors import UserError
+from trainer.errors import UserError, reason
 
 HEADERS_CHECKED = 64  # shards whose first header is read at the start; opening tens of thousands would delay every run
 NAMES_SHOWN = 3
@@ -45,7 +45,7 @@ def list_shards(pattern: Any, what: str) -> list[str]:
     try:
         shards = [shard for text in _texts(pattern, what) for shard in _expand(text, what)]
     except OSError as problem:  # a folder without read permission
-        raise UserError(f"{what}={pattern}: {problem.filename}: {problem.strerror}") from None
+        raise UserError(f"{what}={pattern}: {problem.filename}: {reason(problem)}") from None
     if not shards:
         raise UserError(
             f"{what}={pattern}: no shards match; give a pattern such as /path/name-{{000..123}}.tar or a directory of *.tar"
@@ -217,7 +217,7 @@ def _check_sizes(shards: list[Path], what: str) -> None:
         except FileNotFoundError:
             continue
         except OSError as problem:
-            raise UserError(f"{what}: cannot access shard {shard}: {problem.strerror}") from None
+            raise UserError(f"{what}: cannot access shard {shard}: {reason(problem)}") from None
     missing = [shard for shard in shards if shard not in sizes]
     if missing and not sizes:
         raise UserError(f"{what}: no shards match; {name_some(missing)} {'does' if len(missing) == 1 else 'do'} not exist")
