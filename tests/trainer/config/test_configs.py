@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from model.count import count_parameters
+from model.count import count_parameters, step_flops
 from model.limoe import LIMoE
 from trainer.config.checks import check_layout, check_model, check_schedule
 from trainer.config.compose import CONF, compose_config
-from trainer.estimate.rows import describe
+from trainer.estimate.rows import describe, readable
 
 
 def choices(group: str) -> list[str]:
@@ -77,6 +78,34 @@ def test_an_experiment_fits_the_processes_it_is_for(name: str):
     check_schedule(config.schedule, config.train.steps)
 
 
+FAMILY = ("limoe", "dense", "two_tower")
+MOST_APART = 0.03  # of a twin's compute; what is left is the router's
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_twins_have_equal_compute(size: str):
+    configs = [compose_config([f"model={kind}_{size}"]) for kind in FAMILY]
+    flops = [step_flops(config.model, config.router, 1) for config in configs]
+    assert max(flops) <= (1 + MOST_APART) * min(flops), dict(zip(FAMILY, flops, strict=True))
+
+
+def test_twins_have_equal_compute_as_torch_counts_it():
+    """Matrix products of forward and backward as they run, buffers of experts and the router included."""
+    counted = []
+    for kind in FAMILY:
+        config = compose_config(["experiment=baselines", f"model={kind}_tiny"])
+        model, pairs = LIMoE(config.model, config.router), 8
+        images = torch.rand(pairs, 3, config.model.image_size, config.model.image_size)
+        texts = torch.randint(1, 100, (pairs, config.model.text_length))
+        with FlopCounterMode(display=False) as counter:
+            found = model(images, texts)
+            (found.images @ found.texts.T).sum().backward()
+        counted.append(counter.get_total_flops() / pairs)
+        # Attention is not counted on a CPU; step_flops applies the heads to every token.
+        assert 0.85 < counted[-1] / step_flops(config.model, config.router, 1) < 1
+    assert max(counted) <= (1 + MOST_APART) * min(counted), dict(zip(FAMILY, counted, strict=True))
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_the_dense_baseline_has_the_compute_of_the_mixture(size: str):
     limoe, dense = compose_config([f"model=limoe_{size}"]), compose_config([f"model=dense_{size}"])
@@ -100,6 +129,7 @@ def test_the_largest_model_has_the_papers_size():
     rows = dict(describe(config, world=1))
     assert rows["parameters"].startswith("5.6B")
     assert rows["applied per token"].startswith("675M")
+    assert rows["training FLOPs per pair"] == readable(step_flops(config.model, config.router, 1)) == "1.1T"
 
 
 @pytest.mark.slow
