@@ -56,7 +56,8 @@ class Group:
 def group_runs(runs: Iterable[RunRecord], by: Sequence[str] | None = None) -> list[Group]:
     """The runs by what differs between them, in the order of their first runs.
 
-    by: the keys to look at; None: all whose values differ, but for NOT_SETTINGS and what NAMES already tell. Raises UserError for a key that no run has.
+    by: the keys to look at; None: all whose values differ, but for NOT_SETTINGS and what NAMES already tell.
+    Raises UserError for a key that no run has.
     """
     runs = list(runs)
     keys = list(dict.fromkeys(key for run in runs for key in run.settings))
