@@ -99,12 +99,13 @@ def shown(value: Any) -> str:
 def _distinguishing(keys: list[str], runs: list[RunRecord]) -> list[str]:
     """The keys whose values differ, without those that the name of a model or of a router already tells."""
     differing = [key for key in keys if not key.startswith((*NOT_SETTINGS, *NAMES)) and _differs(key, runs)]
+    names = []
     for name in NAMES:
         told = [key for key in differing if key.startswith(name.removesuffix("name")) and _tells(name, key, runs)]
         if told:
-            differing[differing.index(told[0])] = name
+            names.append(name)
             differing = [key for key in differing if key not in told]
-    return differing
+    return names + differing
 
 
 def _tells(name: str, key: str, runs: list[RunRecord]) -> bool:
