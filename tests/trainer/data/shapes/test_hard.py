@@ -191,7 +191,7 @@ def test_every_texture_looks_different_on_every_shape() -> None:
 
 @pytest.mark.parametrize(
     ("name", "classes", "images"),
-    [("", len(SEEN), 1944), ("_rare", len(RARE), 864), ("_unseen", len(UNSEEN), 864), ("_relation", 96, 960)],
+    [("", len(SEEN), 1296), ("_rare", len(RARE), 648), ("_unseen", len(UNSEEN), 720), ("_relation", 96, 768)],
 )
 def test_an_evaluation_set_has_as_many_images_of_each_class(folder: Path, name: str, classes: int, images: int) -> None:
     labels = Counter(int(sample.files["cls"]) for sample in samples(folder / f"zeroshot{name}"))
