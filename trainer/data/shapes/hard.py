@@ -44,7 +44,7 @@ BESIDE = {"left of": "on its right", "right of": "on its left", "above": "below 
 """Where the other object is, as seen from the one that has the relation to it."""
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Kind:
     """What can be said of an object wherever it stands."""
 

@@ -1,9 +1,11 @@
 """The embedded data set."""
 
+import hashlib
 import json
 import random
 import threading
 from collections import Counter
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from trainer.data.shapes.simple import (
     distinct_scenes,
     single_scene,
 )
-from trainer.data.shapes.write import TRAIN_PATTERN, VAL_PATTERN, write_shapes
+from trainer.data.shapes.write import RECIPES, TRAIN_PATTERN, VAL_PATTERN, write_shapes
 from trainer.errors import UserError
 
 
@@ -147,3 +149,15 @@ def test_errors(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"data.cache"):
         write_shapes(settings(tmp_path / "file" / "cache"), 32)
+
+
+@pytest.mark.parametrize(
+    ("kind", "version", "digest"), [("shapes", 1, "f7538ad8c8808290"), ("shapes_hard", 1, "a805340b71e2037c")]
+)
+def test_a_version_keeps_its_content(kind: str, version: int, digest: str) -> None:
+    """Who changes what is drawn or said must raise the recipe's version: otherwise caches keep the old data."""
+    recipe, rng = RECIPES[kind], random.Random(0)
+    scenes = [recipe.training(rng) for _ in range(100)] + recipe.validation(50, rng)
+    scenes += [part.scene(label, rng) for part in recipe.zeroshot.values() for label in part.labels[::50]]
+    content = [list(map(astuple, scenes)), [(part.class_names, part.templates, part.labels) for part in recipe.zeroshot.values()]]
+    assert (recipe.version, hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]) == (version, digest)
