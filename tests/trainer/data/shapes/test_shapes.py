@@ -152,7 +152,7 @@ def test_errors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "version", "digest"), [("shapes", 1, "f7538ad8c8808290"), ("shapes_hard", 1, "a805340b71e2037c")]
+    ("kind", "version", "digest"), [("shapes", 1, "f7538ad8c8808290"), ("shapes_hard", 2, "b8a271f91dcb9908")]
 )
 def test_a_version_keeps_its_content(kind: str, version: int, digest: str) -> None:
     """Who changes what is drawn or said must raise the recipe's version: otherwise caches keep the old data."""
