@@ -15,8 +15,8 @@ from trainer.errors import UserError
 from trainer.evaluation.encoder import ModelEncoder
 from trainer.evaluation.suite import evaluate, summary_rows
 from trainer.reporting.bar import Progress, duration
+from trainer.reporting.leet import leet_command
 from trainer.reporting.tables import layout_table, summary_table
-from trainer.reporting.wandb_run import leet_command
 from trainer.training.directory import leave_nonfinite
 from trainer.training.opening import OpenRun, open_run
 from trainer.training.saver import Saver, due

@@ -15,7 +15,8 @@ import wandb
 
 from trainer.config.schema import LogConfig
 from trainer.errors import UserError
-from trainer.reporting.wandb_run import WandbRun, leet_command
+from trainer.reporting.leet import leet_command
+from trainer.reporting.wandb_run import WandbRun
 
 KEY = "0123456789" * 4
 
@@ -179,6 +180,7 @@ def test_disabled_leaves_nothing(run_dir):
 
 def test_a_failure_while_logging_is_warned_of_once(run_dir, caplog):
     run = start(run_dir, "offline")
+    assert run.mode == "offline"
     wandb.finish()  # Behind the run's back: from now on wandb refuses to log.
     run.log(1, {"train/loss": 3.0})
     run.log(2, {"train/loss": 3.0})
