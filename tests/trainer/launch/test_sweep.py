@@ -214,3 +214,18 @@ def test_one_wandb_run_around_a_sweep_is_not_that_of_all_its_runs(
     assert sweep("-m", "seed=0,1") == 0
     assert seen == [None, None]
     assert "WANDB_RUN_ID=outer is not heeded" in caplog.text
+
+
+def test_the_runs_of_a_sweep_share_a_group_in_wandb(here: Path, monkeypatch: pytest.MonkeyPatch):
+    seen: list[str | None] = []
+    monkeypatch.delenv("WANDB_RUN_GROUP", raising=False)
+    monkeypatch.setattr(module.CheckedLauncher, "check", lambda launcher, runs: None)
+    monkeypatch.setattr(module, "train", lambda arguments: seen.append(os.environ.get("WANDB_RUN_GROUP")) or 0)
+    assert sweep("-m", "seed=0,1", "run.name=first") == 0
+    assert sweep("-m", "seed=0,1", "run.name=s${seed}") == 0
+    assert sweep("-m", "seed=0,1", "hydra.sweep.dir=runs/mine") == 0
+    assert "WANDB_RUN_GROUP" not in os.environ
+    monkeypatch.setenv("WANDB_RUN_GROUP", "theirs")
+    assert sweep("-m", "seed=0,1") == 0
+    assert seen == ["first", "first", "s", "s", "mine", "mine", "theirs", "theirs"]
+    assert os.environ["WANDB_RUN_GROUP"] == "theirs"
