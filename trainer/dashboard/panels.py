@@ -56,6 +56,7 @@ SECTIONS = (
             Panel("Image: experts used by layer", f"{LAYER}/experts_used/image"),
             Panel("Text: entropy by layer", f"{LAYER}/entropy/text"),
             Panel("Image: entropy by layer", f"{LAYER}/entropy/image"),
+            Panel("Texts' share of the tokens", "routing/text_share"),
         ),
     ),
     Section(
