@@ -18,10 +18,12 @@ from model.stream import MODALITIES
 from tests.distributed.setups import BATCH, Layout, NothingUnusable, TinyRun, batch, rows_of, tiny
 from tests.distributed.spawn import run_distributed
 from tests.distributed.test_runs import COMMON, TWO, run_program
+from tests.trainer.reporting.wandb_records import last_summary, records
 from trainer.config.schema import Config
 from trainer.data.batch import Batch
 from trainer.data.loader import TrainingLoader
 from trainer.distributed.processes import Processes
+from trainer.evaluation.suite import is_constant
 from trainer.training.schedule import learning_rate
 from trainer.training.step import StepReport, Trainer
 
@@ -175,7 +177,13 @@ MEASURED = [
 def test_a_run_evaluates_at_its_first_and_last_step_and_between_and_leaves_all_it_should(tmp_path: Path):
     run_dir = tmp_path / "run"
     settings = [f"data.cache={tmp_path / 'cache'}", f"run.dir={run_dir}", f"train.steps={STEPS}", f"eval.every={EVERY}"]
-    settings += ["eval.zeroshot=null", "eval.retrieval=true", f"checkpoint.every_steps={EVERY}", "log.wandb=offline"]
+    settings += [
+        "eval.zeroshot=null",
+        "eval.retrieval=true",
+        f"checkpoint.every_steps={EVERY}",
+        "log.wandb=offline",
+        "log.artifacts=last",
+    ]
     assert run_distributed(run_program, 2, [*COMMON, *TWO, *settings]) == [0, 0]
 
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -190,4 +198,15 @@ def test_a_run_evaluates_at_its_first_and_last_step_and_between_and_leaves_all_i
     for name in ("config.yaml", "metrics.jsonl", "tokenizer.model", "wandb_run_id"):
         assert (run_dir / name).stat().st_size > 0, name
     assert (run_dir / "train.log").is_file()
-    assert list((run_dir / "wandb").glob("offline-run-*/*.wandb"))
+
+    (started,) = records(run_dir, "run")
+    assert started["config"]["update"]["layout"] | {"hosts": [], "device": ""} == {
+        **{"processes": 2, "nodes": 1, "hosts": [], "device": "", "expert_copies": 1},
+    }
+    shown = [{name: value for name, value in row.items() if not is_constant(name)} for row in rows]
+    history = [record["item"] for record in records(run_dir, "history")]
+    assert [{name: value for name, value in item.items() if name[0] != "_"} for item in history] == shown
+    best = max(row["eval/zeroshot/top1"] for row in evaluated)
+    assert last_summary(run_dir)["eval/zeroshot/top1"] == {"max": best, "last": evaluated[-1]["eval/zeroshot/top1"]}
+    (artifact,) = records(run_dir, "artifact")
+    assert {f"step-{STEPS}", "last"} <= set(artifact["aliases"])

@@ -1,7 +1,6 @@
 """Weights & Biases, without a network."""
 
 import http.server
-import json
 import os
 import shlex
 import shutil
@@ -16,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import wandb
 
+from tests.trainer.reporting.wandb_records import last_summary, recorded, records
 from tests.trainer.reporting.wandb_server import FakeServer
 from trainer.config.schema import LogConfig
 from trainer.errors import UserError
@@ -74,27 +74,6 @@ def refusing_server():
 
 def start(run_dir: Path, mode: str) -> WandbRun:
     return WandbRun.start(LogConfig(wandb=mode), run_dir, "demo", {"train": {"steps": 3}})
-
-
-def records(run_dir: Path, kind: str) -> list[dict]:
-    """The newest part's records of one kind, as wandb's own reader tells them."""
-    lines = map(json.loads, recorded(run_dir).splitlines())
-    return [line[kind] for line in lines if line["type"] == kind]
-
-
-def last_summary(run_dir: Path) -> dict:
-    """What W&B shows of each metric, from all its records."""
-    summary: dict = {}
-    for record in records(run_dir, "summary"):
-        summary |= record["update"]
-    return summary
-
-
-def recorded(run_dir: Path) -> str:
-    """The records of the newest part of the run, as wandb's own reader tells them."""
-    command = [*shlex.split(leet_command(run_dir)), "--json"]
-    command.insert(command.index("leet") + 1, "inspect")
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def test_an_offline_run_is_written_into_the_run_directory_in_silence(run_dir, capfd):
