@@ -34,4 +34,8 @@ def test_one_process_per_machine_adds_its_system_metrics(tmp_path: Path):
         assert len(server.streams) == 1
         assert [row["step"] for row in server.rows("wandb-history.jsonl") if "train/loss" in row][-1] == 20
         assert server.exits == [0], "only the first machine ends the run"
+        upserts = server.calls("UpsertBucket")
+        assert {call["name"] for call in upserts} == {(tmp_path / "run" / "wandb_run_id").read_text().strip()}
+        assert {call["displayName"] for call in upserts} == {"limoe", None}, "the other machine leaves the run's name alone"
+        assert {call["host"] for call in upserts} == {"node0", None}
     assert (tmp_path / "run" / "wandb_run_shared").exists(), "or a requeue would write over it"

@@ -30,6 +30,13 @@ _INIT_SECONDS = 30.0
 _FINISH_SECONDS = 60.0  # After that, what is left to upload stays on disk for `wandb sync`.
 _GRACE_SECONDS = 10.0  # wandb's own time limits end a little later
 _POLL_SECONDS = 1.0
+_QUIET: dict[str, Any] = {
+    "silent": True,
+    "quiet": True,
+    "console": "off",
+    "init_timeout": _INIT_SECONDS,
+    "finish_timeout": _FINISH_SECONDS,
+}
 
 
 @dataclass(frozen=True)
@@ -249,15 +256,6 @@ class NodeMetrics:
             )
             self._ends.wait()
             run.finish()
-
-
-_QUIET: dict[str, Any] = {
-    "silent": True,
-    "quiet": True,
-    "console": "off",
-    "init_timeout": _INIT_SECONDS,
-    "finish_timeout": _FINISH_SECONDS,
-}
 
 
 def _warn_of_unheeded() -> None:

@@ -192,12 +192,12 @@ def test_runs_end_with_what_they_recorded(here: Path, plan: Plan):
 
 def test_a_sweep_that_an_experiment_asks_for_starts_single_runs(plan: Plan, here: Path):
     (here / "cfg" / "experiment").mkdir(parents=True)
-    (here / "cfg" / "experiment" / "grid.yaml").write_text(
-        "# @package _global_\ndefaults: [debug, _self_]\nrun: {name: grid}\n"
+    (here / "cfg" / "experiment" / "seeds.yaml").write_text(
+        "# @package _global_\ndefaults: [debug, _self_]\nrun: {name: seeds}\n"
         "hydra:\n  mode: MULTIRUN\n  sweeper:\n    params: {seed: '3,4', router: 'none,limoe'}\n"
     )
-    runs = plan("--config-dir", "cfg", "experiment=grid")
-    assert [run.config.run.name for run in runs][:2] == ["grid-seed-3-router-none", "grid-seed-3-router-limoe"]
+    runs = plan("--config-dir", "cfg", "experiment=seeds")
+    assert [run.config.run.name for run in runs][:2] == ["seeds-seed-3-router-none", "seeds-seed-3-router-limoe"]
     kept: list[Config] = []
     for run in runs:  # what each run's own process gets, without -m
         assert run_app(run.arguments, kept.append) == 0
