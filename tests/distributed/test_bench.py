@@ -43,7 +43,7 @@ def test_it_measures_dense_models_beside_deepspeed_and_leaves_nothing(tmp_path: 
 def watch(processes: Processes, folder: Path) -> str:
     """The table of watched and unwatched steps, with few of them."""
     tempfile.tempdir = str(folder)
-    watching.PAIRS, watching.STEPS, watching.REPEATS, watching.WARM_UP = 4, 10, 2, 1
+    watching.PAIRS, watching.STEPS, watching.REPEATS, watching.WARM_UP, watching.SETTLE_SECONDS = 4, 10, 2, 1, 0.0
     return watching.bench(processes, ["limoe_tiny"])
 
 

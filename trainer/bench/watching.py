@@ -27,8 +27,9 @@ from trainer.training.recorder import Recorder
 from trainer.training.step import Trainer
 
 MODELS = ["limoe_tiny"]
-PAIRS = 64  # per process and step
-WARM_UP, STEPS, REPEATS = 5, 40, 8
+PAIRS = 16  # per process and step
+WARM_UP, STEPS, REPEATS = 5, 100, 6
+SETTLE_SECONDS = 3.0  # W&B looks at the machine and the installed packages when it starts, once a run
 COLUMNS = (
     *("model", "step, unwatched", "step, watched", "watched / unwatched", "smallest … largest"),
     *("a record", "its share of the time"),
@@ -37,9 +38,10 @@ HEADER = f"""# Watching
 
 *Watched*: the defaults of `log`: every tenth step is read from the device and recorded in `metrics.jsonl` and in W&B (offline, so
 that nothing depends on a network), a line is written, and W&B measures the system every 15 s. *Unwatched*: the same steps without
-any of it. {REPEATS} times {STEPS} steps of each, in turn, in one run: medians, and the smallest and the largest ratio of a pair.
-A *record* is what the training thread does for one recorded step; its share of ten steps is what watching costs when cores are
-idle. {PAIRS} random pairs per process and step, bf16, ZeRO stage 2.
+any of it. {REPEATS} times {STEPS} steps of each, in turn, in one run: the median step of each such block, and of the blocks; the
+median, smallest and largest ratio of a pair of blocks: what W&B's processes take from the step. A *record* is what the training
+thread itself does for a recorded step, beside the step: the median, as a share of ten steps. {PAIRS} random pairs per process and
+step, bf16, ZeRO stage 2.
 
 | {" | ".join(COLUMNS)} |
 |{"---|" * len(COLUMNS)}
@@ -48,7 +50,7 @@ idle. {PAIRS} random pairs per process and step, bf16, ZeRO stage 2.
 
 @dataclass(frozen=True)
 class Row:
-    """Seconds of a step, of each pair of blocks, and of a record."""
+    """Seconds of the median step of each block, and of every record."""
 
     model: str
     unwatched: list[float]
@@ -113,10 +115,7 @@ def _in(config: Config, folder: Path) -> Config:
 
 def _unwatched(trainer: Trainer, row: Row) -> None:
     trainer.processes.barrier()
-    started = time.perf_counter()
-    for _ in range(STEPS):
-        trainer.conclude(trainer.step())
-    row.unwatched.append((time.perf_counter() - started) / STEPS)
+    row.unwatched.append(median(trainer.conclude(trainer.step()).seconds for _ in range(STEPS)))
 
 
 def _watched(trainer: Trainer, config: Config, folder: Path, row: Row) -> None:
@@ -127,12 +126,14 @@ def _watched(trainer: Trainer, config: Config, folder: Path, row: Row) -> None:
     recorder = Recorder(config, folder, None, processes)
     if processes.is_first:
         assert recorder.has_curves  # waits until W&B runs: a start is no part of a step
+        time.sleep(SETTLE_SECONDS)
     with Progress.start(STEPS, 0, "none") as bar:
         processes.barrier()
-        started = time.perf_counter()
+        steps = []
         for step in range(1, STEPS + 1):
             outcome = trainer.step()
             report = trainer.conclude(outcome)
+            steps.append(report.seconds)
             before = time.perf_counter()
             told = step % row.every == 0
             if told:
@@ -140,7 +141,7 @@ def _watched(trainer: Trainer, config: Config, folder: Path, row: Row) -> None:
             bar.update(step, loss=report.loss, pairs_per_second=report.pairs_per_second, report=told)
             if told:
                 row.records.append(time.perf_counter() - before)
-        row.watched.append((time.perf_counter() - started) / STEPS)
+        row.watched.append(median(steps))
     recorder.exit_code = 0
     recorder.close()
 
