@@ -13,7 +13,7 @@ def documented() -> list[str]:
     rows = [line for line in PAGE.splitlines() if line.startswith("| `") and "only in `metrics.jsonl`" not in line]
     names = re.findall(r"`((?:train|routing|data|eval|perf)/[\w/]+)`", "\n".join(row.split(" | ")[0] for row in rows))
     assert len(names) > 30
-    return [*names, *(name.replace("/text", "/image") for name in names)]
+    return [*names, *(re.sub(r"/text$", "/image", name) for name in names)]
 
 
 def test_every_metric_is_in_a_panel():
