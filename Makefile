@@ -9,9 +9,9 @@ SHELL := /bin/bash
 
 setup: $(READY)  ## create the environment in .venv; safe to repeat
 
-$(READY): pyproject.toml setup.py requirements.txt requirements-dev.txt requirements-report.txt
+$(READY): pyproject.toml setup.py requirements.txt requirements-dev.txt requirements-report.txt requirements-dashboard.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -e '.[dev,report]'
+	$(BIN)/pip install --quiet -e '.[dev,report,dashboard]'
 	touch $@
 
 train: setup  ## the demo: a LIMoE with its experts on two processes

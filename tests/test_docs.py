@@ -15,6 +15,7 @@ import pytest
 
 from trainer.config.compose import CONF, GROUPS, KEYS, OPEN_KEYS, compose_config
 from trainer.config.schema import Config
+from trainer.dashboard.panels import unseen
 
 ROOT = Path(__file__).parents[1]
 DOCS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted((ROOT / "docs").glob("*.md"))
@@ -198,6 +199,7 @@ def test_the_debug_experiment_runs_and_every_metric_it_writes_is_explained(tmp_p
     written = {name for row in rows for name in row} - {"step"}
     assert written
     assert {name for name in written if general(name) not in explained} == set()
+    assert unseen(written) == [], "a panel of trainer.dashboard"
 
 
 def general(metric: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-PINNED = ("requirements.txt", "requirements-dev.txt", "requirements-report.txt")
+PINNED = ("requirements.txt", "requirements-dev.txt", "requirements-report.txt", "requirements-dashboard.txt")
 BUILT_FROM = ("pyproject.toml", "setup.py", "README.md", *PINNED, "model", "trainer", "conf")
 
 

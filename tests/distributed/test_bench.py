@@ -7,6 +7,7 @@ import pytest
 
 from model.count import count_parameters
 from tests.distributed.spawn import run_distributed
+from trainer.bench import watching
 from trainer.bench.checkpoint import COLUMNS, bench
 from trainer.config.compose import compose_config
 from trainer.distributed.processes import Processes
@@ -36,4 +37,23 @@ def test_it_measures_dense_models_beside_deepspeed_and_leaves_nothing(tmp_path: 
     dense, mixture = rows
     assert all(dense)
     assert not any(mixture[8:])
+    assert list(tmp_path.iterdir()) == []
+
+
+def watch(processes: Processes, folder: Path) -> str:
+    """The table of watched and unwatched steps, with few of them."""
+    tempfile.tempdir = str(folder)
+    watching.PAIRS, watching.STEPS, watching.REPEATS, watching.WARM_UP, watching.SETTLE_SECONDS = 4, 10, 2, 1, 0.0
+    return watching.bench(processes, ["limoe_tiny"])
+
+
+def test_it_measures_watched_steps_beside_unwatched_ones_and_leaves_nothing(tmp_path: Path):
+    (row,) = [line for line in run_distributed(watch, 1, tmp_path)[0].splitlines() if "limoe_tiny" in line]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert len(cells) == len(watching.COLUMNS)
+    unwatched, watched, record = (float(cells[column].removesuffix(" ms")) for column in (1, 2, 5))
+    assert min(unwatched, watched, record) > 0
+    least, most = map(float, cells[4].split(" … "))
+    assert least <= float(cells[3]) <= most
+    assert float(cells[6].removesuffix("%")) == pytest.approx(100 * record / (10 * unwatched), rel=0.1)
     assert list(tmp_path.iterdir()) == []

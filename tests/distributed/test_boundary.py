@@ -26,7 +26,16 @@ def stand(processes: Processes, standings: list[dict[str, Any]]) -> Boundary:
 
 
 NOTHING = Boundary(
-    contrastive=0.0, read=0, bad=0, shards_read=0, bad_shards=0, truncated=0, stop_signal=0, all_written=False, minutes_over=False
+    contrastive=0.0,
+    auxiliary=0.0,
+    read=0,
+    bad=0,
+    shards_read=0,
+    bad_shards=0,
+    truncated=0,
+    stop_signal=0,
+    all_written=False,
+    minutes_over=False,
 )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from trainer.bench import checkpoint
+from trainer.bench import checkpoint, watching
 from trainer.config.arguments import Argument, Command
 from trainer.config.schema import Config
 from trainer.distributed.processes import Processes
@@ -19,7 +19,7 @@ from trainer.distributed.program import exit_with, run_program
 from trainer.errors import UserError
 from trainer.output import reader_may_leave
 
-BENCHMARKS = {"checkpoint": checkpoint.bench}
+BENCHMARKS = {"checkpoint": checkpoint.bench, "watching": watching.bench}
 FOLDER = Path("benchmarks")
 
 

@@ -225,6 +225,14 @@ def _multiple(wanted: int, of: int) -> int:
     return max(1, round(wanted / of)) * of
 
 
+def _check_artifacts(config: Config) -> None:
+    """Raise UserError when the best checkpoint is asked for, but none is the best."""
+    if config.log.artifacts == "best" and config.checkpoint.best is None:
+        raise UserError(
+            "log.artifacts=best needs a metric: add checkpoint.best=eval/zeroshot/top1 (or another), or use log.artifacts=last"
+        )
+
+
 @dataclass(frozen=True)
 class _Check:
     """A check of several values, for a number of processes; sections: the keys and sections that it reads."""
@@ -240,5 +248,6 @@ CHECKS = (
     _Check(("train", "router.group_size", "data.workers"), _check_training_batch),
     _Check(("train.precision", "train.grad_dtype"), lambda config, world: _check_gradients(config.train)),
     _Check(("eval.batch_size",), _check_evaluation_batch),
+    _Check(("log.artifacts", "checkpoint.best"), lambda config, world: _check_artifacts(config)),
     _Check(("schedule", "train.steps"), lambda config, world: check_schedule(config.schedule, config.train.steps)),
 )

@@ -209,5 +209,7 @@ TEXT_KEYS = [name for name, kind in _names(Config) if kind in (str, str | None, 
 """Those whose value may be text."""
 OPEN_KEYS = [name for name, kind in _names(Config) if kind is Any]
 """Those whose value may be a mapping with names of the user's own."""
-GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
+NO_GROUPS = ("hydra", "sweep")
+"""Folders of conf/ for Hydra itself and for W&B's sweeps."""
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in NO_GROUPS)
 """The groups of `conf/` that make up the configuration; hydra/ is about how a sweep starts."""

@@ -219,6 +219,22 @@ class LogConfig:
     name: str | None = option(
         None, "name in Weights & Biases; null: run.name if you gave it, else WANDB_NAME, else the default run.name"
     )
+    group: str | None = option(
+        None, "group of runs in Weights & Biases; null: WANDB_RUN_GROUP, else the sweep that the run belongs to, if any"
+    )
+    tags: list[str] = option([], "tags in Weights & Biases, such as [baseline,b16]; []: WANDB_TAGS", filled=True)
+    notes: str | None = option(None, "notes in Weights & Biases, in any words; null: WANDB_NOTES")
+    job_type: str | None = option(None, "job type in Weights & Biases; null: WANDB_JOB_TYPE, else train")
+    system_metrics: str = option(
+        "nodes",
+        "GPUs, CPUs, memory, network and disks in Weights & Biases: of all nodes (offline: of the first), of the first, or none",
+        choices=("nodes", "first", "none"),
+    )
+    artifacts: str = option(
+        "none",
+        "the checkpoint that becomes an artifact in Weights & Biases when the run ends or is stopped: a reference to its files",
+        choices=("none", "last", "best"),
+    )
     progress: str = option("auto", "auto: a bar on a terminal, lines elsewhere", choices=("auto", "bar", "lines", "none"))
 
 

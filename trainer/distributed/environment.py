@@ -134,6 +134,23 @@ def in_allocation() -> bool:
     return "SLURM_JOB_ID" in os.environ
 
 
+JOB = {
+    "job_id": "SLURM_JOB_ID",
+    "job_name": "SLURM_JOB_NAME",
+    "array_job_id": "SLURM_ARRAY_JOB_ID",
+    "array_task_id": "SLURM_ARRAY_TASK_ID",
+    "node_list": "SLURM_JOB_NODELIST",
+    "partition": "SLURM_JOB_PARTITION",
+    "cluster": "SLURM_CLUSTER_NAME",
+    "restarts": "SLURM_RESTART_COUNT",
+}
+
+
+def slurm_job_from_environment() -> dict[str, str]:
+    """What SLURM says about the job of this process, as far as it says it; empty outside of one."""
+    return {name: os.environ[variable] for name, variable in JOB.items() if os.environ.get(variable)} if in_allocation() else {}
+
+
 def array_task_from_environment() -> int | None:
     """Which task of a SLURM job array this process belongs to; None outside of one."""
     task = os.environ.get("SLURM_ARRAY_TASK_ID")

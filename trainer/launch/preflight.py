@@ -43,7 +43,7 @@ from trainer.estimate.rows import memory_rows, sent_rows
 from trainer.evaluation.suite import classification_sets, retrieval_shards
 from trainer.reporting.log_lines import log_to_terminal
 from trainer.reporting.tables import facts_table
-from trainer.reporting.wandb_run import check_login
+from trainer.reporting.wandb_login import check_login
 from trainer.training.directory import existing_part, inspect_run_directory
 from trainer.training.inputs import evaluation_checks
 

@@ -5,12 +5,13 @@ Each run has its own process: what training leaves in a process (groups, handler
 
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 from abc import abstractmethod
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -118,9 +119,16 @@ class CheckedLauncher(Launcher):
             self.tell_ready(runs)
             raise Ended(0)
         self.app.undo = None
-        forget_wandb_run()
         self.folder.mkdir(parents=True, exist_ok=True)  # where sweepers other than Hydra's own write what they found
-        return self.start(runs)
+        with wandb_of_a_sweep(self.group):
+            return self.start(runs)
+
+    @property
+    def group(self) -> str:
+        """The sweep's name: that of its own folder, else that of its runs, without what differs between them."""
+        if self.has_home:
+            return self.folder.name
+        return re.sub(r"\$\{[^}]*\}", "", self._raw("run", "name")).strip("-_.") or "sweep"
 
     @property
     @abstractmethod
@@ -303,11 +311,23 @@ class LocalLauncher(CheckedLauncher):
         return self.returned(run, None, None if self.is_basic else read_result(run.config, self.result))
 
 
-def forget_wandb_run() -> None:
-    """Keep one W&B run around a sweep from becoming that of all its runs, here and in the jobs that inherit our environment."""
+@contextmanager
+def wandb_of_a_sweep(group: str) -> Iterator[None]:
+    """What the runs of a sweep, here or in jobs that inherit our environment, find in W&B's variables.
+
+    No WANDB_RUN_ID, or one W&B run around the sweep would become that of all its runs; a group, unless the user has set one.
+    """
     run_id = os.environ.pop("WANDB_RUN_ID", None)
     if run_id:
         _log.warning("WANDB_RUN_ID=%s is not heeded: each run of a sweep is a W&B run of its own", run_id)
+    given = os.environ.get("WANDB_RUN_GROUP")
+    os.environ["WANDB_RUN_GROUP"] = given or group
+    try:
+        yield
+    finally:
+        del os.environ["WANDB_RUN_GROUP"]
+        if given:
+            os.environ["WANDB_RUN_GROUP"] = given
 
 
 def train(arguments: list[str]) -> int:

@@ -1,62 +1,155 @@
-"""Weights & Biases: a run that survives resumes, and that neither waits for the network nor ends training if it fails."""
+"""Weights & Biases: a run that survives resumes, and that neither makes training wait nor ends it if it fails."""
 
-import contextlib
-import functools
+import json
 import logging
 import os
-import secrets
-import shlex
-import shutil
 import socket
-import sys
 import tempfile
 import threading
-import urllib.request
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import wandb
-from wandb.sdk.lib import wbauth
 
+import trainer
 from trainer.config.schema import LogConfig
 from trainer.errors import UserError, reason
-from trainer.files import write_whole
+from trainer.reporting.background import Background
+from trainer.reporting.summaries import best_of, best_values, better
+from trainer.reporting.wandb_id import is_shared, run_id_of
+from trainer.reporting.wandb_login import choose_mode, quiet_settings
 
 _log = logging.getLogger(__name__)
 PROJECT = "limoe"
 """W&B's project when neither log.project nor WANDB_PROJECT names one."""
-_CONNECT_SECONDS = 3.0
+JOB_TYPE = "train"
 _INIT_SECONDS = 30.0
 _FINISH_SECONDS = 60.0  # After that, what is left to upload stays on disk for `wandb sync`.
+_GRACE_SECONDS = 10.0  # wandb's own time limits end a little later
+_POLL_SECONDS = 1.0
+_QUIET: dict[str, Any] = {
+    "silent": True,
+    "quiet": True,
+    "console": "off",
+    "init_timeout": _INIT_SECONDS,
+    "finish_timeout": _FINISH_SECONDS,
+}
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """The machines of a run, and how the first tells the others, once, where they find it in W&B."""
+
+    count: int = 1
+    tell: Callable[[str], None] = field(default=lambda where: None)
+    """Called on the first node: with JSON for `NodeMetrics`, or "" if the others shall write nothing."""
 
 
 class WandbRun:
-    """A run of Weights & Biases, or nothing if disabled. `mode` is the outcome: "online", "offline" or "disabled"."""
+    """A run of Weights & Biases, or nothing if disabled. All calls to wandb are made in the background, in order."""
 
-    def __init__(self, run: wandb.Run | None, mode: str) -> None:
+    def __init__(self, log: LogConfig, run_dir: Path, run_name: str, config: dict[str, Any], nodes: Nodes) -> None:
         """Use `start`."""
-        self._run = run
-        self.mode = mode
+        self._log_config, self._run_dir, self._run_name, self._config, self._nodes = log, run_dir, run_name, config, nodes
+        self._run: wandb.Run | None = None
+        self._mode = "disabled"
+        self._refusal: UserError | None = None
+        self._background: Background | None = None
+        self._begun = threading.Event()
+        self._defined: set[str] = set()
+        self._earlier: dict[str, float] = {}
 
     @classmethod
-    def start(cls, log: LogConfig, run_dir: Path, run_name: str, config: dict[str, Any]) -> "WandbRun":
+    def start(
+        cls,
+        log: LogConfig,
+        run_dir: Path,
+        run_name: str,
+        config: dict[str, Any],
+        nodes: Nodes | None = None,
+        earlier: Path | None = None,
+    ) -> "WandbRun":
         """Start or resume the run whose id is in `run_dir/wandb_run_id`; its files go under `run_dir/wandb/`.
 
-        log.wandb=auto is online when logged in and the server can be reached, else offline. Project, entity, name and id: what
-        `log` says, else W&B's own variables (WANDB_PROJECT, WANDB_ENTITY, WANDB_NAME, WANDB_RUN_ID), else our defaults.
-        Raises UserError for log.wandb=online without a login or a server that accepts it.
+        Returns at once, except for log.wandb=online, which waits for the server's answer. log.wandb=auto is online when logged
+        in and the server can be reached, else offline. What `log` leaves open is up to W&B's own variables (WANDB_PROJECT,
+        WANDB_ENTITY, WANDB_NAME, WANDB_RUN_ID, WANDB_RUN_GROUP, WANDB_TAGS, WANDB_NOTES, WANDB_JOB_TYPE), then to our defaults.
+        earlier: the metrics.jsonl of the run that this one resumes, for the best values so far.
+        Raises UserError for log.wandb=online without a login or a server that accepts it, and if the id cannot be written.
         """
-        mode = choose_mode(log.wandb)
-        if mode == "disabled":
-            return cls(None, "disabled")
-        _warn_of_unheeded()
-        run_id = _run_id(run_dir)
+        run = cls(log, run_dir, run_name, config, nodes or Nodes())
+        if log.wandb == "disabled":
+            run._begun.set()
+            run._nodes.tell("")
+            return run
+        run_id, is_new = run_id_of(run_dir)
+        run._background = Background("wandb")
+        run._background.do(partial(run._begin, run_id, is_new, earlier))
+        if log.wandb == "online":
+            run._begun.wait()
+            if run._refusal:
+                raise run._refusal
+        return run
+
+    @property
+    def mode(self) -> str:
+        """The outcome: "online", "offline" or "disabled". Waits until it is known."""
+        self._begun.wait(_INIT_SECONDS + _GRACE_SECONDS)
+        return self._mode
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log the metrics of a step. A step may come again after a resume; no point is dropped because of that."""
+        if self._background is not None:
+            self._background.do(partial(self._try, f"failed at step {step}", partial(self._write, step, dict(metrics))))
+
+    def checkpoint(self, path: Path, step: int, kind: str) -> None:
+        """Name a checkpoint as an artifact of the run: a reference to the files where they are. kind: "best" or "last"."""
+        if self._background is not None:
+            self._background.do(partial(self._try, f"could not name {path}", partial(self._refer, path, step, kind)))
+
+    def finish(self, exit_code: int = 0, stopped: bool = False) -> None:
+        """Upload what is left, for a minute at most, and mark the run as finished (0), preempted (`stopped`) or failed."""
+        if self._background is None:
+            return
+        self._background.do(partial(self._finish, exit_code, stopped))
+        if not self._background.wait(_INIT_SECONDS + _FINISH_SECONDS + _GRACE_SECONDS):
+            _log.warning("wandb does not end: what it has not uploaded is in %s", self._run_dir / "wandb")
+        self._background = None
+
+    def _begin(self, run_id: str, is_new: bool, earlier: Path | None) -> None:
+        """In the background: start online, else offline, else not at all."""
+        log = self._log_config
         try:
-            return cls(_init(log, run_dir, run_name, config, run_id, mode), mode)
+            mode = choose_mode(log.wandb)
+            while mode != "disabled" and self._run is None:
+                mode = self._attempt(run_id, is_new, mode)
+            if self._run is not None and earlier is not None:
+                self._earlier = best_values(earlier.read_text(errors="replace").splitlines())
+            self._mode = mode
+        except UserError as problem:
+            self._refusal = problem
         except Exception as problem:  # wandb raises its own errors, TimeoutError, OSError and more; none may end a run.
+            _log.warning("wandb cannot be used (%s): the run continues without it", reason(problem))
+        finally:
+            if self._mode != "online":
+                self._nodes.tell("")
+            self._begun.set()
+
+    def _attempt(self, run_id: str, is_new: bool, mode: str) -> str:
+        """Start in this mode; the mode to try next, which is the same after a success."""
+        log, nodes = self._log_config, self._nodes
+        _warn_of_unheeded()
+        several = nodes.count > 1 and log.system_metrics == "nodes"
+        shared = is_shared(self._run_dir, is_new, several and mode == "online") and mode == "online"
+        if several and not shared:
+            why = "an offline run cannot be shared" if mode == "offline" else "the run began on a single node"
+            _log.warning("W&B gets the system metrics of the first of %d nodes only: %s", nodes.count, why)
+        try:
+            self._run = _init(log, self._run_dir, self._run_name, self._config, run_id, "shared" if shared else mode)
+        except Exception as problem:  # See `_begin`.
             if log.wandb == "online":
                 raise UserError(
                     f"log.wandb=online, but wandb could not start ({reason(problem)}): fix this, or use log.wandb=offline"
@@ -64,168 +157,105 @@ class WandbRun:
             instead = "offline" if mode == "online" else "without it"
             _log.warning("wandb could not start %s (%s): the run continues %s", mode, reason(problem), instead)
             wandb.teardown()  # The remains of the failed run still have its id.
-            if mode == "offline":
-                return cls(None, "disabled")
-        return cls.start(replace(log, wandb="offline"), run_dir, run_name, config)
+            return "offline" if mode == "online" else "disabled"
+        if shared:
+            run = self._run
+            place = {"entity": run.entity, "project": run.project, "id": run.id, "host": socket.gethostname()}
+            nodes.tell(json.dumps(place))
+        elif mode == "online":
+            nodes.tell("")
+        return mode
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log the metrics of a step. A step may come again after a resume; no point is dropped because of that."""
+    def _try(self, failure: str, work: Callable[[wandb.Run], None]) -> None:
+        """In the background: do something with the run, and go on without it after a failure."""
         if self._run is None:
             return
         try:
-            self._run.log({"step": step, **metrics})
-        except Exception as problem:  # See `start`.
-            _log.warning("wandb failed at step %d (%s): training continues without it", step, reason(problem))
+            work(self._run)
+        except Exception as problem:  # See `_begin`.
+            _log.warning("wandb %s (%s): training continues without it", failure, reason(problem))
             self._run = None
 
-    def finish(self, exit_code: int = 0, stopped: bool = False) -> None:
-        """Upload what is left, for a minute at most, and mark the run as finished (0), preempted (`stopped`) or failed."""
+    def _write(self, step: int, metrics: dict[str, float], run: wandb.Run) -> None:
+        for name in metrics.keys() - self._defined:
+            # wandb counts from the resume on; what was better before is in our hands.
+            known = name in self._earlier
+            best = best_of(name)
+            run.define_metric(name, step_metric="step", summary=f"{best},last" if best and not known else None)
+            self._defined.add(name)
+        run.log({"step": step, **metrics})
+        best_ones = {name: metrics[name] for name in metrics.keys() & self._earlier.keys()}
+        if best_ones:
+            self._earlier |= {name: better(name, value, self._earlier[name]) for name, value in best_ones.items()}
+            run.summary.update(
+                {name: {str(best_of(name)): self._earlier[name], "last": value} for name, value in best_ones.items()}
+            )
+
+    def _refer(self, path: Path, step: int, kind: str, run: wandb.Run) -> None:
+        artifact = wandb.Artifact(f"checkpoint-{run.id}", type="model", metadata={"step": step, "path": str(path)})
+        # Without a checksum, which would read it all; the checkpoint has its own (`complete`).
+        artifact.add_reference(path.resolve().as_uri(), checksum=False)
+        run.log_artifact(artifact, aliases=[kind, f"step-{step}"])
+
+    def _finish(self, exit_code: int, stopped: bool) -> None:
         if self._run is None:
             return
         try:
             if stopped:
                 self._run.mark_preempting()
             self._run.finish(exit_code=exit_code)
-        except Exception as problem:  # See `start`.
+        except Exception as problem:  # See `_begin`.
             _log.warning("wandb could not finish (%s): its files are complete on disk", reason(problem))
         self._run = None
 
 
-def leet_command(run_dir: Path) -> str:
-    """The command that shows the run's curves in the terminal, offline and without an account, as typed where we are now.
+class NodeMetrics:
+    """The system metrics of a node other than the first, in the same run of W&B. Whatever fails here only leaves them out."""
 
-    It names the whole `wandb/` folder, not its newest part: each resume starts a new part there; the viewer opens the newest
-    one, and the space bar adds others to the plots.
-    """
-    return f"{_wandb_program()} leet {shlex.quote(_from_here(run_dir / 'wandb'))}"
+    def __init__(self, told: Callable[[], str | None]) -> None:
+        """told: what the first node says to `Nodes.tell`, or None until then."""
+        self._ends = threading.Event()
+        self._background = Background("wandb of this node")
+        self._background.do(partial(self._record, told))
 
+    def finish(self) -> None:
+        """Upload what is left, for a minute at most."""
+        self._ends.set()
+        self._background.wait(_FINISH_SECONDS + _GRACE_SECONDS)
 
-def _wandb_program() -> str:
-    beside_python = Path(sys.executable).with_name("wandb")
-    if not beside_python.exists():
-        return f"{shlex.quote(_from_here(Path(sys.executable)))} -m wandb"
-    # Another wandb on PATH may be too old to know `leet`.
-    if shutil.which("wandb") == str(beside_python):
-        return "wandb"
-    return shlex.quote(_from_here(beside_python))
-
-
-def _from_here(path: Path) -> str:
-    """The path relative to the working directory if it is below it; links are left as they are."""
-    absolute, here = path.absolute(), Path.cwd()
-    return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute)
-
-
-def choose_mode(wanted: str) -> str:
-    """What log.wandb means here: "online", "offline" or "disabled". Raises UserError as `WandbRun.start` does."""
-    if wanted in ("offline", "disabled"):
-        return wanted
-    settings = _quiet_settings()
-    if wanted == "auto" and settings.mode in ("offline", "dryrun", "disabled"):  # WANDB_MODE, or `wandb offline` once typed.
-        return "disabled" if settings.mode == "disabled" else "offline"
-    try:
-        logged_in = wbauth.authenticate_session(host=settings.base_url, source="limoe", prompt=False, update_session=False)
-    except wandb.errors.AuthenticationError as problem:
-        if wanted == "online":
-            raise UserError(f"log.wandb=online, but {reason(problem)}: run `wandb login`, or use log.wandb=offline") from problem
-        _log.warning("wandb stays offline: %s", reason(problem))
-        return "offline"
-    if wanted == "online":
-        if logged_in is None:
-            raise UserError("log.wandb=online, but you are not logged in here: run `wandb login`, or use log.wandb=offline")
-        return "online"
-    return "online" if logged_in and _reachable(settings.base_url) else "offline"
-
-
-def check_login(wanted: str) -> str:
-    """`choose_mode` before a run: it leaves nothing on disk, and for log.wandb=online the server must answer too."""
-    with tempfile.TemporaryDirectory() as cache, _environment("WANDB_CACHE_DIR", cache):
+    def _record(self, told: Callable[[], str | None]) -> None:
         try:
-            mode = choose_mode(wanted)
-            if wanted == "online" and not _reachable(url := _quiet_settings().base_url):
-                raise UserError(f"log.wandb=online, but {url} does not answer: use log.wandb=auto or offline")
-            return mode
-        finally:
-            wandb.teardown()
+            where = told()
+            while where is None and not self._ends.wait(_POLL_SECONDS):
+                where = told()
+            if where:
+                self._write(json.loads(where))
+        except Exception as problem:  # See `WandbRun`.
+            _log.warning("W&B gets no system metrics of %s (%s)", socket.gethostname(), reason(problem))
 
-
-@contextlib.contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        os.environ.pop(name)
-        if before is not None:
-            os.environ[name] = before
-
-
-def _quiet_settings() -> wandb.Settings:
-    """wandb's settings from its files and environment, with its messages switched off; its own log is `wandb/debug.log`."""
-    return wandb.setup(settings=wandb.Settings(silent=True, quiet=True, console="off")).settings
-
-
-@functools.cache  # a sweep asks for each of its runs
-def _reachable(url: str) -> bool:
-    """Whether the server, or the proxy in front of it, accepts a connection within three seconds."""
-    parts = urlsplit(url)
-    proxy = urllib.request.getproxies().get(parts.scheme)
-    if proxy and not urllib.request.proxy_bypass(parts.netloc):
-        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 443)
-    connected = threading.Event()
-
-    def connect() -> None:
-        try:
-            with socket.create_connection((parts.hostname or "", port), timeout=_CONNECT_SECONDS):
-                connected.set()
-        except OSError:
-            pass
-
-    # In a thread, because a name server that does not answer blocks for much longer, whatever the socket's time-out.
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(_CONNECT_SECONDS)
-    return connected.is_set()
-
-
-def _run_id(run_dir: Path) -> str:
-    """The id of the directory's run: what WANDB_RUN_ID says, else the one it keeps, else a new one; it is kept from then on.
-
-    `wandb_run_dir` records whose id it is, so that a copy of a run directory gets its own run: it is a copy if the directory
-    named there is another one and has the same id. A moved directory leaves nothing there, and continues its run.
-    """
-    path, home = run_dir / "wandb_run_id", run_dir / "wandb_run_dir"
-    here = str(run_dir.resolve())
-    try:
-        kept, of = _word_in(path), _word_in(home)
-        run_id = _quiet_settings().run_id or kept
-        if run_id and run_id == kept and of and _is_copy(run_dir, Path(of), kept):
-            run_id = ""
-        run_id = run_id or secrets.token_hex(4)  # Not from `random`: runs of one seed would share an id.
-        if kept and run_id != kept:
-            because = f"{run_dir} is a copy of {of}" if not _quiet_settings().run_id else "WANDB_RUN_ID says so"
-            _log.warning("W&B run %s instead of %s, because %s", run_id, kept, because)
-        if run_id != kept:
-            write_whole(path, f"{run_id}\n".encode())
-        if of != here:
-            write_whole(home, f"{here}\n".encode())
-    except OSError as problem:
-        raise UserError(f"cannot write {path} ({reason(problem)}): make room or choose another run.dir") from problem
-    return run_id
-
-
-def _word_in(path: Path) -> str:
-    return path.read_text().strip() if path.exists() else ""
-
-
-def _is_copy(run_dir: Path, original: Path, run_id: str) -> bool:
-    """Whether `original` is another directory that has the same run."""
-    try:
-        return _word_in(original / "wandb_run_id") == run_id and not run_dir.samefile(original)
-    except OSError:  # not readable, so no run continues there either
-        return False
+    def _write(self, where: dict[str, str]) -> None:
+        quiet_settings()
+        with tempfile.TemporaryDirectory() as folder:  # the run's own may be on a disk that the first node writes to as well
+            settings = wandb.Settings(
+                mode="shared",
+                x_primary=False,
+                x_update_finish_state=False,
+                x_label=socket.gethostname(),
+                host=where["host"],  # or the run would be shown as this node's
+                x_skip_transaction_log=True,
+                disable_git=True,
+                **_QUIET,
+            )
+            run = wandb.init(
+                entity=where["entity"],
+                project=where["project"],
+                id=where["id"],
+                resume="allow",
+                dir=folder,
+                settings=settings,
+            )
+            self._ends.wait()
+            run.finish()
 
 
 def _warn_of_unheeded() -> None:
@@ -236,27 +266,23 @@ def _warn_of_unheeded() -> None:
 
 
 def _init(log: LogConfig, run_dir: Path, run_name: str, config: dict[str, Any], run_id: str, mode: str) -> wandb.Run:
-    given = _quiet_settings()  # WANDB_PROJECT and the like, and what `wandb init` has written
+    """Start the run. Measured on two cores: 0.2 s of CPU time, mostly wandb's own process; git 0.01 s, packages 0.04 s more."""
+    given = quiet_settings()  # WANDB_PROJECT and the like, and what `wandb init` has written
     settings = wandb.Settings(
-        mode="offline" if mode == "offline" else "online",
-        silent=True,
-        quiet=True,
-        console="off",
-        init_timeout=_INIT_SECONDS,
-        finish_timeout=_FINISH_SECONDS,
-        # Nothing about this machine and its code: it slows down the start, and config.yaml and the journal record what matters.
-        disable_git=True,
-        disable_code=True,
-        disable_job_creation=True,
-        x_disable_meta=True,
-        x_disable_stats=True,
-        x_disable_machine_info=True,
-        x_save_requirements=False,
+        mode=mode,  # type: ignore[arg-type]  # one of its words
+        git_root=os.fspath(_code()),
+        x_label=socket.gethostname() if mode == "shared" else None,
+        x_disable_stats=log.system_metrics == "none",
+        **_QUIET,
     )
     run = wandb.init(
         project=log.project or given.project or PROJECT,
         entity=log.entity or given.entity,
         name=log.name or given.run_name or run_name,
+        group=log.group or given.run_group,
+        tags=log.tags or given.run_tags,
+        notes=log.notes or given.run_notes,
+        job_type=log.job_type or given.run_job_type or JOB_TYPE,
         id=run_id,
         resume="allow",
         dir=os.fspath(run_dir),
@@ -267,3 +293,9 @@ def _init(log: LogConfig, run_dir: Path, run_name: str, config: dict[str, Any], 
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
     return run
+
+
+def _code() -> Path:
+    """Where git is asked for the commit: the checkout of this program, or, if it is installed, where the user is."""
+    checkout = Path(trainer.__file__).parents[1]
+    return checkout if (checkout / ".git").exists() else Path.cwd()

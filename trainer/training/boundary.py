@@ -15,6 +15,8 @@ class Standing:
 
     contrastive: Tensor
     """Its contrastive loss, whose mean over ranks is that of the global batch; a scalar on the rank's device."""
+    auxiliary: Tensor | None = None
+    """The scaled auxiliary loss, which is equal on all ranks; a scalar there too. None: 0."""
     read: int = 0
     """Samples read since the run began."""
     bad: int = 0
@@ -38,6 +40,7 @@ class Boundary:
     """The states of all ranks combined, the same on every rank."""
 
     contrastive: float
+    auxiliary: float
     read: int
     bad: int
     shards_read: int
@@ -56,10 +59,12 @@ def agree(mine: Standing, processes: Processes) -> Boundary:
     of_data = [mine.read, mine.bad, mine.shards_read, mine.bad_shards, mine.truncated]
     counts = [*of_data, mine.written, mine.minutes_over and processes.is_first, *asked]
     contrastive = mine.contrastive.double().view(1)
-    told = torch.cat([contrastive, contrastive.new_tensor(list(map(float, counts)))])
-    loss, read, bad, shards_read, bad_shards, truncated, written, minutes_over, *by_signal = processes.sum(told).tolist()
+    auxiliary = torch.zeros_like(contrastive) if mine.auxiliary is None else mine.auxiliary.double().view(1)
+    told = torch.cat([contrastive, auxiliary, contrastive.new_tensor(list(map(float, counts)))])
+    loss, extra, read, bad, shards_read, bad_shards, truncated, written, minutes_over, *by_signal = processes.sum(told).tolist()
     return Boundary(
         contrastive=loss / processes.world,
+        auxiliary=extra / processes.world,
         read=int(read),
         bad=int(bad),
         shards_read=int(shards_read),

@@ -15,8 +15,8 @@ from trainer.errors import UserError
 from trainer.evaluation.encoder import ModelEncoder
 from trainer.evaluation.suite import evaluate, summary_rows
 from trainer.reporting.bar import Progress, duration
+from trainer.reporting.leet import leet_command
 from trainer.reporting.tables import layout_table, summary_table
-from trainer.reporting.wandb_run import leet_command
 from trainer.training.directory import leave_nonfinite
 from trainer.training.opening import OpenRun, open_run
 from trainer.training.saver import Saver, due
@@ -54,6 +54,8 @@ class Run:
         self.metrics: dict[str, float] = {}
         """Of the last evaluation."""
         self.last: StepReport | None = None
+        self.success: dict[str, float] = {}
+        """Of the last step that was recorded, by modality."""
 
     def train(self) -> int:
         """Train to the last step, or until asked to stop; returns the process's exit code."""
@@ -112,10 +114,11 @@ class Run:
         self._check_finite()
         ends = number == self.config.train.steps or report.boundary.stop_signal != 0
         told = ends or due(number, self.config.log.every) or number == self.first_step + 1
-        speed = report.metrics["perf/pairs_per_second"]
-        bar.update(number, loss=report.loss, success=report.success, pairs_per_second=speed, report=told)
         if told:
-            self.opened.recorder.write(number, report.metrics)
+            metrics = self.trainer.measure(outcome, report)
+            self.success = _success(metrics)
+            self.opened.recorder.write(number, metrics)
+        bar.update(number, loss=report.loss, success=self.success, pairs_per_second=report.pairs_per_second, report=told)
         if report.boundary.all_written:
             self.saver.collect()
         return report
@@ -185,7 +188,7 @@ class Run:
             return
         rows = summary_rows(self.metrics)
         if self.last is not None:
-            rows += [(f"routing success, {name}", f"{value:.1%}", "") for name, value in self.last.success.items()]
+            rows += [(f"routing success, {name}", f"{value:.1%}", "") for name, value in self.success.items()]
             rows.append(("loss", f"{self.last.loss:.3f}", ""))
         rows.append(("wall time", duration(seconds), ""))
         run_dir = self.opened.run_dir
@@ -193,3 +196,9 @@ class Run:
         if self.opened.recorder.has_curves:
             notes.append(("to see the curves in this terminal, without an account (q quits)", leet_command(run_dir)))
         summary_table(f"{self.config.run.name}: {self.progress.step} steps", rows, notes)
+
+
+def _success(metrics: dict[str, float]) -> dict[str, float]:
+    """The routing success in a step's metrics, by modality; empty for a dense model."""
+    prefix = "routing/success/"
+    return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}

@@ -46,12 +46,13 @@ class StepOutcome:
 
 @dataclass(frozen=True)
 class StepReport:
-    """The outcome of a step over all ranks, the same on each except for perf/. step: how many are done, including this one."""
+    """The outcome of a step over all ranks, the same on each except for the times. Only `boundary` was read from the device."""
 
     step: int
+    """How many are done, including this one."""
     loss: float
-    success: dict[str, float]
-    metrics: dict[str, float]
+    seconds: float
+    pairs_per_second: float
     boundary: Boundary
 
 
@@ -106,15 +107,10 @@ class Trainer:
 
         For the other arguments see `Standing`. Raises UserError when too many samples or shards were unusable.
         """
-        tensors = (
-            _loss_metrics(outcome.losses)
-            | routing_metrics(outcome.routing)
-            | {"train/logit_scale": outcome.scale}
-            | bias_metrics(self.engine.module)
-        )
         loader = self.loader
         mine = Standing(
-            contrastive=tensors["train/loss_contrastive"],
+            contrastive=_mean([losses.contrastive for losses in outcome.losses]),
+            auxiliary=_mean([losses.auxiliary for losses in outcome.losses]),
             read=loader.read,
             bad=sum(loader.bad.values()),
             shards_read=loader.shards_read,
@@ -128,13 +124,23 @@ class Trainer:
         if is_bad_share(boundary.read, boundary.bad, self.config.data.max_bad_share):
             self._refuse_bad(boundary.read)
         self._judge_shards(boundary.shards_read, boundary.bad_shards)
-        values = dict(zip(tensors, torch.stack([value.double() for value in tensors.values()]).tolist(), strict=True))
-        values["train/loss_contrastive"] = boundary.contrastive
-        loss = boundary.contrastive + values["train/loss_aux"]
+        loss = boundary.contrastive + boundary.auxiliary
         self._count(outcome.applied, math.isfinite(loss))
-        metrics = {"train/loss": loss} | values | self._counts(outcome, boundary) | self._performance(outcome)
-        success = {name.rpartition("/")[2]: value for name, value in values.items() if name.startswith("routing/success/")}
-        return StepReport(self.progress.step, loss, success, metrics, boundary)
+        seconds = time.perf_counter() - outcome.started
+        return StepReport(self.progress.step, loss, seconds, self.config.train.batch_size / seconds, boundary)
+
+    def measure(self, outcome: StepOutcome, report: StepReport) -> dict[str, float]:
+        """All metrics of a step that was just concluded. It waits for the device: only for steps that are recorded."""
+        tensors = (
+            _loss_metrics(outcome.losses)
+            | routing_metrics(outcome.routing)
+            | {"train/logit_scale": outcome.scale}
+            | bias_metrics(self.engine.module)
+        )
+        values = dict(zip(tensors, torch.stack([value.double() for value in tensors.values()]).tolist(), strict=True))
+        values["train/loss_contrastive"] = report.boundary.contrastive
+        loss = report.boundary.contrastive + values["train/loss_aux"]
+        return {"train/loss": loss} | values | self._counts(outcome, report.boundary) | self._performance(outcome, report)
 
     def _seed_noise(self) -> None:
         """Depends only on seed, step and rank, so that a resumed run draws what the uninterrupted one would."""
@@ -192,27 +198,26 @@ class Trainer:
             add_counts(total, of_rank)
         return total
 
-    def _performance(self, outcome: StepOutcome) -> dict[str, float]:
-        seconds = time.perf_counter() - outcome.started
+    def _performance(self, outcome: StepOutcome, report: StepReport) -> dict[str, float]:
         measured = {
-            "perf/step_seconds": seconds,
+            "perf/step_seconds": report.seconds,
             "perf/data_seconds": outcome.data_seconds,
-            "perf/pairs_per_second": self.config.train.batch_size / seconds,
+            "perf/pairs_per_second": report.pairs_per_second,
             "perf/memory_gib": memory_gib(self.processes.device),
         }
-        mfu = utilisation(self._flops, seconds, self.processes.world, self.processes.device)
+        mfu = utilisation(self._flops, report.seconds, self.processes.world, self.processes.device)
         return measured if mfu is None else measured | {"perf/mfu": mfu}
 
 
 def _loss_metrics(micro: list[Losses]) -> dict[str, Tensor]:
     """Losses averaged over the micro-batches of a step; scalars."""
-
-    def mean(values: list[Tensor]) -> Tensor:
-        return torch.stack(values).mean()
-
     metrics = {
-        "train/loss_contrastive": mean([losses.contrastive for losses in micro]),
-        "train/loss_aux": mean([losses.auxiliary for losses in micro]),
+        "train/loss_contrastive": _mean([losses.contrastive for losses in micro]),
+        "train/loss_aux": _mean([losses.auxiliary for losses in micro]),
     }
-    metrics |= {f"train/aux/{name}": mean([losses.parts[name] for losses in micro]) for name in micro[0].parts}
+    metrics |= {f"train/aux/{name}": _mean([losses.parts[name] for losses in micro]) for name in micro[0].parts}
     return metrics
+
+
+def _mean(values: list[Tensor]) -> Tensor:
+    return torch.stack(values).mean()

@@ -148,6 +148,8 @@ def test_what_can_run_is_let_through(world: int, values: dict[str, Any]):
         (1, {"data__tokenizer": ""}, ("data.tokenizer must not be empty",)),
         (1, {"log__progress": "line"}, ("log.progress=line: choose", "(did you mean 'lines'?)")),
         (1, {"log__wandb": "offlin"}, ("log.wandb=offlin: choose", "(did you mean 'offline'?)")),
+        (1, {"log__artifacts": "best"}, ("log.artifacts=best needs a metric: add checkpoint.best=", "log.artifacts=last")),
+        (1, {"log__tags": ["a", ""]}, ("log.tags must not be empty",)),
         (1, {"run__device": "gpu"}, ("run.device=gpu: choose auto, cpu or cuda",)),
         (1, {"router__aux__z": float("nan")}, ("router.aux.z=nan must be a finite number",)),
         (1, {"optim__lr": float("inf")}, ("optim.lr=inf must be above 0 and finite",)),

@@ -10,6 +10,7 @@ from trainer.distributed.environment import (
     local_rank_from_environment,
     rank_from_environment,
     read_task,
+    slurm_job_from_environment,
     tasks_per_node,
 )
 from trainer.errors import UserError
@@ -109,3 +110,19 @@ def test_a_name_that_was_given_stays(step: None, override: str):
 def test_outside_of_jobs_names_stay(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     assert named() == compose_config([])
+
+
+def test_what_is_known_of_the_job(step: None, monkeypatch: pytest.MonkeyPatch):
+    for name in ("SLURM_JOB_NAME", "SLURM_JOB_PARTITION", "SLURM_CLUSTER_NAME", "SLURM_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "512340")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "5")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "node[03-04]")
+    assert slurm_job_from_environment() == {
+        "job_id": "512345",
+        "array_job_id": "512340",
+        "array_task_id": "5",
+        "node_list": "node[03-04]",
+    }
+    monkeypatch.delenv("SLURM_JOB_ID")
+    assert slurm_job_from_environment() == {}

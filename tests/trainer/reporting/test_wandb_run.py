@@ -13,9 +13,11 @@ from types import SimpleNamespace
 import pytest
 import wandb
 
+from tests.trainer.reporting.wandb_records import last_summary, recorded, records
 from trainer.config.schema import LogConfig
 from trainer.errors import UserError
-from trainer.reporting.wandb_run import WandbRun, leet_command
+from trainer.reporting.leet import leet_command
+from trainer.reporting.wandb_run import Nodes, WandbRun
 
 KEY = "0123456789" * 4
 
@@ -69,13 +71,6 @@ def refusing_server():
 
 def start(run_dir: Path, mode: str) -> WandbRun:
     return WandbRun.start(LogConfig(wandb=mode), run_dir, "demo", {"train": {"steps": 3}})
-
-
-def recorded(run_dir: Path) -> str:
-    """The records of the newest part of the run, as wandb's own reader tells them."""
-    command = [*shlex.split(leet_command(run_dir)), "--json"]
-    command.insert(command.index("leet") + 1, "inspect")
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def test_an_offline_run_is_written_into_the_run_directory_in_silence(run_dir, capfd):
@@ -179,6 +174,7 @@ def test_disabled_leaves_nothing(run_dir):
 
 def test_a_failure_while_logging_is_warned_of_once(run_dir, caplog):
     run = start(run_dir, "offline")
+    assert run.mode == "offline"
     wandb.finish()  # Behind the run's back: from now on wandb refuses to log.
     run.log(1, {"train/loss": 3.0})
     run.log(2, {"train/loss": 3.0})
@@ -204,10 +200,29 @@ def test_the_command_is_relative_where_it_can_be(run_dir, monkeypatch):
     assert leet_command(run_dir).split(" leet ")[0] != "wandb"
 
 
-VARIABLES = {"WANDB_PROJECT": "theirs", "WANDB_ENTITY": "us", "WANDB_NAME": "their-name", "WANDB_RUN_ID": "their-id"}
+VARIABLES = {
+    "WANDB_PROJECT": "theirs",
+    "WANDB_ENTITY": "us",
+    "WANDB_NAME": "their-name",
+    "WANDB_RUN_ID": "their-id",
+    "WANDB_RUN_GROUP": "their-group",
+    "WANDB_TAGS": "their,tags",
+    "WANDB_NOTES": "their notes",
+    "WANDB_JOB_TYPE": "their-type",
+}
+THEIRS = {
+    "project": "theirs",
+    "entity": "us",
+    "name": "their-name",
+    "id": "their-id",
+    "group": "their-group",
+    "tags": ("their", "tags"),
+    "notes": "their notes",
+    "job_type": "their-type",
+}
 
 
-def asked_of_wandb(monkeypatch, run_dir: Path, **log: str) -> dict[str, object]:
+def asked_of_wandb(monkeypatch, run_dir: Path, **log) -> dict[str, object]:
     """What wandb.init is given."""
     asked: dict[str, object] = {}
 
@@ -217,7 +232,7 @@ def asked_of_wandb(monkeypatch, run_dir: Path, **log: str) -> dict[str, object]:
 
     monkeypatch.setattr(wandb, "init", init)
     WandbRun.start(LogConfig(wandb="offline", **log), run_dir, "demo", {}).finish()
-    return {name: asked[name] for name in ("project", "entity", "name", "id")}
+    return {name: asked[name] for name in THEIRS}
 
 
 @pytest.fixture
@@ -275,22 +290,24 @@ def test_an_id_from_before_its_directory_was_kept_stays(begun, run_dir):
 
 def test_our_defaults_stand_where_nobody_says_anything(monkeypatch, run_dir):
     asked = asked_of_wandb(monkeypatch, run_dir)
-    assert asked == {"project": "limoe", "entity": None, "name": "demo", "id": (run_dir / "wandb_run_id").read_text().strip()}
+    nothing = dict.fromkeys(("entity", "group", "tags", "notes"))
+    run_id = (run_dir / "wandb_run_id").read_text().strip()
+    assert asked == nothing | {"project": "limoe", "name": "demo", "job_type": "train", "id": run_id}
 
 
 def test_wandbs_variables_come_before_our_defaults(monkeypatch, run_dir):
     for name, value in VARIABLES.items():
         monkeypatch.setenv(name, value)
     asked = asked_of_wandb(monkeypatch, run_dir)
-    assert asked == {"project": "theirs", "entity": "us", "name": "their-name", "id": "their-id"}
+    assert asked == THEIRS
     assert (run_dir / "wandb_run_id").read_text() == "their-id\n"
 
 
 def test_what_is_typed_comes_before_wandbs_variables(monkeypatch, run_dir):
     for name, value in VARIABLES.items():
         monkeypatch.setenv(name, value)
-    asked = asked_of_wandb(monkeypatch, run_dir, project="ours", entity="me", name="our-name")
-    assert asked == {"project": "ours", "entity": "me", "name": "our-name", "id": "their-id"}
+    ours = {"project": "ours", "entity": "me", "name": "our-name", "group": "g", "tags": ["a"], "notes": "n", "job_type": "t"}
+    assert asked_of_wandb(monkeypatch, run_dir, **ours) == ours | {"id": "their-id"}
 
 
 def test_an_id_that_is_given_takes_the_place_of_the_one_that_was_kept(begun, monkeypatch, run_dir, caplog):
@@ -308,3 +325,77 @@ def test_variables_that_a_resume_forbids_are_named(monkeypatch, run_dir, tmp_pat
     assert list(run_dir.glob("wandb/offline-run-*/*.wandb"))
     assert f"WANDB_DIR={tmp_path} is ignored" in caplog.text
     assert "WANDB_RESUME=never is ignored" in caplog.text
+
+
+def test_a_run_tells_what_its_users_look_for(run_dir, monkeypatch):
+    """The commit, the hardware, its metrics, the group, tags and notes, the configuration, the best values, an artifact."""
+    checkpoint = run_dir / "checkpoints" / "step-00000002"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "complete").write_text("{}")
+    log = LogConfig(wandb="offline", group="a sweep", tags=["first", "b16"], notes="why")
+    run = WandbRun.start(log, run_dir, "demo", {"train": {"steps": 3}, "slurm": {"job_id": "7"}})
+    run.log(1, {"train/loss": 3.25, "eval/zeroshot/top1": 0.5, "train/lr": 1.0})
+    run.log(2, {"train/loss": 3.5, "eval/zeroshot/top1": 0.25, "train/lr": 2.0})
+    run.checkpoint(checkpoint, 2, "last")
+    run.finish()
+
+    (told,) = records(run_dir, "run")
+    assert told["config"]["update"] == {"_wandb": {}, "train": {"steps": 3}, "slurm": {"job_id": "7"}}
+    assert (told["run_group"], told["tags"], told["notes"], told["job_type"]) == ("a sweep", ["first", "b16"], "why", "train")
+    if (Path(__file__).parents[3] / ".git").exists():
+        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=True)
+        assert told["git"]["commit"] == head.stdout.strip()
+    assert any("cpu_count" in record for record in records(run_dir, "environment"))
+    assert any("memory_percent" in record["item"] for record in records(run_dir, "stats"))
+    assert {name: last_summary(run_dir)[name] for name in ("train/loss", "eval/zeroshot/top1", "train/lr")} == {
+        "train/loss": {"min": 3.25, "last": 3.5},
+        "eval/zeroshot/top1": {"max": 0.5, "last": 0.25},
+        "train/lr": 2.0,
+    }
+    axes = {record["name"]: record.get("step_metric") for record in records(run_dir, "metric") if "name" in record}
+    assert axes == {"step": None, "train/loss": "step", "eval/zeroshot/top1": "step", "train/lr": "step"}
+    (artifact,) = records(run_dir, "artifact")
+    assert {"last", "step-2"} <= set(artifact["aliases"])
+    assert artifact["manifest"]["contents"][0]["ref"] == (checkpoint / "complete").as_uri()
+
+
+def test_a_resumed_run_keeps_its_best_values(run_dir):
+    earlier = run_dir / "metrics.jsonl"
+    earlier.write_text('{"step": 4, "eval/zeroshot/top1": 0.75, "train/loss": 2.5, "train/lr": 9}\n{"step": 5, "eval/zer')
+    run = WandbRun.start(LogConfig(wandb="offline"), run_dir, "demo", {}, earlier=earlier)
+    run.log(5, {"eval/zeroshot/top1": 0.5, "train/loss": 2.25, "train/lr": 1.0})
+    run.log(6, {"train/loss": 2.375})
+    run.finish()
+    assert {name: last_summary(run_dir)[name] for name in ("eval/zeroshot/top1", "train/loss", "train/lr")} == {
+        "eval/zeroshot/top1": {"max": 0.75, "last": 0.5},
+        "train/loss": {"min": 2.25, "last": 2.375},
+        "train/lr": 1.0,
+    }
+
+
+def test_training_does_not_wait_for_wandb(run_dir, monkeypatch):
+    logged: list[dict] = []
+    answer = threading.Event()
+
+    def init(**_):
+        assert answer.wait(60)
+        return SimpleNamespace(define_metric=lambda *_, **__: None, finish=lambda **_: None, log=logged.append)
+
+    monkeypatch.setattr(wandb, "init", init)
+    run = start(run_dir, "offline")
+    run.log(1, {"train/loss": 3.0})
+    assert logged == []
+    answer.set()
+    run.finish()
+    assert logged == [{"step": 1, "train/loss": 3.0}]
+
+
+def test_several_nodes_offline_have_the_first_one_s_metrics_and_are_told_so(run_dir, monkeypatch, caplog):
+    told: list[str] = []
+    monkeypatch.setattr(wandb, "init", lambda **_: SimpleNamespace(define_metric=lambda *_, **__: None, finish=lambda **_: None))
+    WandbRun.start(LogConfig(wandb="offline"), run_dir, "demo", {}, Nodes(4, told.append)).finish()
+    assert told == [""]
+    assert "system metrics of the first of 4 nodes only: an offline run cannot be shared" in caplog.text
+    caplog.clear()
+    WandbRun.start(LogConfig(wandb="offline", system_metrics="first"), run_dir, "demo", {}, Nodes(4, told.append)).finish()
+    assert "nodes" not in caplog.text

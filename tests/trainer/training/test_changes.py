@@ -37,7 +37,7 @@ def test_every_key_that_differs_is_told_with_both_values(tmp_path: Path, caplog:
 
 def test_where_it_lies_and_how_it_is_shown_cannot_matter(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     before = changed(run__dir="/x", resume="never", init_from="/y")
-    assert told(tmp_path, before, changed(run__dir="/z", log__progress="none", run__dry=True), caplog) == []
+    assert told(tmp_path, before, changed(run__dir="/z", log__progress="none", log__tags=["a"], run__dry=True), caplog) == []
 
 
 def test_a_long_list_is_cut_with_a_count(tmp_path: Path, caplog: pytest.LogCaptureFixture):
