@@ -3,6 +3,7 @@
 import functools
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -20,6 +21,7 @@ from trainer.data.workers import WorkerIterator
 from trainer.errors import UserError
 
 PARCEL_ROWS = 64  # rows a worker sends at once
+PARCEL_LABELS = 4096  # the same without images
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +34,12 @@ class _Plan:
     image_size: int
     captions: CaptionRule
     background: tuple[int, ...]
-    first_reader: int  # of this rank
-    readers: int  # of all ranks
     parcel_rows: int
     remote: Remote
+    only: frozenset[str] | None = None  # ids of the samples to read; None: all
+    labels_alone: bool = False  # leave the images alone
+    first_reader: int = 0  # of this rank
+    readers: int = 1  # of all ranks
 
 
 @dataclass
@@ -60,38 +64,66 @@ def evaluation_batches(
     any_rank: Callable[[bool], bool] = bool,
     workers: int | None = None,
     left_out: LeftOut | None = None,
+    only: frozenset[str] | None = None,
 ) -> Iterator[EvaluationBatch]:
     """This rank's share of all images of the shards, in batches of `batch_size` rows; the last one is padded with invalid rows.
 
     `any_rank(flag)` says whether the flag is set on any rank; it is called once before each batch and once at the end, on
     all ranks equally often, so that all ranks see the same number of batches. `workers`: null for data.workers. A sample
     needs an image and a caption or a class; others are left out, and so is everything after a break in a shard: they
-    are counted in `left_out`, complete at the end, and logged.
+    are counted in `left_out`, complete at the end, and logged. `only`: the ids of the samples to read; None: all.
     Raises UserError when `workers` is negative or `data.background` is not a colour.
     """
-    workers = data.workers if workers is None else workers
-    if workers < 0:
-        raise UserError(f"data.workers={workers} must be at least 0 (0 reads in the training process)")
-    per_rank = max(1, workers)
     plan = _Plan(
         shards=list(shards),
         image_size=image_size,
         captions=CaptionRule.of(data),
         background=tuple(data.background),
-        first_reader=rank * per_rank,
-        readers=world * per_rank,
         parcel_rows=min(batch_size, PARCEL_ROWS),
         remote=Remote.of(data),
+        only=only,
     )
-    read = functools.partial(_read_rows, plan)
-    rows: Iterator[_Rows] = WorkerIterator(read, workers) if workers else read(0)
-    batches = _batches(rows, batch_size, image_size, left_out if left_out is not None else LeftOut())
-    try:
+    with _reading(plan, rank, world, data.workers if workers is None else workers) as rows:
+        batches = _batches(rows, batch_size, image_size, left_out if left_out is not None else LeftOut())
         while True:
             batch = next(batches, None)
             if not any_rank(batch is not None):
                 return
             yield batch or _filled(_Rows(), batch_size, image_size)
+
+
+def read_labels(data: DataConfig, *, shards: list[str], rank: int, world: int, left_out: LeftOut) -> Iterator[tuple[str, int]]:
+    """The id and the class index (-1: none) of every sample of this rank's share; images are not decoded.
+
+    What cannot be read is counted in `left_out`, complete at the end, and logged.
+    """
+    plan = _Plan(
+        shards=list(shards),
+        image_size=0,
+        captions=CaptionRule.of(data),
+        background=tuple(data.background),
+        parcel_rows=PARCEL_LABELS,
+        remote=Remote.of(data),
+        labels_alone=True,
+    )
+    with _reading(plan, rank, world, data.workers) as parcels:
+        for parcel in parcels:
+            left_out.add(parcel.left_out)
+            yield from zip(parcel.ids, parcel.labels, strict=True)
+    _tell(left_out)
+
+
+@contextmanager
+def _reading(plan: _Plan, rank: int, world: int, workers: int) -> Iterator[Iterator[_Rows]]:
+    """What this rank's readers send, in `workers` processes or, with 0, in this one."""
+    if workers < 0:
+        raise UserError(f"data.workers={workers} must be at least 0 (0 reads in the training process)")
+    per_rank = max(1, workers)
+    plan = replace(plan, first_reader=rank * per_rank, readers=world * per_rank)
+    read = functools.partial(_read_rows, plan)
+    rows: Iterator[_Rows] = WorkerIterator(read, workers) if workers else read(0)
+    try:
+        yield rows
     finally:
         if isinstance(rows, WorkerIterator):
             rows.close()
@@ -106,6 +138,10 @@ def _batches(parcels: Iterator[_Rows], batch_size: int, image_size: int, left_ou
             yield _filled(_cut(waiting, batch_size), batch_size, image_size)
     if waiting.ids:
         yield _filled(waiting, batch_size, image_size)
+    _tell(left_out)
+
+
+def _tell(left_out: LeftOut) -> None:
     for line in left_out.told():
         logger.warning("evaluation: %s", line)
 
@@ -115,6 +151,8 @@ def _read_rows(plan: _Plan, worker: int) -> Iterator[_Rows]:
     for sample in _share(plan, plan.first_reader + worker):
         if sample.broken:
             rows.left_out.bad_shards.setdefault(sample.shard, sample.broken)
+            continue
+        if plan.only is not None and sample.id not in plan.only:
             continue
         rows.left_out.read += 1
         try:
@@ -139,6 +177,10 @@ def _share(plan: _Plan, reader: int) -> Iterator[Sample]:
 
 def _add_sample(rows: _Rows, sample: Sample, plan: _Plan) -> None:
     label = label_of(sample)
+    if plan.labels_alone:
+        rows.labels.append(label)
+        rows.ids.append(sample.id)
+        return
     # A sample with a class needs no caption.
     captions = read_captions(sample, plan.captions) if label < 0 else captions_of(sample, plan.captions)
     image = decode_image(image_bytes(sample), round(REDUCING_GAP * plan.image_size), plan.background)

@@ -94,6 +94,13 @@ def judge_image(sample: Sample, data: DataConfig) -> int:
     return len(captions)
 
 
+def judge_labelled(sample: Sample, data: DataConfig) -> int:
+    """A sample of a labelled set: an image and a class."""
+    if label_of(sample) < 0:
+        raise Unusable("it has no .cls with its class index")
+    return judge_image(sample, data)
+
+
 def _spread(shards: Sequence[str]) -> list[str]:
     """The first shard, the last one, and some between them."""
     most = REMOTE_SHARDS if any(map(is_remote, shards)) else LOCAL_SHARDS

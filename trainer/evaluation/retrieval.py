@@ -20,8 +20,8 @@ def retrieval(shards: Any, setting: Setting, what: str = "eval.retrieval") -> di
     configuration key `what`), for any number of captions per image.
 
     `i2t_r<k>`: share of the images with any of their captions among the k nearest captions; `t2i_r<k>`: share of the captions
-    with their image among the k nearest images; each with `<name>_chance`. `images` and `captions` are counts, and so are
-    `bad_samples` and `bad_shards`, where there are any. Images without
+    with their image among the k nearest images; each with `<name>_chance`. `modality_gap` and `pair_cosine` as in `modality_gap`.
+    `images` and `captions` are counts, and so are `bad_samples` and `bad_shards`, where there are any. Images without
     a caption are left out. Ties are treated as in `trainer.evaluation.ranking`. A collective: every rank takes a slice of the
     images, then of the queries, and gets the whole result. Raises UserError on every rank when the shards contain no pair.
     """
@@ -36,6 +36,7 @@ def retrieval(shards: Any, setting: Setting, what: str = "eval.retrieval") -> di
     return {
         **_recall("i2t", images_nd, image_n, captions_td, owner_t, setting),
         **_recall("t2i", captions_td, owner_t, images_nd, image_n, setting),
+        **modality_gap(images_nd, captions_td, owner_t),
         "images": float(len(images_nd)),
         "captions": float(len(captions_td)),
         **left_out.metrics(),
@@ -70,6 +71,19 @@ def _recall(
         metrics[f"{direction}_r{k}"] = found / len(queries_qd)
         metrics[f"{direction}_r{k}_chance"] = chance(right_q, len(gallery_md), k)
     return metrics
+
+
+def modality_gap(images_nd: Tensor, captions_td: Tensor, image_t: Tensor) -> dict[str, float]:
+    """Where the two modalities lie, from unit vectors `[n, D]` and `[t, D]`, and the image that each caption belongs to.
+
+    `modality_gap`: the distance between the mean image and the mean caption, from 0 to 2 (Liang et al., "Mind the gap", 2022,
+    section 4.1); `pair_cosine`: the mean cosine of a caption and its image.
+    """
+    images_nd = images_nd.double()
+    captions_nd = torch.zeros_like(images_nd).index_add_(0, image_t, captions_td.double())  # the sum of each image's
+    gap = (images_nd.mean(dim=0) - captions_nd.sum(dim=0) / len(captions_td)).norm()
+    cosine = (images_nd * captions_nd).sum() / len(captions_td)
+    return {"modality_gap": gap.item(), "pair_cosine": cosine.item()}
 
 
 def count_hits(

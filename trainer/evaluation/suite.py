@@ -1,12 +1,14 @@
 """The evaluations that the configuration asks for, and their table."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from trainer.config.schema import Config
 from trainer.distributed.processes import Processes
 from trainer.errors import UserError
 from trainer.evaluation.encoder import Encoder, Tokenize
+from trainer.evaluation.fewshot import fewshot
+from trainer.evaluation.fewshot_set import fewshot_sets, key_of
 from trainer.evaluation.retrieval import retrieval
 from trainer.evaluation.setting import Setting
 from trainer.evaluation.zeroshot import zeroshot
@@ -17,13 +19,16 @@ RETRIEVAL_ROWS = {
     "t2i_r1": "text to image R@1",
     "t2i_r5": "text to image R@5",
 }
+FEWSHOT_ROWS = (10, 5, 1)
+"""Numbers of shots, of which the table shows the first that was evaluated."""
 
 
 def evaluate(config: Config, encoder: Encoder, tokenizer: Tokenize, processes: Processes) -> dict[str, float]:
     """Run what `config.eval` asks for on all ranks together: metric names to values, the same on every rank. A collective.
 
-    `eval/zeroshot/top1` for the classification set `default`, `eval/zeroshot_<name>/top1` for another; `eval/retrieval/i2t_r1`.
-    The value for random guessing is `<metric>_chance`. Raises UserError for a setting or data that cannot be used.
+    `eval/zeroshot/top1` for the classification set `default`, `eval/zeroshot_<name>/top1` for another; `eval/fewshot/10shot`
+    likewise; `eval/retrieval/i2t_r1`. The value for random guessing is `<metric>_chance`. Raises UserError for a setting or data
+    that cannot be used.
     """
     if config.eval.batch_size < 1 or config.eval.batch_size % processes.world:
         raise UserError(
@@ -44,6 +49,10 @@ def evaluate(config: Config, encoder: Encoder, tokenizer: Tokenize, processes: P
         group = "eval/zeroshot" if name == "default" else f"eval/zeroshot_{name}"
         for metric, value in zeroshot(folder, setting).items():
             metrics[f"{group}/{'top1_chance' if metric == 'chance' else metric}"] = value
+    for name, place in fewshot_sets(config.eval.fewshot).items():
+        group = "eval/fewshot" if name == "default" else f"eval/fewshot_{name}"
+        found = fewshot(place, setting, key_of(name))
+        metrics |= {f"{group}/{metric}": value for metric, value in found.items()}
     shards = retrieval_shards(config)
     if shards is not None:
         found = retrieval(shards, setting, retrieval_key(config))
@@ -82,16 +91,23 @@ def summary_rows(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
     """The rows (what, value, chance) of the final table, such as ("zero-shot top-1", "83.2%", "2.1%"); in the metrics' order."""
     rows = []
     for metric, value in metrics.items():
-        what = _row_name(metric)
+        what = _row_name(metric, metrics)
         guessing = metrics.get(f"{metric}_chance")
         if what is not None and guessing is not None:
             rows.append((what, f"{value:.1%}", f"{guessing:.1%}"))
     return rows
 
 
-def _row_name(metric: str) -> str | None:
+def _row_name(metric: str, metrics: Collection[str]) -> str | None:
     """`eval/zeroshot_unseen/top1` is "zero-shot top-1, unseen"; None for what the table leaves out."""
     group, _, name = metric.removeprefix("eval/").partition("/")
+    if group == "fewshot" or group.startswith("fewshot_"):
+        # 10 shots if every class has them, else as many as there are.
+        usual = next((f"{shots}shot" for shots in FEWSHOT_ROWS if f"eval/{group}/{shots}shot" in metrics), None)
+        if name != usual:
+            return None
+        where = group.removeprefix("fewshot").removeprefix("_")
+        return name.replace("shot", "-shot probe") + (f", {where}" if where else "")
     if group == "retrieval":
         return RETRIEVAL_ROWS.get(name)
     if group == "zeroshot" or group.startswith("zeroshot_"):

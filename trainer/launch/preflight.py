@@ -40,6 +40,7 @@ from trainer.errors import UserError
 from trainer.estimate.memory import checkpoint_bytes, estimate_memory, local_pairs, readable_bytes
 from trainer.estimate.remedy import find_remedy, needed_bytes
 from trainer.estimate.rows import memory_rows, sent_rows
+from trainer.evaluation.fewshot_set import fewshot_sets
 from trainer.evaluation.suite import classification_sets, retrieval_shards
 from trainer.reporting.log_lines import log_to_terminal
 from trainer.reporting.tables import facts_table
@@ -226,9 +227,9 @@ def _check_shards(shards: int, world: int, progress: TrainingProgress, config: C
 
 
 def _evaluation(config: Config, found: Sequence[Shards | None]) -> str:
-    """`zero-shot (default, unseen), retrieval on 4 shards`"""
-    sets = classification_sets(config.eval.zeroshot)
-    parts = [f"zero-shot ({', '.join(sets)})"] if sets else []
+    """`zero-shot (default, unseen), few-shot (default), retrieval on 4 shards`"""
+    sets = {"zero-shot": classification_sets(config.eval.zeroshot), "few-shot": fewshot_sets(config.eval.fewshot)}
+    parts = [f"{kind} ({', '.join(names)})" for kind, names in sets.items() if names]
     if retrieval_shards(config) is not None:
         parts.append(f"retrieval on {sum(len(shown.names) for shown in found[-1:] if shown)} shards")
     elif config.eval.retrieval is True:

@@ -33,11 +33,12 @@ from trainer.data.shapes.scenes import (
 )
 from trainer.errors import UserError
 
-VERSION = 1  # increase this when the images or captions change: old caches are then left alone
+VERSION = 2  # increase this when the images or captions change: old caches are then left alone
 TRAIN_SHARDS = 16
 VAL_SHARDS = 4
 SEEN_IMAGES = 24  # of each class
 UNSEEN_IMAGES = 50
+FEWSHOT_IMAGES = 30
 DRAWN_AT_ONCE = 500
 
 TRAIN_PATTERN = f"train-{{000..{TRAIN_SHARDS - 1:03}}}.tar"
@@ -49,7 +50,8 @@ def write_shapes(data: DataConfig, image_size: int) -> Path:
 
     It has `train-000.tar` …, `val-000.tar` … (image and caption; see TRAIN_PATTERN and VAL_PATTERN), and `zeroshot/` and
     `zeroshot_unseen/` (CLIP_benchmark's classification layout, with the colour and shape of each class in
-    `class_attributes.json`). Several processes may call it at once. Raises UserError when the folder cannot be written.
+    `class_attributes.json`), and `fewshot/train/` with other images of the classes in `zeroshot/`. Several processes may call it
+    at once. Raises UserError when the folder cannot be written.
     """
     folder = shapes_folder(data, image_size)
     if folder.is_dir():
@@ -95,21 +97,29 @@ def _write_all(folder: Path, data: DataConfig, image_size: int) -> None:
 
     _write_zeroshot(folder / "zeroshot", SEEN, SEEN_IMAGES, data.shapes_seed, image_size)
     _write_zeroshot(folder / "zeroshot_unseen", tuple(sorted(UNSEEN)), UNSEEN_IMAGES, data.shapes_seed, image_size)
+    _write_classes(folder / "fewshot" / "train", "fewshot", SEEN, FEWSHOT_IMAGES, data.shapes_seed, image_size)
 
 
 def _write_zeroshot(folder: Path, combinations: tuple[tuple[str, str], ...], each: int, seed: int, image_size: int) -> None:
-    scenes, pixels = _generators(seed, folder.name)
-    labels = [CLASSES.index(combination) for combination in combinations for _ in range(each)]
-    scenes.shuffle(labels)
-    images = _images((single_scene(*CLASSES[label], scenes) for label in labels), image_size, pixels)
-    samples = ({"jpg": image, "cls": label} for label, (_, image) in zip(labels, images, strict=True))
-    (folder / "test").mkdir(parents=True)
-    _write_shards(folder / "test", "{}.tar", 1, samples)
-    (folder / "test" / "nshards.txt").write_text("1\n")
+    _write_classes(folder / "test", folder.name, combinations, each, seed, image_size)
     (folder / "classnames.txt").write_text("\n".join(CLASS_NAMES) + "\n")
     (folder / "zeroshot_classification_templates.txt").write_text("\n".join(TEMPLATES) + "\n")
     attributes = {"colour": [colour for _, colour in CLASSES], "shape": [shape for shape, _ in CLASSES]}
     (folder / "class_attributes.json").write_text(json.dumps(attributes, indent=1) + "\n")
+
+
+def _write_classes(
+    folder: Path, part: str, combinations: tuple[tuple[str, str], ...], each: int, seed: int, image_size: int
+) -> None:
+    """Labelled images of single shapes in random order, as one shard of CLIP_benchmark's layout."""
+    scenes, pixels = _generators(seed, part)
+    labels = [CLASSES.index(combination) for combination in combinations for _ in range(each)]
+    scenes.shuffle(labels)
+    images = _images((single_scene(*CLASSES[label], scenes) for label in labels), image_size, pixels)
+    samples = ({"jpg": image, "cls": label} for label, (_, image) in zip(labels, images, strict=True))
+    folder.mkdir(parents=True)
+    _write_shards(folder, "{}.tar", 1, samples)
+    (folder / "nshards.txt").write_text("1\n")
 
 
 def _generators(seed: int, part: str) -> tuple[random.Random, np.random.Generator]:

@@ -87,6 +87,15 @@ def test_zeroshot_layout(folder: Path, name: str, classes: tuple[tuple[str, str]
     )
 
 
+def test_fewshot_layout(folder: Path) -> None:
+    """Enough examples of each class, none of them among the test images."""
+    examples = samples(folder / "fewshot" / "train" / "0.tar")
+    labels = Counter(int(sample.files["cls"]) for sample in examples)
+    assert {CLASSES[label] for label in labels} == set(SEEN)
+    assert set(labels.values()) == {30}
+    assert not {sample.files["jpg"] for sample in examples} & {sample.files["jpg"] for sample in samples(folder / "zeroshot")}
+
+
 def test_images_show_what_is_said(folder: Path) -> None:
     """The class's colour must be the commonest among the pixels that stand out from the background."""
     names = list(COLOURS)
