@@ -39,11 +39,34 @@ def fewshot(place: Any, setting: Setting, what: str = "eval.fewshot") -> dict[st
     left_out = LeftOut()
     examples = _embed_candidates(dataset.train, setting, left_out, what)
     device = setting.processes.device
-    probes = {(shots, seed): examples.fit(shots, seed).to(device) for shots in examples.sufficient(what) for seed in range(SEEDS)}
-    classes = {label: number for number, label in enumerate(examples.features)}
+    numbers = _sufficient_shots(*examples.poorest(), setting, what)
+    probes = {(shots, seed): examples.fit(shots, seed).to(setting.processes.device) for shots in numbers for seed in range(SEEDS)}
+    images_c, hits_pc = _judge(list(probes.values()), list(examples.features), dataset.test, setting, left_out, what)
+    nothing = f"{what}: the test shards contain no usable image with its class index in .cls"
+    raise_together(None if images_c.sum() else "; ".join([nothing, *left_out.told()]), setting.processes)
+    return _result(list(probes), images_c, hits_pc) | left_out.metrics()
+
+
+def _sufficient_shots(poorest: int, fewest: int, setting: Setting, what: str) -> list[int]:
+    """Those of SHOTS for which every class has enough examples. Raises UserError if there are none."""
+    if not fewest:
+        raise UserError(f"{what}: class {poorest} has no training image that can be used: repair its samples, or leave it out")
+    lacking = [f"{shots}shot" for shots in SHOTS if shots > fewest]
+    if lacking and setting.processes.is_first:
+        count = f"{fewest} usable training image{'s' * (fewest > 1)}"
+        _warn(f"{what}: class {poorest} has {count}, too few for {', '.join(lacking)}, which will be missing")
+    return [shots for shots in SHOTS if shots <= fewest]
+
+
+def _judge(
+    probes: list[Probe], labels: list[int], shards: list[str], setting: Setting, left_out: LeftOut, what: str
+) -> tuple[Tensor, Tensor]:
+    """The test images of each class, float64 `[c]`, and each probe's hits among them, `[p, c]`; labels: the classes' indices."""
+    device = setting.processes.device
+    classes = {label: number for number, label in enumerate(labels)}
     images_c = torch.zeros(len(classes), dtype=torch.float64, device=device)
     hits_pc = torch.zeros(len(probes), len(classes), dtype=torch.float64, device=device)
-    for batch in setting.batches(dataset.test, left_out):
+    for batch in setting.batches(shards, left_out):
         raise_together(_label_problem(batch, classes, what), setting.processes)
         features_bd = setting.image_features(batch.images)[batch.valid.to(device)]
         labels_b = torch.tensor(
@@ -51,12 +74,9 @@ def fewshot(place: Any, setting: Setting, what: str = "eval.fewshot") -> dict[st
         )
         images_c += torch.bincount(labels_b, minlength=len(classes))
         right_bc = labels_b[:, None] == torch.arange(len(classes), device=device)
-        for hits_c, probe in zip(hits_pc, probes.values(), strict=True):
+        for hits_c, probe in zip(hits_pc, probes, strict=True):
             hits_c.index_add_(0, labels_b, hits(probe.scores(features_bd), right_bc, [1])[0])
-    images_c, hits_pc = setting.processes.sum(images_c), setting.processes.sum(hits_pc)
-    nothing = f"{what}: the test shards contain no usable image with its class index in .cls"
-    raise_together(None if images_c.sum() else "; ".join([nothing, *left_out.told()]), setting.processes)
-    return _result(list(probes), images_c, hits_pc) | left_out.metrics()
+    return setting.processes.sum(images_c), setting.processes.sum(hits_pc)
 
 
 @dataclass(frozen=True)
@@ -66,19 +86,10 @@ class _Examples:
     draw: Draw
     features: dict[int, dict[str, Tensor]]
 
-    def sufficient(self, what: str) -> list[int]:
-        """Those of SHOTS for which every class has enough. Raises UserError if there are none."""
-        poorest = min(self.features, key=lambda label: len(self.features[label]))
-        fewest = len(self.features[poorest])
-        if not fewest:
-            raise UserError(
-                f"{what}: class {poorest} has no training image that can be used: repair its samples, or leave it out"
-            )
-        lacking = [f"{shots}shot" for shots in SHOTS if shots > fewest]
-        if lacking:
-            count = f"{fewest} usable training image{'s' * (fewest > 1)}"
-            _warn(f"{what}: class {poorest} has {count}, too few for {', '.join(lacking)}, which will be missing")
-        return [shots for shots in SHOTS if shots <= fewest]
+    def poorest(self) -> tuple[int, int]:
+        """The class with the fewest candidates, and how many it has."""
+        label = min(self.features, key=lambda label: len(self.features[label]))
+        return label, len(self.features[label])
 
     def fit(self, shots: int, seed: int) -> Probe:
         """A probe of so many examples of each class."""
