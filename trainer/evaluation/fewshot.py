@@ -40,7 +40,7 @@ def fewshot(place: Any, setting: Setting, what: str = "eval.fewshot") -> dict[st
     examples = _embed_candidates(dataset.train, setting, left_out, what)
     device = setting.processes.device
     numbers = _sufficient_shots(*examples.poorest(), setting, what)
-    probes = {(shots, seed): examples.fit(shots, seed).to(setting.processes.device) for shots in numbers for seed in range(SEEDS)}
+    probes = {(shots, seed): examples.fit(shots, seed).to(device) for shots in numbers for seed in range(SEEDS)}
     images_c, hits_pc = _judge(list(probes.values()), list(examples.features), dataset.test, setting, left_out, what)
     nothing = f"{what}: the test shards contain no usable image with its class index in .cls"
     raise_together(None if images_c.sum() else "; ".join([nothing, *left_out.told()]), setting.processes)
