@@ -206,6 +206,11 @@ class EvalConfig:
         "PATH of labelled images with a training and a test part, {train: PATH, test: PATH}, or {name: one of these}",
         path=True,
     )
+    suite: Any = option(
+        None,
+        "folders in CLIP_benchmark's layout, each evaluated as its files ask: one, a folder of several, a list, or {name: PATH}",
+        path=True,
+    )
     retrieval: Any = option(True, "true: on data.val; false: none; or the shards or folder to use", path=True)
 
 

@@ -27,7 +27,7 @@ def retrieval(shards: Any, setting: Setting, what: str = "eval.retrieval") -> di
     """
     listed = first_reads(lambda: list_shards(shards, what), setting.processes)
     left_out = LeftOut()
-    images_nd, captions = _embed_captioned_images(listed, setting, left_out)
+    images_nd, captions = embed_captioned_images(listed, setting, left_out)
     nothing = "; ".join([f"{what}: {shards} contains no image with a caption", *left_out.told()])
     raise_together(None if captions else nothing, setting.processes)
     owner_t = torch.tensor([image for image, of_image in enumerate(captions) for _ in of_image], device=images_nd.device)
@@ -43,14 +43,16 @@ def retrieval(shards: Any, setting: Setting, what: str = "eval.retrieval") -> di
     }
 
 
-def _embed_captioned_images(shards: list[str], setting: Setting, left_out: LeftOut) -> tuple[Tensor, list[list[str]]]:
-    """All ranks' images that have captions, float32 `[n, D]`, and the captions of each; the same on every rank."""
+def embed_captioned_images(
+    shards: list[str], setting: Setting, left_out: LeftOut, least: int = 1
+) -> tuple[Tensor, list[list[str]]]:
+    """All ranks' images with `least` captions or more, float32 `[n, D]`, and the captions of each; the same on every rank."""
     rows, kept, captions = [], [], []
     for batch in setting.batches(shards, left_out):
         rows.append(setting.embed_images(batch.images))
         # Filling rows have no captions either.
-        kept.append(torch.tensor([bool(of_image) for of_image in batch.captions]))
-        captions += [of_image for of_image in batch.captions if of_image]
+        kept.append(torch.tensor([len(of_image) >= least for of_image in batch.captions]))
+        captions += [of_image for of_image in batch.captions if len(of_image) >= least]
     if not rows:  # then there is none on any rank: all have the same number of batches
         return torch.empty(0, 0, device=setting.processes.device), []
     device = rows[0].device

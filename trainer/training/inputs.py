@@ -22,6 +22,7 @@ from trainer.data.tokenizer import Tokenizer, train_tokenizer
 from trainer.distributed.agree import first_reads
 from trainer.distributed.processes import Processes
 from trainer.errors import UserError, reason
+from trainer.evaluation.benchmark import CLASSIFICATION, BenchmarkSet, benchmark_sets
 from trainer.evaluation.classification_set import read_classification_set
 from trainer.evaluation.fewshot_set import fewshot_sets, key_of, read_fewshot_set
 from trainer.evaluation.suite import classification_sets, retrieval_key, retrieval_shards
@@ -118,12 +119,19 @@ def evaluation_checks(config: Config, training: list[str]) -> list[Callable[[], 
         what = retrieval_key(config)
         return check_evaluation_data(what, list_shards(shards, what), training, config.data)
 
+    def check_benchmark(found: BenchmarkSet) -> Shards:
+        if found.kind == CLASSIFICATION:
+            shards = read_classification_set(found.folder, found.what).shards
+            return check_evaluation_data(found.what, shards, training, config.data, judge_labelled)
+        return check_evaluation_data(found.what, list_shards(found.folder, found.what), training, config.data)
+
     sets = classification_sets(config.eval.zeroshot)
     checks: list[Callable[[], Shards]] = [partial(check_classes, name, folder) for name, folder in sets.items()]
     for name, place in fewshot_sets(config.eval.fewshot).items():
         checks += [partial(check_examples, name, place), partial(check_probe, name, place)]
     if (shards := retrieval_shards(config)) is not None:
         checks.append(partial(check_retrieval, shards))
+    checks += [partial(check_benchmark, found) for found in benchmark_sets(config.eval.suite)]
     return checks
 
 

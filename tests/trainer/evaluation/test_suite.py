@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -99,6 +101,23 @@ def test_few_shots_of_one_set_or_of_named_ones(folder):
     assert named == {name.replace("eval/fewshot/", "eval/fewshot_shapes/"): value for name, value in one.items()}
     with pytest.raises(UserError, match=r"^eval\.fewshot\.shapes: no shards match; /nowhere does not exist"):
         judged(configuration(folder, zeroshot=None, retrieval=False, fewshot={"shapes": "/nowhere"}))
+
+
+def test_a_suite_of_folders(folder):
+    (folder / "val" / "dataset_type.txt").write_text("retrieval")
+    shutil.copytree(folder / "val", folder / "choices")
+    (folder / "choices" / "dataset_type.txt").write_text("image_caption_selection")
+    suite = [str(folder / name) for name in ("seen", "val", "choices")]
+    metrics = judged(configuration(folder, suite=suite))
+    # Of the same data, the same numbers.
+    for one, other in (("eval/zeroshot/", "eval/zeroshot_seen/"), ("eval/retrieval/", "eval/retrieval_val/")):
+        same = {metric.replace(one, other): value for metric, value in metrics.items() if metric.startswith(one)}
+        assert same == {metric: value for metric, value in metrics.items() if metric.startswith(other)}
+    assert metrics["eval/captions_choices/top1_chance"] == pytest.approx(1 / 3)
+    rows = [what for what, _, _ in summary_rows(metrics)]
+    assert {"zero-shot top-1, seen", "image to text R@1, val", "caption selection, choices"} <= set(rows)
+    with pytest.raises(UserError, match=r"would be eval/zeroshot_unseen, like another set: name it"):
+        judged(configuration(folder, suite=str(folder / "unseen")))
 
 
 def test_a_setting_that_is_no_path(folder):

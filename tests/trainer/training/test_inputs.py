@@ -80,6 +80,8 @@ def labelled(test: str) -> Callable[[Config, Path], None]:
         (set_to("eval.fewshot", {"pets": 3}), ("eval.fewshot.pets=3: give a folder",)),
         (labelled(test="train.tar"), ("eval.fewshot (test part): 1 of 1 evaluation shards are training shards too",)),
         (labelled(test="val.tar"), ("eval.fewshot (test part): all 4 samples", "it has no .cls with its class index")),
+        (set_to("eval.suite", "DIR/none"), ("eval.suite", "none is not a folder")),
+        (set_to("eval.suite", "DIR/run"), ("eval.suite: neither", "classnames.txt")),
         (set_to("data.tokenizer", "DIR/none.model"), ("tokenizer", "none.model", "No such file")),
         (set_to("data.tokenizer", "DIR/train.tar"), ("tokenizer", "train.tar", "not a SentencePiece model")),
         (set_to("data.tokenizer", "DIR"), ("tokenizer", "Is a directory")),
