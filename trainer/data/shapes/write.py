@@ -1,7 +1,4 @@
-"""The embedded data set: coloured shapes and captions, written as ordinary shards on first use.
-
-Six combinations of shape and colour are kept out of training: a model that names them has combined what it learned separately.
-"""
+"""The embedded data sets: coloured shapes and captions, written as ordinary shards on first use."""
 
 import hashlib
 import io
@@ -9,7 +6,7 @@ import json
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +16,16 @@ from PIL import Image
 
 from model.paths import user_path
 from trainer.config.schema import DataConfig
+from trainer.data.shapes import hard, simple
 from trainer.data.shapes.draw import draw
-from trainer.data.shapes.scenes import (
-    CLASS_NAMES,
-    CLASSES,
-    SEEN,
-    TEMPLATES,
-    UNSEEN,
-    Scene,
-    distinct_scenes,
-    single_scene,
-    training_scene,
-)
+from trainer.data.shapes.recipe import Recipe, ZeroShotSet
+from trainer.data.shapes.scene import Scene
 from trainer.errors import UserError
 
-VERSION = 2  # increase this when the images or captions change: old caches are then left alone
+RECIPES: dict[str, Recipe] = {"shapes": simple.RECIPE, "shapes_hard": hard.RECIPE}
+"""The embedded data sets, by `data.kind`."""
 TRAIN_SHARDS = 16
 VAL_SHARDS = 4
-SEEN_IMAGES = 24  # of each class
-UNSEEN_IMAGES = 50
-FEWSHOT_IMAGES = 30
 DRAWN_AT_ONCE = 500
 
 TRAIN_PATTERN = f"train-{{000..{TRAIN_SHARDS - 1:03}}}.tar"
@@ -46,12 +33,11 @@ VAL_PATTERN = f"val-{{000..{VAL_SHARDS - 1:03}}}.tar"
 
 
 def write_shapes(data: DataConfig, image_size: int) -> Path:
-    """The folder of the embedded data set, written if `data.cache` does not contain it yet.
+    """The folder of the embedded data set that `data.kind` names, written if `data.cache` does not contain it yet.
 
-    It has `train-000.tar` …, `val-000.tar` … (image and caption; see TRAIN_PATTERN and VAL_PATTERN), and `zeroshot/` and
-    `zeroshot_unseen/` (CLIP_benchmark's classification layout, with the colour and shape of each class in
-    `class_attributes.json`), and `fewshot/train/` with other images of the classes in `zeroshot/`. Several processes may call it
-    at once. Raises UserError when the folder cannot be written.
+    It has `train-000.tar` …, `val-000.tar` … (image and caption; see TRAIN_PATTERN and VAL_PATTERN), and the folders of
+    `zeroshot_folders` (CLIP_benchmark's classification layout, with what each class has of colour, shape and so on in
+    `class_attributes.json`). Several processes may call it at once. Raises UserError when the folder cannot be written.
     """
     folder = shapes_folder(data, image_size)
     if folder.is_dir():
@@ -73,8 +59,24 @@ def write_shapes(data: DataConfig, image_size: int) -> Path:
 
 def shapes_folder(data: DataConfig, image_size: int) -> Path:
     """Where `write_shapes` puts the data set with these settings."""
-    settings = [VERSION, image_size, data.shapes_train, data.shapes_val, data.shapes_seed]
-    return user_path(data.cache, "data.cache") / f"shapes-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]}"
+    settings = [RECIPES[data.kind].version, image_size, data.shapes_train, data.shapes_val, data.shapes_seed]
+    digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
+    return user_path(data.cache, "data.cache") / f"{data.kind}-{digest}"
+
+
+def zeroshot_folders(kind: str, folder: Path) -> dict[str, str]:
+    """The classification sets of a data set in `folder`, as `eval.zeroshot` takes them: names to paths."""
+    return {name: str(folder / _zeroshot_folder(name)) for name in RECIPES[kind].zeroshot}
+
+
+def fewshot_folders(kind: str, folder: Path) -> dict[str, str]:
+    """Those of `zeroshot_folders` that have a training part as well, as `eval.fewshot` takes them."""
+    folders = zeroshot_folders(kind, folder)
+    return {name: folders[name] for name, zeroshot in RECIPES[kind].zeroshot.items() if zeroshot.examples}
+
+
+def _zeroshot_folder(name: str) -> str:
+    return "zeroshot" if name == "default" else f"zeroshot_{name}"
 
 
 def _rename(unfinished: Path, folder: Path) -> None:
@@ -87,45 +89,53 @@ def _rename(unfinished: Path, folder: Path) -> None:
 
 
 def _write_all(folder: Path, data: DataConfig, image_size: int) -> None:
-    scenes, pixels = _generators(data.shapes_seed, "train")
-    training = (training_scene(scenes) for _ in range(data.shapes_train))
+    recipe = RECIPES[data.kind]
+
+    def generators(part: str) -> tuple[random.Random, np.random.Generator]:
+        """One generator for the scenes and one for the pixels, separate for each part."""
+        scenes = random.Random(f"{data.kind}/{data.shapes_seed}/{part}")
+        return scenes, np.random.default_rng(scenes.getrandbits(64))
+
+    scenes, pixels = generators("train")
+    training = (recipe.training(scenes) for _ in range(data.shapes_train))
     _write_shards(folder, "train-{:03}.tar", TRAIN_SHARDS, _pairs(training, image_size, pixels))
 
-    scenes, pixels = _generators(data.shapes_seed, "val")
-    validation = iter(distinct_scenes(data.shapes_val, scenes))
+    scenes, pixels = generators("val")
+    validation = iter(recipe.validation(data.shapes_val, scenes))
     _write_shards(folder, "val-{:03}.tar", VAL_SHARDS, _pairs(validation, image_size, pixels))
 
-    _write_zeroshot(folder / "zeroshot", SEEN, SEEN_IMAGES, data.shapes_seed, image_size)
-    _write_zeroshot(folder / "zeroshot_unseen", tuple(sorted(UNSEEN)), UNSEEN_IMAGES, data.shapes_seed, image_size)
-    _write_classes(folder / "fewshot" / "train", "fewshot", SEEN, FEWSHOT_IMAGES, data.shapes_seed, image_size)
+    for name, zeroshot in recipe.zeroshot.items():
+        part = _zeroshot_folder(name)
+        _write_zeroshot(folder / part, zeroshot)
+        _write_labelled(folder / part / "test", zeroshot, zeroshot.labels, image_size, *generators(part))
+        if zeroshot.examples:
+            labels = tuple(label for label in sorted(set(zeroshot.labels)) for _ in range(zeroshot.examples))
+            _write_labelled(folder / part / "train", zeroshot, labels, image_size, *generators(f"{part}/train"))
 
 
-def _write_zeroshot(folder: Path, combinations: tuple[tuple[str, str], ...], each: int, seed: int, image_size: int) -> None:
-    _write_classes(folder / "test", folder.name, combinations, each, seed, image_size)
-    (folder / "classnames.txt").write_text("\n".join(CLASS_NAMES) + "\n")
-    (folder / "zeroshot_classification_templates.txt").write_text("\n".join(TEMPLATES) + "\n")
-    attributes = {"colour": [colour for _, colour in CLASSES], "shape": [shape for shape, _ in CLASSES]}
-    (folder / "class_attributes.json").write_text(json.dumps(attributes, indent=1) + "\n")
+def _write_zeroshot(folder: Path, zeroshot: ZeroShotSet) -> None:
+    folder.mkdir()
+    (folder / "classnames.txt").write_text("\n".join(zeroshot.class_names) + "\n")
+    (folder / "zeroshot_classification_templates.txt").write_text("\n".join(zeroshot.templates) + "\n")
+    (folder / "class_attributes.json").write_text(json.dumps(dict(zeroshot.attributes), indent=1) + "\n")
 
 
-def _write_classes(
-    folder: Path, part: str, combinations: tuple[tuple[str, str], ...], each: int, seed: int, image_size: int
+def _write_labelled(
+    folder: Path,
+    zeroshot: ZeroShotSet,
+    labels: Sequence[int],
+    image_size: int,
+    scenes: random.Random,
+    pixels: np.random.Generator,
 ) -> None:
-    """Labelled images of single shapes in random order, as one shard of CLIP_benchmark's layout."""
-    scenes, pixels = _generators(seed, part)
-    labels = [CLASSES.index(combination) for combination in combinations for _ in range(each)]
-    scenes.shuffle(labels)
-    images = _images((single_scene(*CLASSES[label], scenes) for label in labels), image_size, pixels)
-    samples = ({"jpg": image, "cls": label} for label, (_, image) in zip(labels, images, strict=True))
-    folder.mkdir(parents=True)
+    """One part of a classification set: an image of each label, in random order."""
+    shuffled = list(labels)
+    scenes.shuffle(shuffled)
+    images = _images((zeroshot.scene(label, scenes) for label in shuffled), image_size, pixels)
+    samples = ({"jpg": image, "cls": label} for label, (_, image) in zip(shuffled, images, strict=True))
+    folder.mkdir()
     _write_shards(folder, "{}.tar", 1, samples)
     (folder / "nshards.txt").write_text("1\n")
-
-
-def _generators(seed: int, part: str) -> tuple[random.Random, np.random.Generator]:
-    """One generator for the scenes and one for the pixels, separate for each part."""
-    scenes = random.Random(f"shapes/{seed}/{part}")
-    return scenes, np.random.default_rng(scenes.getrandbits(64))
 
 
 def _pairs(scenes: Iterator[Scene], image_size: int, pixels: np.random.Generator) -> Iterator[dict[str, Any]]:

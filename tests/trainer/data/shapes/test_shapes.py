@@ -1,6 +1,5 @@
 """The embedded data set."""
 
-import io
 import json
 import random
 import threading
@@ -9,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from tests.trainer.data.shapes.reading import captions, contents, pixels, samples
+from trainer.config.compose import compose_config
 from trainer.config.schema import DataConfig
-from trainer.data.shapes.draw import draw
-from trainer.data.shapes.scenes import (
+from trainer.data.shapes.draw import PALETTE, draw
+from trainer.data.shapes.simple import (
     CLASS_NAMES,
     CLASSES,
     COLOURS,
@@ -25,9 +25,9 @@ from trainer.data.shapes.scenes import (
     single_scene,
 )
 from trainer.data.shapes.write import TRAIN_PATTERN, VAL_PATTERN, write_shapes
-from trainer.data.shards.patterns import list_shards
-from trainer.data.shards.samples import Sample, read_samples
+from trainer.data.sources import with_shapes
 from trainer.errors import UserError
+from trainer.evaluation.fewshot_set import read_fewshot_set
 
 
 def settings(cache: Path, train: int = 1600, val: int = 512, seed: int = 0) -> DataConfig:
@@ -37,22 +37,6 @@ def settings(cache: Path, train: int = 1600, val: int = 512, seed: int = 0) -> D
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_shapes(settings(tmp_path_factory.mktemp("cache") / "new"), 32)
-
-
-def samples(pattern: Path) -> list[Sample]:
-    return [sample for shard in list_shards(str(pattern), "eval.zeroshot") for sample in read_samples(shard)]
-
-
-def captions(pattern: Path) -> list[str]:
-    return [sample.files["txt"].decode() for sample in samples(pattern)]
-
-
-def pixels(sample: Sample) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(sample.files["jpg"])))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_training_never_shows_or_names_the_held_out_combinations(folder: Path) -> None:
@@ -89,17 +73,20 @@ def test_zeroshot_layout(folder: Path, name: str, classes: tuple[tuple[str, str]
 
 def test_fewshot_layout(folder: Path) -> None:
     """Enough examples of each class, none of them among the test images."""
-    examples = samples(folder / "fewshot" / "train" / "0.tar")
+    examples = samples(folder / "zeroshot" / "train" / "0.tar")
     labels = Counter(int(sample.files["cls"]) for sample in examples)
     assert {CLASSES[label] for label in labels} == set(SEEN)
     assert set(labels.values()) == {30}
+    located = with_shapes(compose_config(["data=shapes"]), folder)
+    assert located.eval.fewshot == {"default": f"{folder}/zeroshot"}
+    assert read_fewshot_set(located.eval.fewshot["default"], "eval.fewshot").train == [f"{folder}/zeroshot/train/0.tar"]
     assert not {sample.files["jpg"] for sample in examples} & {sample.files["jpg"] for sample in samples(folder / "zeroshot")}
 
 
 def test_images_show_what_is_said(folder: Path) -> None:
     """The class's colour must be the commonest among the pixels that stand out from the background."""
     names = list(COLOURS)
-    palette = np.array([COLOURS[name] for name in names], float)
+    palette = np.array([PALETTE[name] for name in names], float)
     right = 0
     found = samples(folder / "zeroshot")[:300]
     for sample in found:
@@ -139,8 +126,8 @@ def test_two_shapes_stand_as_said(folder: Path) -> None:
         if not caption.startswith("a red ") or "right of a cyan " not in caption:
             continue
         image = pixels(sample).astype(int)
-        red = np.abs(image - COLOURS["red"]).sum(-1) < 90
-        cyan = np.abs(image - COLOURS["cyan"]).sum(-1) < 90
+        red = np.abs(image - PALETTE["red"]).sum(-1) < 90
+        cyan = np.abs(image - PALETTE["cyan"]).sum(-1) < 90
         assert np.nonzero(red)[1].mean() > np.nonzero(cyan)[1].mean()
         checked += 1
     assert checked
