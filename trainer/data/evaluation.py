@@ -13,7 +13,7 @@ from model.preprocess import REDUCING_GAP, centre_crop
 from trainer.config.schema import DataConfig
 from trainer.data.batch import EvaluationBatch
 from trainer.data.limits import LeftOut
-from trainer.data.shards.captions import CaptionRule, captions_of, label_of, read_captions
+from trainer.data.shards.captions import CaptionRule, captions_of, classes_of, label_of, read_captions
 from trainer.data.shards.images import decode_image, image_bytes
 from trainer.data.shards.opening import Remote
 from trainer.data.shards.samples import Sample, Unusable, read_samples
@@ -50,6 +50,7 @@ class _Rows:
     labels: list[int] = field(default_factory=list)
     captions: list[list[str]] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
+    classes: list[list[int] | None] = field(default_factory=list)
     left_out: LeftOut = field(default_factory=LeftOut)
 
 
@@ -181,13 +182,16 @@ def _add_sample(rows: _Rows, sample: Sample, plan: _Plan) -> None:
         rows.labels.append(label)
         rows.ids.append(sample.id)
         return
+    classes = classes_of(sample)
     # A sample with a class needs no caption.
-    captions = read_captions(sample, plan.captions) if label < 0 else captions_of(sample, plan.captions)
+    needs_caption = label < 0 and classes is None
+    captions = read_captions(sample, plan.captions) if needs_caption else captions_of(sample, plan.captions)
     image = decode_image(image_bytes(sample), round(REDUCING_GAP * plan.image_size), plan.background)
     rows.images.append(centre_crop(image, plan.image_size))
     rows.labels.append(label)
     rows.captions.append(captions)
     rows.ids.append(sample.id)
+    rows.classes.append(classes)
 
 
 def _packed(rows: _Rows) -> _Rows:
@@ -200,12 +204,15 @@ def _append(rows: _Rows, more: _Rows) -> None:
     rows.labels += more.labels
     rows.captions += more.captions
     rows.ids += more.ids
+    rows.classes += more.classes
 
 
 def _cut(rows: _Rows, count: int) -> _Rows:
     """Remove and return the first `count` rows."""
-    first = _Rows(rows.images[:count], rows.labels[:count], rows.captions[:count], rows.ids[:count])
-    del rows.images[:count], rows.labels[:count], rows.captions[:count], rows.ids[:count]
+    columns = (rows.images, rows.labels, rows.captions, rows.ids, rows.classes)
+    first = _Rows(*(column[:count] for column in columns))  # type: ignore[arg-type]
+    for column in columns:
+        del column[:count]
     return first
 
 
@@ -218,4 +225,5 @@ def _filled(rows: _Rows, batch_size: int, image_size: int) -> EvaluationBatch:
         labels=torch.tensor(rows.labels + [-1] * missing),
         captions=rows.captions + [[] for _ in range(missing)],
         ids=rows.ids + [""] * missing,
+        classes=rows.classes + [None] * missing,
     )

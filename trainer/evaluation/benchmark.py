@@ -11,8 +11,8 @@ from trainer.errors import UserError, did_you_mean, reason
 from trainer.evaluation.classification_set import CLASSES
 
 TYPE = "dataset_type.txt"
-CLASSIFICATION, RETRIEVAL, SELECTION = "classification", "retrieval", "image_caption_selection"
-KINDS = {CLASSIFICATION: "zeroshot", RETRIEVAL: "retrieval", SELECTION: "captions"}
+CLASSIFICATION, MULTILABEL, RETRIEVAL, SELECTION = "classification", "multilabel", "retrieval", "image_caption_selection"
+KINDS = {CLASSIFICATION: "zeroshot", MULTILABEL: "multilabel", RETRIEVAL: "retrieval", SELECTION: "captions"}
 """What TYPE may say, and the beginning of the metrics' group; without it, a folder with class names is a classification set."""
 
 

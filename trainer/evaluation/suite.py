@@ -8,10 +8,11 @@ from trainer.config.schema import Config
 from trainer.distributed.agree import first_reads
 from trainer.distributed.processes import Processes
 from trainer.errors import UserError
-from trainer.evaluation.benchmark import CLASSIFICATION, RETRIEVAL, SELECTION, benchmark_sets
+from trainer.evaluation.benchmark import CLASSIFICATION, MULTILABEL, RETRIEVAL, SELECTION, benchmark_sets
 from trainer.evaluation.encoder import Encoder, Tokenize
 from trainer.evaluation.fewshot import fewshot
 from trainer.evaluation.fewshot_set import fewshot_sets, key_of
+from trainer.evaluation.multilabel import multilabel
 from trainer.evaluation.retrieval import retrieval
 from trainer.evaluation.selection import selection
 from trainer.evaluation.setting import Setting
@@ -25,6 +26,7 @@ RETRIEVAL_ROWS = {
 }
 EVALUATORS: dict[str, Callable[[str, Setting, str], dict[str, float]]] = {
     CLASSIFICATION: zeroshot,
+    MULTILABEL: multilabel,
     RETRIEVAL: retrieval,
     SELECTION: selection,
 }
@@ -133,6 +135,8 @@ def _row_name(metric: str, metrics: Collection[str]) -> str | None:
         row = name.replace("shot", "-shot probe") if name == usual else None
     elif kind == "retrieval":
         row = RETRIEVAL_ROWS.get(name)
+    elif kind == "multilabel":
+        row = "multi-label mAP" if name == "mean_average_precision" else None
     elif kind == "captions":
         row = "caption selection" if name == "top1" else None
     return f"{row}, {where}" if row and where else row

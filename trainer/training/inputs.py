@@ -11,7 +11,7 @@ from model.paths import user_path
 from trainer.checkpoint.files import TOKENIZER
 from trainer.config.schema import Config
 from trainer.data.loader import TrainingLoader, training_loader
-from trainer.data.look import judge_labelled
+from trainer.data.look import judge_image, judge_labelled
 from trainer.data.order.progress import DataProgress
 from trainer.data.shapes.write import RECIPES, write_shapes
 from trainer.data.shards.captions import CaptionRule, training_captions
@@ -22,7 +22,7 @@ from trainer.data.tokenizer import Tokenizer, train_tokenizer
 from trainer.distributed.agree import first_reads
 from trainer.distributed.processes import Processes
 from trainer.errors import UserError, reason
-from trainer.evaluation.benchmark import CLASSIFICATION, BenchmarkSet, benchmark_sets
+from trainer.evaluation.benchmark import CLASSIFICATION, MULTILABEL, BenchmarkSet, benchmark_sets
 from trainer.evaluation.classification_set import read_classification_set
 from trainer.evaluation.fewshot_set import fewshot_sets, key_of, read_fewshot_set
 from trainer.evaluation.suite import classification_sets, retrieval_key, retrieval_shards
@@ -120,9 +120,10 @@ def evaluation_checks(config: Config, training: list[str]) -> list[Callable[[], 
         return check_evaluation_data(what, list_shards(shards, what), training, config.data)
 
     def check_benchmark(found: BenchmarkSet) -> Shards:
-        if found.kind == CLASSIFICATION:
+        if found.kind in (CLASSIFICATION, MULTILABEL):
             shards = read_classification_set(found.folder, found.what).shards
-            return check_evaluation_data(found.what, shards, training, config.data, judge_labelled)
+            judge = judge_labelled if found.kind == CLASSIFICATION else judge_image
+            return check_evaluation_data(found.what, shards, training, config.data, judge)
         return check_evaluation_data(found.what, list_shards(found.folder, found.what), training, config.data)
 
     sets = classification_sets(config.eval.zeroshot)
