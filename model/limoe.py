@@ -53,12 +53,14 @@ class LogitScale(Float32Module):
 class Output:
     """The result of a forward pass. images, texts: L2-normalised `[B, embedding]`, None for a modality that was not given.
 
+    features: what was projected to these, by modality (IMAGE, TEXT): the mean of its tokens after the last block, `[B, width]`;
     scale: the logit scale, a scalar; routing: packed routing sums of this process by expert layer (model.auxiliary);
     assignments: what the expert layers decided, by layer, for another pass over the same batch.
     """
 
     images: Tensor | None
     texts: Tensor | None
+    features: dict[int, Tensor]
     scale: Tensor
     routing: dict[int, Tensor]
     assignments: dict[int, Assignment]
@@ -102,15 +104,16 @@ class LIMoE(nn.Module):
             sequences.append((IMAGE, *self.patches(images)))
         if texts is not None:
             sequences.append((TEXT, *self.tokens(texts)))
-        embeddings: dict[int, Tensor] = {}
+        features: dict[int, Tensor] = {}
         routing: dict[int, Tensor] = {}
         used: dict[int, Assignment] = {}
         for tower, stream in self._streams(sequences):
             encoded, sums, tower_used = tower(stream, assignments)
-            embeddings |= self._pool(encoded)
+            features |= _pool(encoded)
             routing |= sums
             used |= tower_used
-        return Output(embeddings.get(IMAGE), embeddings.get(TEXT), self.scale(), routing, used)
+        embeddings = {modality: self._project(modality, pooled_bd) for modality, pooled_bd in features.items()}
+        return Output(embeddings.get(IMAGE), embeddings.get(TEXT), features, self.scale(), routing, used)
 
     def _streams(self, sequences: list[tuple[int, Tensor, Tensor]]) -> list[tuple[nn.Module, TokenStream]]:
         """Which tower reads what: one takes both modalities, two take one each."""
@@ -118,12 +121,16 @@ class LIMoE(nn.Module):
             return [(self.towers[0], join(sequences))]
         return [(self.towers[sequence[0]], join([sequence])) for sequence in sequences]
 
-    def _pool(self, stream: TokenStream) -> dict[int, Tensor]:
-        """By modality: the average over valid tokens, projected, L2-normalised in float32 at least."""
-        pooled = {}
-        for (segment, x_bld), (_, valid_bl) in zip(stream.sequences(stream.x_nd), stream.sequences(stream.valid_n), strict=True):
-            weight = valid_bl.unsqueeze(-1).to(x_bld.dtype)
-            mean_bd = (x_bld * weight).sum(1) / weight.sum(1).clamp(min=1)
-            projected = self.heads[MODALITIES[segment.modality]](mean_bd)
-            pooled[segment.modality] = F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=-1)
-        return pooled
+    def _project(self, modality: int, pooled_bd: Tensor) -> Tensor:
+        """Features to embeddings, L2-normalised in float32 at least."""
+        projected = self.heads[MODALITIES[modality]](pooled_bd)
+        return F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=-1)
+
+
+def _pool(stream: TokenStream) -> dict[int, Tensor]:
+    """By modality: the average over valid tokens, `[B, width]`."""
+    pooled = {}
+    for (segment, x_bld), (_, valid_bl) in zip(stream.sequences(stream.x_nd), stream.sequences(stream.valid_n), strict=True):
+        weight = valid_bl.unsqueeze(-1).to(x_bld.dtype)
+        pooled[segment.modality] = (x_bld * weight).sum(1) / weight.sum(1).clamp(min=1)
+    return pooled

@@ -203,6 +203,7 @@ def test_the_debug_experiment_runs_and_every_metric_it_writes_is_explained(tmp_p
 
 
 def general(metric: str) -> str:
-    """The name under which docs/metrics.md explains a metric: one layer, one modality, one classification set for all."""
+    """The name under which docs/metrics.md explains a metric: one layer, modality, set and number of shots for all."""
     metric = re.sub(r"/layer\d+/", "/layer03/", metric).replace("zeroshot_unseen", "zeroshot").removesuffix("_chance")
+    metric = re.sub(r"/\d+shot_", "/10shot_", metric)
     return re.sub(r"(?<=[/_])image$", "text", metric)

@@ -29,7 +29,8 @@ from trainer.errors import UserError
 
 COMMAND = Command(
     "trainer.evaluate",
-    "Evaluate a trained run, alone, under torchrun, or under srun: zero-shot classification and retrieval, as a table.",
+    "Evaluate a trained run, alone, under torchrun, or under srun: zero-shot and few-shot classification, and retrieval, "
+    "as a table.",
     (
         Argument("run", "DIR", "a run directory (its newest complete checkpoint), or a checkpoint of one", required=True),
         WEIGHTS_ARGUMENT,

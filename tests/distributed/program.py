@@ -30,6 +30,7 @@ TINY = [
     "eval.batch_size=32",
     "eval.retrieval=false",
     "eval.zeroshot={}",
+    "eval.fewshot={}",
     "log.wandb=disabled",
     "log.every=1",
 ]

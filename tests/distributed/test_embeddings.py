@@ -33,7 +33,11 @@ def pixels_and_tokens(config: Config) -> tuple[Tensor, Tensor]:
     return images, texts
 
 
-def embed(processes: Processes, layouts: list[Layout]) -> list[tuple[list[tuple[Tensor, Tensor]], float]]:
+Embedded = tuple[Tensor, Tensor, Tensor]
+"""Images' embeddings and features, texts' embeddings."""
+
+
+def embed(processes: Processes, layouts: list[Layout]) -> list[tuple[list[Embedded], float]]:
     """After one training step: the embeddings of each call; then the loss of the next training step."""
     results = []
     for layout in layouts:
@@ -43,10 +47,14 @@ def embed(processes: Processes, layouts: list[Layout]) -> list[tuple[list[tuple[
         model = run.engine.module
         model.eval()
         encoder = ModelEncoder(model, run.config.data, dtype_of(run.config.train.precision))
-        embedded = [(encoder.images(images[rows]), encoder.texts(texts[rows])) for rows in CALLS[processes.rank % 2]]
+        embedded = [embed_rows(encoder, images[rows], texts[rows]) for rows in CALLS[processes.rank % 2]]
         model.train()
         results.append((embedded, run.step()[0]))
     return results
+
+
+def embed_rows(encoder: ModelEncoder, images: Tensor, texts: Tensor) -> Embedded:
+    return encoder.images(images), encoder.features(images), encoder.texts(texts)
 
 
 def test_embeddings_are_those_of_one_process_whatever_the_batch():
@@ -57,13 +65,13 @@ def test_embeddings_are_those_of_one_process_whatever_the_batch():
     model.load_state_dict({name.removeprefix("model/"): v for name, v in trained.states[1].items() if name.startswith(WEIGHTS)})
     encoder = ModelEncoder(model.eval(), config.data, torch.float32)
     images, texts = pixels_and_tokens(config)
-    one_by_one = [(encoder.images(images[row : row + 1])[0], encoder.texts(texts[row : row + 1])[0]) for row in range(PAIRS)]
+    one_by_one = [embed_rows(encoder, images[row : row + 1], texts[row : row + 1]) for row in range(PAIRS)]
     ranks = run_distributed(embed, 2, layouts)
     for rank, results in enumerate(ranks):
         for layout, (embedded, loss_after) in zip(layouts, results, strict=True):
             print(rank, layout)
-            for rows, (image_rows, text_rows) in zip(CALLS[rank], embedded, strict=True):
+            for rows, found in zip(CALLS[rank], embedded, strict=True):
                 for place, row in enumerate(rows):
-                    torch.testing.assert_close(image_rows[place], one_by_one[row][0], rtol=0, atol=1e-5)
-                    torch.testing.assert_close(text_rows[place], one_by_one[row][1], rtol=0, atol=1e-5)
+                    for rows_of_kind, alone in zip(found, one_by_one[row], strict=True):
+                        torch.testing.assert_close(rows_of_kind[place], alone[0], rtol=0, atol=1e-5)
             assert loss_after == pytest.approx(trained.losses[1], rel=1e-5), "training continues as if nothing had been evaluated"

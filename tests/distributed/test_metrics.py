@@ -162,6 +162,7 @@ EVERY = 2
 EVALUATED = [
     *("eval/zeroshot/top1", "eval/zeroshot/top1_chance", "eval/zeroshot/colour", "eval/zeroshot/shape"),
     "eval/zeroshot_unseen/top1",
+    *("eval/fewshot/1shot", "eval/fewshot/10shot", "eval/fewshot/10shot_std", "eval/fewshot/25shot_mean_per_class"),
     *(f"eval/retrieval/{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)),
 ]
 MEASURED = [
@@ -179,6 +180,7 @@ def test_a_run_evaluates_at_its_first_and_last_step_and_between_and_leaves_all_i
     settings = [f"data.cache={tmp_path / 'cache'}", f"run.dir={run_dir}", f"train.steps={STEPS}", f"eval.every={EVERY}"]
     settings += [
         "eval.zeroshot=null",
+        "eval.fewshot=null",
         "eval.retrieval=true",
         f"checkpoint.every_steps={EVERY}",
         "log.wandb=offline",

@@ -53,6 +53,7 @@ COMMON = [
     "eval.every=0",
     "eval.retrieval=false",
     "eval.zeroshot={}",
+    "eval.fewshot={}",
     f"checkpoint.every_steps={EVERY}",
     "checkpoint.keep=9",
     # A rate that does not depend on the number of steps, so that a run can be cut short by asking for fewer.

@@ -14,7 +14,7 @@ from model.limoe import LIMoE, LogitScale
 from model.mlp import MLP
 from model.objective import training_losses
 from model.peers import SingleProcess
-from model.stream import IMAGE, TEXT, join
+from model.stream import IMAGE, MODALITIES, TEXT, join
 from tests.model import reference
 from tests.model.build import assert_close, few, gradients, model, pairs, randomise, tiny
 
@@ -135,6 +135,18 @@ def test_pooling_is_the_average_of_a_modalitys_valid_tokens() -> None:
                 x_ld = x_ld + block.mlp.down(reference.gelu(block.mlp.up(block.norm2(x_ld))))
             projected = head.weight @ reference.mean(list(tower.norm(x_ld)))
             assert_close([row], [projected / projected.norm()])
+
+
+def test_features_are_what_is_projected() -> None:
+    net = model(DENSE)
+    images, texts = pairs(3, DENSE)
+    output = net(images, texts)
+    assert set(output.features) == {IMAGE, TEXT}
+    for modality, embedding in ((IMAGE, output.images), (TEXT, output.texts)):
+        features_bd = output.features[modality]
+        assert features_bd.shape == (3, DENSE.width)
+        projected = features_bd @ net.heads[MODALITIES[modality]].weight.T
+        assert_close([embedding], [projected / projected.norm(dim=-1, keepdim=True)])
 
 
 def test_patches_are_cut_row_by_row() -> None:

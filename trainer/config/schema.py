@@ -201,6 +201,16 @@ class EvalConfig:
     every: int = option(1000, "steps between two evaluations, besides those at the start and the end; 0: only those", at_least=0)
     batch_size: int = option(256, "GLOBAL number of images or texts embedded at once", at_least=1)
     zeroshot: Any = option(None, "PATH of a classification set, or {name: PATH}", path=True)
+    fewshot: Any = option(
+        None,
+        "PATH of labelled images with a training and a test part, {train: PATH, test: PATH}, or {name: one of these}",
+        path=True,
+    )
+    suite: Any = option(
+        None,
+        "folders in CLIP_benchmark's layout, each evaluated as its files ask: one, a folder of several, a list, or {name: PATH}",
+        path=True,
+    )
     retrieval: Any = option(True, "true: on data.val; false: none; or the shards or folder to use", path=True)
 
 

@@ -33,7 +33,8 @@ class EvaluationBatch:
     """Images of one rank, with their labels and captions. Rows where `valid` is False fill up the batch and are ignored.
 
     images: uint8 [B, 3, H, W]; valid: bool [B]; labels: int64 [B], the class index of `.cls`, or -1;
-    captions: all captions of each image (empty for a filling row); ids: `shard/key`, "" for a filling row.
+    captions: all captions of each image (empty for a filling row); ids: `shard/key`, "" for a filling row;
+    classes: the class indices of `.npy`, where each image may have any number of them; None without one.
     """
 
     images: Tensor
@@ -41,3 +42,4 @@ class EvaluationBatch:
     labels: Tensor
     captions: list[list[str]]
     ids: list[str]
+    classes: list[list[int] | None]

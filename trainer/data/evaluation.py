@@ -3,6 +3,7 @@
 import functools
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -12,7 +13,7 @@ from model.preprocess import REDUCING_GAP, centre_crop
 from trainer.config.schema import DataConfig
 from trainer.data.batch import EvaluationBatch
 from trainer.data.limits import LeftOut
-from trainer.data.shards.captions import CaptionRule, captions_of, label_of, read_captions
+from trainer.data.shards.captions import CaptionRule, captions_of, classes_of, label_of, read_captions
 from trainer.data.shards.images import decode_image, image_bytes
 from trainer.data.shards.opening import Remote
 from trainer.data.shards.samples import Sample, Unusable, read_samples
@@ -20,6 +21,7 @@ from trainer.data.workers import WorkerIterator
 from trainer.errors import UserError
 
 PARCEL_ROWS = 64  # rows a worker sends at once
+PARCEL_LABELS = 4096  # the same without images
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +34,12 @@ class _Plan:
     image_size: int
     captions: CaptionRule
     background: tuple[int, ...]
-    first_reader: int  # of this rank
-    readers: int  # of all ranks
     parcel_rows: int
     remote: Remote
+    only: frozenset[str] | None = None  # ids of the samples to read; None: all
+    labels_alone: bool = False  # leave the images alone
+    first_reader: int = 0  # of this rank
+    readers: int = 1  # of all ranks
 
 
 @dataclass
@@ -46,6 +50,7 @@ class _Rows:
     labels: list[int] = field(default_factory=list)
     captions: list[list[str]] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
+    classes: list[list[int] | None] = field(default_factory=list)
     left_out: LeftOut = field(default_factory=LeftOut)
 
 
@@ -60,38 +65,66 @@ def evaluation_batches(
     any_rank: Callable[[bool], bool] = bool,
     workers: int | None = None,
     left_out: LeftOut | None = None,
+    only: frozenset[str] | None = None,
 ) -> Iterator[EvaluationBatch]:
     """This rank's share of all images of the shards, in batches of `batch_size` rows; the last one is padded with invalid rows.
 
     `any_rank(flag)` says whether the flag is set on any rank; it is called once before each batch and once at the end, on
     all ranks equally often, so that all ranks see the same number of batches. `workers`: null for data.workers. A sample
     needs an image and a caption or a class; others are left out, and so is everything after a break in a shard: they
-    are counted in `left_out`, complete at the end, and logged.
+    are counted in `left_out`, complete at the end, and logged. `only`: the ids of the samples to read; None: all.
     Raises UserError when `workers` is negative or `data.background` is not a colour.
     """
-    workers = data.workers if workers is None else workers
-    if workers < 0:
-        raise UserError(f"data.workers={workers} must be at least 0 (0 reads in the training process)")
-    per_rank = max(1, workers)
     plan = _Plan(
         shards=list(shards),
         image_size=image_size,
         captions=CaptionRule.of(data),
         background=tuple(data.background),
-        first_reader=rank * per_rank,
-        readers=world * per_rank,
         parcel_rows=min(batch_size, PARCEL_ROWS),
         remote=Remote.of(data),
+        only=only,
     )
-    read = functools.partial(_read_rows, plan)
-    rows: Iterator[_Rows] = WorkerIterator(read, workers) if workers else read(0)
-    batches = _batches(rows, batch_size, image_size, left_out if left_out is not None else LeftOut())
-    try:
+    with _reading(plan, rank, world, data.workers if workers is None else workers) as rows:
+        batches = _batches(rows, batch_size, image_size, left_out if left_out is not None else LeftOut())
         while True:
             batch = next(batches, None)
             if not any_rank(batch is not None):
                 return
             yield batch or _filled(_Rows(), batch_size, image_size)
+
+
+def read_labels(data: DataConfig, *, shards: list[str], rank: int, world: int, left_out: LeftOut) -> Iterator[tuple[str, int]]:
+    """The id and the class index (-1: none) of every sample of this rank's share; images are not decoded.
+
+    What cannot be read is counted in `left_out`, complete at the end, and logged.
+    """
+    plan = _Plan(
+        shards=list(shards),
+        image_size=0,
+        captions=CaptionRule.of(data),
+        background=tuple(data.background),
+        parcel_rows=PARCEL_LABELS,
+        remote=Remote.of(data),
+        labels_alone=True,
+    )
+    with _reading(plan, rank, world, data.workers) as parcels:
+        for parcel in parcels:
+            left_out.add(parcel.left_out)
+            yield from zip(parcel.ids, parcel.labels, strict=True)
+    _tell(left_out)
+
+
+@contextmanager
+def _reading(plan: _Plan, rank: int, world: int, workers: int) -> Iterator[Iterator[_Rows]]:
+    """What this rank's readers send, in `workers` processes or, with 0, in this one."""
+    if workers < 0:
+        raise UserError(f"data.workers={workers} must be at least 0 (0 reads in the training process)")
+    per_rank = max(1, workers)
+    plan = replace(plan, first_reader=rank * per_rank, readers=world * per_rank)
+    read = functools.partial(_read_rows, plan)
+    rows: Iterator[_Rows] = WorkerIterator(read, workers) if workers else read(0)
+    try:
+        yield rows
     finally:
         if isinstance(rows, WorkerIterator):
             rows.close()
@@ -106,6 +139,10 @@ def _batches(parcels: Iterator[_Rows], batch_size: int, image_size: int, left_ou
             yield _filled(_cut(waiting, batch_size), batch_size, image_size)
     if waiting.ids:
         yield _filled(waiting, batch_size, image_size)
+    _tell(left_out)
+
+
+def _tell(left_out: LeftOut) -> None:
     for line in left_out.told():
         logger.warning("evaluation: %s", line)
 
@@ -115,6 +152,8 @@ def _read_rows(plan: _Plan, worker: int) -> Iterator[_Rows]:
     for sample in _share(plan, plan.first_reader + worker):
         if sample.broken:
             rows.left_out.bad_shards.setdefault(sample.shard, sample.broken)
+            continue
+        if plan.only is not None and sample.id not in plan.only:
             continue
         rows.left_out.read += 1
         try:
@@ -139,13 +178,20 @@ def _share(plan: _Plan, reader: int) -> Iterator[Sample]:
 
 def _add_sample(rows: _Rows, sample: Sample, plan: _Plan) -> None:
     label = label_of(sample)
+    if plan.labels_alone:
+        rows.labels.append(label)
+        rows.ids.append(sample.id)
+        return
+    classes = classes_of(sample)
     # A sample with a class needs no caption.
-    captions = read_captions(sample, plan.captions) if label < 0 else captions_of(sample, plan.captions)
+    needs_caption = label < 0 and classes is None
+    captions = read_captions(sample, plan.captions) if needs_caption else captions_of(sample, plan.captions)
     image = decode_image(image_bytes(sample), round(REDUCING_GAP * plan.image_size), plan.background)
     rows.images.append(centre_crop(image, plan.image_size))
     rows.labels.append(label)
     rows.captions.append(captions)
     rows.ids.append(sample.id)
+    rows.classes.append(classes)
 
 
 def _packed(rows: _Rows) -> _Rows:
@@ -158,12 +204,15 @@ def _append(rows: _Rows, more: _Rows) -> None:
     rows.labels += more.labels
     rows.captions += more.captions
     rows.ids += more.ids
+    rows.classes += more.classes
 
 
 def _cut(rows: _Rows, count: int) -> _Rows:
     """Remove and return the first `count` rows."""
-    first = _Rows(rows.images[:count], rows.labels[:count], rows.captions[:count], rows.ids[:count])
-    del rows.images[:count], rows.labels[:count], rows.captions[:count], rows.ids[:count]
+    columns = (rows.images, rows.labels, rows.captions, rows.ids, rows.classes)
+    first = _Rows(*(column[:count] for column in columns))  # type: ignore[arg-type]
+    for column in columns:
+        del column[:count]
     return first
 
 
@@ -176,4 +225,5 @@ def _filled(rows: _Rows, batch_size: int, image_size: int) -> EvaluationBatch:
         labels=torch.tensor(rows.labels + [-1] * missing),
         captions=rows.captions + [[] for _ in range(missing)],
         ids=rows.ids + [""] * missing,
+        classes=rows.classes + [None] * missing,
     )

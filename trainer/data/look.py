@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from trainer.config.schema import DataConfig
-from trainer.data.shards.captions import CaptionRule, captions_of, label_of, read_captions, require_pair
+from trainer.data.shards.captions import CaptionRule, captions_of, classes_of, label_of, read_captions, require_pair
 from trainer.data.shards.images import decode_image, image_bytes
 from trainer.data.shards.opening import Remote, is_remote
 from trainer.data.shards.samples import Sample, Unusable, read_samples
@@ -87,11 +87,19 @@ def judge_pair(sample: Sample, data: DataConfig) -> int:
 
 
 def judge_image(sample: Sample, data: DataConfig) -> int:
-    """A sample to evaluate on: an image and a caption or a class."""
+    """A sample to evaluate on: an image and a caption, a class or several."""
     rule = CaptionRule.of(data)
-    captions = read_captions(sample, rule) if label_of(sample) < 0 else captions_of(sample, rule)
+    needs_caption = label_of(sample) < 0 and classes_of(sample) is None
+    captions = read_captions(sample, rule) if needs_caption else captions_of(sample, rule)
     decode_image(image_bytes(sample))
     return len(captions)
+
+
+def judge_labelled(sample: Sample, data: DataConfig) -> int:
+    """A sample of a labelled set: an image and a class."""
+    if label_of(sample) < 0:
+        raise Unusable("it has no .cls with its class index")
+    return judge_image(sample, data)
 
 
 def _spread(shards: Sequence[str]) -> list[str]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.config.schema import Config, DataConfig
-from trainer.data.look import Look, judge_image, judge_pair, look_at
-from trainer.data.shapes.write import zeroshot_folders
+from trainer.data.look import Judge, Look, judge_image, judge_pair, look_at
+from trainer.data.shapes.write import fewshot_folders, zeroshot_folders
 from trainer.data.shards.captions import CaptionRule, check_captions
 from trainer.data.shards.names import printable
 from trainer.data.shards.opening import Remote
@@ -26,6 +26,8 @@ def with_shapes(config: Config, folder: Path) -> Config:
     located.data.val = located.data.val or f"{folder}/val-*.tar"
     if located.eval.zeroshot is None:
         located.eval.zeroshot = zeroshot_folders(config.data.kind, folder)
+    if located.eval.fewshot is None:
+        located.eval.fewshot = fewshot_folders(config.data.kind, folder)
     return located
 
 
@@ -69,13 +71,15 @@ def check_training_data(config: Config) -> Shards:
     return _looked_at(what, shards, look)
 
 
-def check_evaluation_data(what: str, shards: list[str], training: Sequence[str], data: DataConfig) -> Shards:
+def check_evaluation_data(
+    what: str, shards: list[str], training: Sequence[str], data: DataConfig, judge: Judge = judge_image
+) -> Shards:
     """Evaluation shards of a configuration key, looked at.
 
     Raises UserError when some of them are training shards, or none of the samples looked at can be used.
     """
     check_apart(what, shards, training)
-    return _looked_at(what, shards, look_at(shards, data, judge_image))
+    return _looked_at(what, shards, look_at(shards, data, judge))
 
 
 def check_apart(what: str, shards: Sequence[str], training: Sequence[str]) -> None:

@@ -26,15 +26,16 @@ class ClassificationSet:
     shards: list[str]
 
 
-def read_classification_set(folder: str | Path) -> ClassificationSet:
+def read_classification_set(folder: str | Path, what: str = "eval.zeroshot") -> ClassificationSet:
     """Read FOLDER: the class names, the prompts, the attributes where there are any, and the list of test shards.
 
-    The shards are those of `FOLDER/test/`, else `FOLDER/test-*.tar`, else `FOLDER/*.tar` but for training shards.
+    what: the configuration key, for messages. The shards are those of `FOLDER/test/`, else `FOLDER/test-*.tar`, else
+    `FOLDER/*.tar` but for training shards.
     Raises UserError when anything is missing or malformed.
     """
-    root = user_path(folder, "eval.zeroshot")
+    root = user_path(folder, what)
     if not root.is_dir():
-        raise UserError(f"eval.zeroshot: {root} is not a folder; give one with {CLASSES}, {TEMPLATES} and test shards")
+        raise UserError(f"{what}: {root} is not a folder; give one with {CLASSES}, {TEMPLATES} and test shards")
     classes = _read_lines(root / CLASSES, "one class name per line, in label order")
     if "" in classes:
         raise UserError(f"{root / CLASSES}: line {classes.index('') + 1} is empty; every label needs a name")
@@ -42,9 +43,7 @@ def read_classification_set(folder: str | Path) -> ClassificationSet:
     for template in templates:
         if "{c}" not in template:
             raise UserError(f"{root / TEMPLATES}: '{template}' does not say where the class name goes; write {{c}} there")
-    return ClassificationSet(
-        classes, templates, _read_attributes(root / ATTRIBUTES, len(classes)), list_shards(root, "eval.zeroshot")
-    )
+    return ClassificationSet(classes, templates, _read_attributes(root / ATTRIBUTES, len(classes)), list_shards(root, what))
 
 
 def _read_text(path: Path) -> str:

@@ -1,12 +1,13 @@
 """The model as the evaluators see it: pixels or tokens in, unit vectors out, all ranks in step."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from model.preprocess import normalise
+from model.stream import IMAGE
 from trainer.config.schema import DataConfig
 from trainer.distributed.processes import Processes
 
@@ -19,6 +20,10 @@ class Encoder(Protocol):
 
     def images(self, images: Tensor) -> Tensor:
         """uint8 `[b, 3, H, W]` on the run's device to float32 `[b, D]` there; L2-normalised, without gradient."""
+        ...
+
+    def features(self, images: Tensor) -> Tensor:
+        """uint8 `[b, 3, H, W]` to the images' features before the projection, float32 `[b, width]`; otherwise like `images`."""
         ...
 
     def texts(self, tokens: Tensor) -> Tensor:
@@ -63,8 +68,16 @@ class ModelEncoder:
     @torch.no_grad()
     def images(self, images: Tensor) -> Tensor:
         """uint8 `[b, 3, H, W]` -> float32 `[b, D]`."""
+        return self._images(images).images
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """uint8 `[b, 3, H, W]` -> float32 `[b, width]`."""
+        return self._images(images).features[IMAGE].float()
+
+    def _images(self, images: Tensor) -> Any:
         self._before_each()
-        return self._model(images=normalise(images, self._data.mean, self._data.std, self._dtype)).images
+        return self._model(images=normalise(images, self._data.mean, self._data.std, self._dtype))
 
     @torch.no_grad()
     def texts(self, tokens: Tensor) -> Tensor:

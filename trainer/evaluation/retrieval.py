@@ -20,14 +20,14 @@ def retrieval(shards: Any, setting: Setting, what: str = "eval.retrieval") -> di
     configuration key `what`), for any number of captions per image.
 
     `i2t_r<k>`: share of the images with any of their captions among the k nearest captions; `t2i_r<k>`: share of the captions
-    with their image among the k nearest images; each with `<name>_chance`. `images` and `captions` are counts, and so are
-    `bad_samples` and `bad_shards`, where there are any. Images without
+    with their image among the k nearest images; each with `<name>_chance`. `modality_gap` and `pair_cosine` as in `modality_gap`.
+    `images` and `captions` are counts, and so are `bad_samples` and `bad_shards`, where there are any. Images without
     a caption are left out. Ties are treated as in `trainer.evaluation.ranking`. A collective: every rank takes a slice of the
     images, then of the queries, and gets the whole result. Raises UserError on every rank when the shards contain no pair.
     """
     listed = first_reads(lambda: list_shards(shards, what), setting.processes)
     left_out = LeftOut()
-    images_nd, captions = _embed_captioned_images(listed, setting, left_out)
+    images_nd, captions = embed_captioned_images(listed, setting, left_out)
     nothing = "; ".join([f"{what}: {shards} contains no image with a caption", *left_out.told()])
     raise_together(None if captions else nothing, setting.processes)
     owner_t = torch.tensor([image for image, of_image in enumerate(captions) for _ in of_image], device=images_nd.device)
@@ -36,20 +36,23 @@ def retrieval(shards: Any, setting: Setting, what: str = "eval.retrieval") -> di
     return {
         **_recall("i2t", images_nd, image_n, captions_td, owner_t, setting),
         **_recall("t2i", captions_td, owner_t, images_nd, image_n, setting),
+        **modality_gap(images_nd, captions_td, owner_t),
         "images": float(len(images_nd)),
         "captions": float(len(captions_td)),
         **left_out.metrics(),
     }
 
 
-def _embed_captioned_images(shards: list[str], setting: Setting, left_out: LeftOut) -> tuple[Tensor, list[list[str]]]:
-    """All ranks' images that have captions, float32 `[n, D]`, and the captions of each; the same on every rank."""
+def embed_captioned_images(
+    shards: list[str], setting: Setting, left_out: LeftOut, least: int = 1
+) -> tuple[Tensor, list[list[str]]]:
+    """All ranks' images with `least` captions or more, float32 `[n, D]`, and the captions of each; the same on every rank."""
     rows, kept, captions = [], [], []
     for batch in setting.batches(shards, left_out):
         rows.append(setting.embed_images(batch.images))
         # Filling rows have no captions either.
-        kept.append(torch.tensor([bool(of_image) for of_image in batch.captions]))
-        captions += [of_image for of_image in batch.captions if of_image]
+        kept.append(torch.tensor([len(of_image) >= least for of_image in batch.captions]))
+        captions += [of_image for of_image in batch.captions if len(of_image) >= least]
     if not rows:  # then there is none on any rank: all have the same number of batches
         return torch.empty(0, 0, device=setting.processes.device), []
     device = rows[0].device
@@ -70,6 +73,19 @@ def _recall(
         metrics[f"{direction}_r{k}"] = found / len(queries_qd)
         metrics[f"{direction}_r{k}_chance"] = chance(right_q, len(gallery_md), k)
     return metrics
+
+
+def modality_gap(images_nd: Tensor, captions_td: Tensor, image_t: Tensor) -> dict[str, float]:
+    """Where the two modalities lie, from unit vectors `[n, D]` and `[t, D]`, and the image that each caption belongs to.
+
+    `modality_gap`: the distance between the mean image and the mean caption, from 0 to 2 (Liang et al., "Mind the gap", 2022,
+    section 4.1); `pair_cosine`: the mean cosine of a caption and its image.
+    """
+    images_nd = images_nd.double()
+    captions_nd = torch.zeros_like(images_nd).index_add_(0, image_t, captions_td.double())  # the sum of each image's
+    gap = (images_nd.mean(dim=0) - captions_nd.sum(dim=0) / len(captions_td)).norm()
+    cosine = (images_nd * captions_nd).sum() / len(captions_td)
+    return {"modality_gap": gap.item(), "pair_cosine": cosine.item()}
 
 
 def count_hits(

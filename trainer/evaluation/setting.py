@@ -7,7 +7,7 @@ from torch import Tensor
 
 from trainer.config.schema import DataConfig
 from trainer.data.batch import EvaluationBatch
-from trainer.data.evaluation import evaluation_batches
+from trainer.data.evaluation import evaluation_batches, read_labels
 from trainer.data.limits import LeftOut
 from trainer.distributed.processes import Processes
 from trainer.evaluation.encoder import Encoder, Tokenize, encode_texts
@@ -25,10 +25,11 @@ class Setting:
     batch_size: int
     processes: Processes
 
-    def batches(self, shards: Sequence[str], left_out: LeftOut) -> Iterator[EvaluationBatch]:
+    def batches(self, shards: Sequence[str], left_out: LeftOut, only: frozenset[str] | None = None) -> Iterator[EvaluationBatch]:
         """This rank's slice of the shards: as many batches on each rank, all of `batch_size` rows. A collective.
 
-        At the end `left_out` has what all ranks could not use. Raises UserError on every rank when that is too much.
+        `only`: the ids of the samples to read; None: all. At the end `left_out` has what all ranks could not use, besides
+        what it had. Raises UserError on every rank when that is too much.
         """
         mine = LeftOut()
         yield from evaluation_batches(
@@ -40,10 +41,28 @@ class Setting:
             world=self.processes.world,
             any_rank=self.processes.any,
             left_out=mine,
+            only=only,
         )
+        self._settle(mine, left_out, len(shards))
+
+    def labels(self, shards: Sequence[str], left_out: LeftOut) -> Iterator[tuple[str, int]]:
+        """The id and class index (-1: none) of each sample of this rank's slice, without its image. Otherwise like `batches`."""
+        mine = LeftOut()
+        rank, world = self.processes.rank, self.processes.world
+        yield from read_labels(self.data, shards=list(shards), rank=rank, world=world, left_out=mine)
+        self._settle(mine, left_out, len(shards))
+
+    def _settle(self, mine: LeftOut, left_out: LeftOut, shards: int) -> None:
+        """Add what all ranks could not use. A collective."""
+        together = LeftOut()
         for of_rank in self.processes.gather_objects(mine):
-            left_out.add(of_rank)
-        left_out.check(len(shards), self.data)
+            together.add(of_rank)
+        together.check(shards, self.data)
+        left_out.add(together)
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """uint8 `[b, 3, H, W]` from anywhere to float32 `[b, width]` on the run's device. A collective."""
+        return self.encoder.features(images.to(self.processes.device)).float()
 
     def embed_images(self, images: Tensor) -> Tensor:
         """uint8 `[b, 3, H, W]` from anywhere to float32 `[b, D]` on the run's device. A collective."""

@@ -16,8 +16,10 @@ from trainer.evaluation.setting import Setting
 PROMPTS_AT_ONCE = 8192  # 1000 classes by 80 prompts would be 300 MiB of embeddings on every rank
 
 
-def zeroshot(folder: str | Path, setting: Setting) -> dict[str, float]:
+def zeroshot(folder: str | Path, setting: Setting, what: str = "eval.zeroshot") -> dict[str, float]:
     """Classify the test images of a CLIP_benchmark folder; every rank takes a slice and gets the whole result. A collective.
+
+    what: the configuration key, for messages.
 
     Shares from 0 to 1: `top1`, `top5` (with more than five classes), `mean_per_class` (top-1, over the classes that have images),
     and each attribute of `class_attributes.json`: how often the predicted class has the true one's value. `chance` is that of
@@ -26,17 +28,17 @@ def zeroshot(folder: str | Path, setting: Setting) -> dict[str, float]:
     `trainer.evaluation.ranking`.
     Raises UserError on every rank for a bad folder, for shards without `.cls` labels, and for labels out of range.
     """
-    dataset = first_reads(lambda: read_classification_set(folder), setting.processes)
+    dataset = first_reads(lambda: read_classification_set(folder, what), setting.processes)
     classes_cd = class_embeddings(dataset, setting)
     judge = _Judge(dataset, classes_cd.device)
     left_out = LeftOut()
     for batch in setting.batches(dataset.shards, left_out):
-        raise_together(_label_problem(batch, dataset, folder), setting.processes)
+        raise_together(_label_problem(batch, dataset, f"{what}={folder}"), setting.processes)
         images_bd = setting.embed_images(batch.images)
         valid_b = batch.valid.to(images_bd.device)
         judge.count(similarity(images_bd[valid_b], classes_cd), batch.labels.to(images_bd.device)[valid_b])
     images = int(setting.processes.sum(judge.images_c).sum())
-    unlabelled = f"eval.zeroshot: the test shards of {folder} contain no usable image with its class index in .cls"
+    unlabelled = f"{what}: the test shards of {folder} contain no usable image with its class index in .cls"
     raise_together(None if images else "; ".join([unlabelled, *left_out.told()]), setting.processes)
     return judge.result(setting.processes.sum(judge.images_c), setting.processes.sum(judge.hits_mc)) | left_out.metrics()
 
@@ -54,16 +56,14 @@ def class_embeddings(dataset: ClassificationSet, setting: Setting) -> Tensor:
     return normalize(torch.cat(means), dim=-1)
 
 
-def _label_problem(batch: EvaluationBatch, dataset: ClassificationSet, folder: str | Path) -> str | None:
+def _label_problem(batch: EvaluationBatch, dataset: ClassificationSet, what: str) -> str | None:
     """The line that tells the user about the first bad label of the batch, or None."""
     classes = len(dataset.classes)
     for valid, label, name in zip(batch.valid.tolist(), batch.labels.tolist(), batch.ids, strict=True):
         if valid and label == -1:
-            return f"eval.zeroshot={folder}: sample {name} has no .cls with its class index; add one to every sample"
+            return f"{what}: sample {name} has no .cls with its class index; add one to every sample"
         if valid and not 0 <= label < classes:
-            return (
-                f"eval.zeroshot={folder}: sample {name} has label {label}; the {classes} classes are numbered 0 to {classes - 1}"
-            )
+            return f"{what}: sample {name} has label {label}; the {classes} classes are numbered 0 to {classes - 1}"
     return None
 
 

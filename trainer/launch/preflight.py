@@ -40,7 +40,9 @@ from trainer.errors import UserError
 from trainer.estimate.memory import checkpoint_bytes, estimate_memory, local_pairs, readable_bytes
 from trainer.estimate.remedy import find_remedy, needed_bytes
 from trainer.estimate.rows import memory_rows, sent_rows
-from trainer.evaluation.suite import classification_sets, retrieval_shards
+from trainer.evaluation.benchmark import benchmark_sets
+from trainer.evaluation.fewshot_set import fewshot_sets
+from trainer.evaluation.suite import classification_sets, retrieval_key, retrieval_shards
 from trainer.reporting.log_lines import log_to_terminal
 from trainer.reporting.tables import facts_table
 from trainer.reporting.wandb_login import check_login
@@ -226,11 +228,16 @@ def _check_shards(shards: int, world: int, progress: TrainingProgress, config: C
 
 
 def _evaluation(config: Config, found: Sequence[Shards | None]) -> str:
-    """`zero-shot (default, unseen), retrieval on 4 shards`"""
-    sets = classification_sets(config.eval.zeroshot)
-    parts = [f"zero-shot ({', '.join(sets)})"] if sets else []
+    """`zero-shot (default, unseen), few-shot (default), suite (pets, food), retrieval on 4 shards`"""
+    sets = {
+        "zero-shot": list(classification_sets(config.eval.zeroshot)),
+        "few-shot": list(fewshot_sets(config.eval.fewshot)),
+        "suite": [benchmark.name for benchmark in benchmark_sets(config.eval.suite)],
+    }
+    parts = [f"{kind} ({', '.join(names)})" for kind, names in sets.items() if names]
     if retrieval_shards(config) is not None:
-        parts.append(f"retrieval on {sum(len(shown.names) for shown in found[-1:] if shown)} shards")
+        shards = sum(len(shown.names) for shown in found if shown and shown.what == retrieval_key(config))
+        parts.append(f"retrieval on {shards} shards")
     elif config.eval.retrieval is True:
         parts.append("no retrieval, because data.val is not set")
     return ", ".join(parts) or "none"

@@ -11,6 +11,7 @@ TABLE_METRICS = (
     "eval/zeroshot_rare/top1",
     "eval/zeroshot_unseen/top1",
     "eval/zeroshot_relation/top1",
+    "eval/fewshot/10shot",
     "eval/retrieval/i2t_r1",
     "eval/retrieval/t2i_r1",
     "train/loss_contrastive",

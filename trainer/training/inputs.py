@@ -11,6 +11,7 @@ from model.paths import user_path
 from trainer.checkpoint.files import TOKENIZER
 from trainer.config.schema import Config
 from trainer.data.loader import TrainingLoader, training_loader
+from trainer.data.look import judge_image, judge_labelled
 from trainer.data.order.progress import DataProgress
 from trainer.data.shapes.write import RECIPES, write_shapes
 from trainer.data.shards.captions import CaptionRule, training_captions
@@ -21,7 +22,9 @@ from trainer.data.tokenizer import Tokenizer, train_tokenizer
 from trainer.distributed.agree import first_reads
 from trainer.distributed.processes import Processes
 from trainer.errors import UserError, reason
+from trainer.evaluation.benchmark import CLASSIFICATION, MULTILABEL, BenchmarkSet, benchmark_sets
 from trainer.evaluation.classification_set import read_classification_set
+from trainer.evaluation.fewshot_set import fewshot_sets, key_of, read_fewshot_set
 from trainer.evaluation.suite import classification_sets, retrieval_key, retrieval_shards
 from trainer.files import write_whole
 
@@ -29,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 def locate_data(config: Config, processes: Processes) -> Config:
-    """A copy of the configuration in which `data.train`, `data.val` and `eval.zeroshot` name what is on disk. A collective.
+    """A copy of the configuration in which `data.train`, `data.val` and the evaluation sets name what is on disk. A collective.
 
     An embedded data set is written on first use, once per host.
     """
@@ -101,16 +104,35 @@ def evaluation_checks(config: Config, training: list[str]) -> list[Callable[[], 
 
     def check_classes(name: str, folder: str) -> Shards:
         what = "eval.zeroshot" if name == "default" else f"eval.zeroshot.{name}"
-        return check_evaluation_data(what, read_classification_set(folder).shards, training, config.data)
+        return check_evaluation_data(what, read_classification_set(folder).shards, training, config.data, judge_labelled)
+
+    def check_examples(name: str, place: Any) -> Shards:
+        # They may be training shards: a probe learns from features of whatever the model has seen.
+        shards = read_fewshot_set(place, key_of(name)).train
+        return check_evaluation_data(f"{key_of(name)} (training part)", shards, [], config.data, judge_labelled)
+
+    def check_probe(name: str, place: Any) -> Shards:
+        shards = read_fewshot_set(place, key_of(name)).test
+        return check_evaluation_data(f"{key_of(name)} (test part)", shards, training, config.data, judge_labelled)
 
     def check_retrieval(shards: Any) -> Shards:
         what = retrieval_key(config)
         return check_evaluation_data(what, list_shards(shards, what), training, config.data)
 
+    def check_benchmark(found: BenchmarkSet) -> Shards:
+        if found.kind in (CLASSIFICATION, MULTILABEL):
+            shards = read_classification_set(found.folder, found.what).shards
+            judge = judge_labelled if found.kind == CLASSIFICATION else judge_image
+            return check_evaluation_data(found.what, shards, training, config.data, judge)
+        return check_evaluation_data(found.what, list_shards(found.folder, found.what), training, config.data)
+
     sets = classification_sets(config.eval.zeroshot)
     checks: list[Callable[[], Shards]] = [partial(check_classes, name, folder) for name, folder in sets.items()]
+    for name, place in fewshot_sets(config.eval.fewshot).items():
+        checks += [partial(check_examples, name, place), partial(check_probe, name, place)]
     if (shards := retrieval_shards(config)) is not None:
         checks.append(partial(check_retrieval, shards))
+    checks += [partial(check_benchmark, found) for found in benchmark_sets(config.eval.suite)]
     return checks
 
 

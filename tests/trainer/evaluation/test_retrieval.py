@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -56,7 +58,13 @@ def expected_metrics(image_rows, text_rows, counts):
     numbers = list(range(len(counts)))
     images, texts = image_rows.tolist(), text_rows.tolist()
     flat_images, flat_texts = [[0.0]] * len(images), [[0.0]] * len(texts)
-    expected = {"images": len(images), "captions": len(texts)}
+    means = [[sum(column) / len(rows) for column in zip(*rows, strict=True)] for rows in (images, texts)]
+    expected = {
+        "modality_gap": math.dist(*means),
+        "pair_cosine": sum(reference.dot(images[owner], text) for owner, text in zip(owners, texts, strict=True)) / len(texts),
+        "images": len(images),
+        "captions": len(texts),
+    }
     for k in KS:
         expected[f"i2t_r{k}"] = reference.recall(images, numbers, texts, owners, k)
         expected[f"t2i_r{k}"] = reference.recall(texts, owners, images, numbers, k)

@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -59,7 +61,7 @@ def test_names(folder):
     assert set(metrics) == {
         *(f"eval/zeroshot/{name}" for name in seen),
         *(f"eval/zeroshot_unseen/{name}" for name in seen if not name.startswith(("colour", "shape"))),
-        *(f"eval/retrieval/{name}" for name in [*both_ways, "images", "captions"]),
+        *(f"eval/retrieval/{name}" for name in [*both_ways, "modality_gap", "pair_cosine", "images", "captions"]),
     }
     assert metrics["eval/zeroshot/top1"] != metrics["eval/zeroshot_unseen/top1"]
 
@@ -88,6 +90,36 @@ def test_a_set_that_is_switched_off(folder):
     assert {name.split("/")[1] for name in judged(config)} == {"zeroshot_unseen"}
 
 
+def test_few_shots_of_one_set_or_of_named_ones(folder):
+    helpers.write_shards(folder / "train" / "%d.tar", [{"cls": label} for label in LABELS])
+    place = {"train": str(folder / "train"), "test": str(folder / "seen")}
+    one = judged(configuration(folder, zeroshot=None, retrieval=False, fewshot=place))
+    assert set(one) == {
+        f"eval/fewshot/{name}" for name in ("1shot", "1shot_std", "1shot_mean_per_class", "1shot_chance", "images")
+    }
+    named = judged(configuration(folder, zeroshot=None, retrieval=False, fewshot={"shapes": place, "off": None}))
+    assert named == {name.replace("eval/fewshot/", "eval/fewshot_shapes/"): value for name, value in one.items()}
+    with pytest.raises(UserError, match=r"^eval\.fewshot\.shapes: no shards match; /nowhere does not exist"):
+        judged(configuration(folder, zeroshot=None, retrieval=False, fewshot={"shapes": "/nowhere"}))
+
+
+def test_a_suite_of_folders(folder):
+    (folder / "val" / "dataset_type.txt").write_text("retrieval")
+    shutil.copytree(folder / "val", folder / "choices")
+    (folder / "choices" / "dataset_type.txt").write_text("image_caption_selection")
+    suite = [str(folder / name) for name in ("seen", "val", "choices")]
+    metrics = judged(configuration(folder, suite=suite))
+    # Of the same data, the same numbers.
+    for one, other in (("eval/zeroshot/", "eval/zeroshot_seen/"), ("eval/retrieval/", "eval/retrieval_val/")):
+        same = {metric.replace(one, other): value for metric, value in metrics.items() if metric.startswith(one)}
+        assert same == {metric: value for metric, value in metrics.items() if metric.startswith(other)}
+    assert metrics["eval/captions_choices/top1_chance"] == pytest.approx(1 / 3)
+    rows = [what for what, _, _ in summary_rows(metrics)]
+    assert {"zero-shot top-1, seen", "image to text R@1, val", "caption selection, choices"} <= set(rows)
+    with pytest.raises(UserError, match=r"would be eval/zeroshot_unseen, like another set: name it"):
+        judged(configuration(folder, suite=str(folder / "unseen")))
+
+
 def test_a_setting_that_is_no_path(folder):
     with pytest.raises(UserError, match=r"eval\.zeroshot: 'default' is 3"):
         judged(configuration(folder, zeroshot=3))
@@ -110,6 +142,9 @@ def test_summary_rows():
         "eval/zeroshot/images": 480.0,
         "eval/zeroshot_unseen/top1": 0.25,
         "eval/zeroshot_unseen/top1_chance": 0.0625,
+        **{f"eval/fewshot{end}/{n}shot": 0.1 * n for end, ns in (("", (1, 5, 10)), ("_few", (1, 5))) for n in ns},
+        **{f"eval/fewshot{end}/{n}shot_chance": 0.1 for end, ns in (("", (1, 5, 10)), ("_few", (1, 5))) for n in ns},
+        "eval/fewshot/10shot_std": 0.01,
         "eval/retrieval/i2t_r1": 0.1,
         "eval/retrieval/i2t_r1_chance": 0.001,
         "eval/retrieval/i2t_r10": 0.4,
@@ -121,6 +156,8 @@ def test_summary_rows():
         ("zero-shot top-1", "83.2%", "2.1%"),
         ("zero-shot colour", "50.0%", "12.5%"),
         ("zero-shot top-1, unseen", "25.0%", "6.2%"),
+        ("10-shot probe", "100.0%", "10.0%"),
+        ("5-shot probe, few", "50.0%", "10.0%"),
         ("image to text R@1", "10.0%", "0.1%"),
         ("text to image R@5", "20.0%", "0.5%"),
     ]

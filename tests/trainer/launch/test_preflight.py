@@ -140,6 +140,7 @@ def a_file_for_the_checkpoints(config: Config, tmp_path: Path) -> None:
         (set_to("data.train", "DIR/train-{000..003}.tar"), ("data.train", "2 of 4 shards are missing", "train-002.tar")),
         (set_to("data.val", "DIR/none.tar"), ("data.val", "none.tar")),
         (set_to("eval.zeroshot", "DIR/none"), ("eval.zeroshot", "none is not a folder")),
+        (set_to("eval.fewshot", "DIR/none"), ("eval.fewshot: no shards match", "none does not exist", "training part")),
         (set_to("data.tokenizer", "DIR/none.model"), ("tokenizer", "none.model")),
         (set_to("data.kind", "shape"), ("data.kind=shape", "shapes")),
         (set_to("data.workers", 4), ("2 shards for 4 readers", "use data.workers=2")),

@@ -54,6 +54,14 @@ def train_shard(write: Callable[[Path], Any]) -> Callable[[Config, Path], None]:
     return spoil
 
 
+def labelled(test: str) -> Callable[[Config, Path], None]:
+    def spoil(config: Config, folder: Path) -> None:
+        examples = write_shard(folder / "examples.tar", [{"jpg": jpeg(1), "cls": 0}])
+        config.eval.fewshot = {"train": examples, "test": str(folder / test)}
+
+    return spoil
+
+
 @pytest.mark.parametrize(
     ("spoil", "parts"),
     [
@@ -68,6 +76,12 @@ def train_shard(write: Callable[[Path], Any]) -> Callable[[Config, Path], None]:
         (set_to("eval.zeroshot", "DIR/none"), ("eval.zeroshot", "none is not a folder")),
         (set_to("eval.zeroshot", "DIR/run"), ("classnames.txt is missing",)),
         (set_to("eval.zeroshot", 3), ("eval.zeroshot",)),
+        (set_to("eval.fewshot", "DIR/none"), ("eval.fewshot: no shards match", "none does not exist", "training part")),
+        (set_to("eval.fewshot", {"pets": 3}), ("eval.fewshot.pets=3: give a folder",)),
+        (labelled(test="train.tar"), ("eval.fewshot (test part): 1 of 1 evaluation shards are training shards too",)),
+        (labelled(test="val.tar"), ("eval.fewshot (test part): all 4 samples", "it has no .cls with its class index")),
+        (set_to("eval.suite", "DIR/none"), ("eval.suite", "none is not a folder")),
+        (set_to("eval.suite", "DIR/run"), ("eval.suite: neither", "classnames.txt")),
         (set_to("data.tokenizer", "DIR/none.model"), ("tokenizer", "none.model", "No such file")),
         (set_to("data.tokenizer", "DIR/train.tar"), ("tokenizer", "train.tar", "not a SentencePiece model")),
         (set_to("data.tokenizer", "DIR"), ("tokenizer", "Is a directory")),

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
 
-from trainer.data.shapes.recipe import Recipe, ZeroShotSet
+from trainer.data.shapes.recipe import EXAMPLES, Recipe, ZeroShotSet
 from trainer.data.shapes.scene import PLAIN, Item, Scene, turn
 
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "diamond", "heart", "moon", "arrow", "hourglass", "bar")
@@ -252,7 +252,7 @@ def _relation(first: Placed, second: Placed) -> str:
     return "above" if y < other_y else "below"
 
 
-def _zeroshot_kinds(kinds: Iterable[Kind], each: int) -> ZeroShotSet:
+def _zeroshot_kinds(kinds: Iterable[Kind], each: int, examples: int = 0) -> ZeroShotSet:
     """Single objects, told from all kinds, seen or not."""
 
     def alone(label: int, rng: random.Random) -> Scene:
@@ -265,6 +265,7 @@ def _zeroshot_kinds(kinds: Iterable[Kind], each: int) -> ZeroShotSet:
         attributes={name: tuple(getattr(kind, name) for kind in KINDS) for name in ("texture", "colour", "shape")},
         labels=tuple(KINDS.index(kind) for kind in kinds for _ in range(each)),
         scene=alone,
+        examples=examples,
     )
 
 
@@ -301,13 +302,13 @@ def _zeroshot_relations(each: int) -> ZeroShotSet:
 
 
 RECIPE = Recipe(
-    version=2,
+    version=3,
     training=training_scene,
     validation=distinct_scenes,
     zeroshot={
         "default": _zeroshot_kinds(SEEN, 2),
         "rare": _zeroshot_kinds(RARE, 3),
-        "unseen": _zeroshot_kinds(UNSEEN, 10),
+        "unseen": _zeroshot_kinds(UNSEEN, 10, EXAMPLES),
         "relation": _zeroshot_relations(8),
     },
 )

@@ -6,13 +6,17 @@ from dataclasses import dataclass
 
 from trainer.data.shapes.scene import Scene
 
+EXAMPLES = 30
+"""Images of each class for few-shot probes: more than the 25 shots, so that their draws differ."""
+
 
 @dataclass(frozen=True)
 class ZeroShotSet:
     """A classification set.
 
     class_names: in label order; templates: prompts with `{c}` for the name; attributes: by name, one value per class;
-    labels: the class of each image, in any order; scene: an image of a class, whose caption is not used.
+    labels: the class of each image, in any order; scene: an image of a class, whose caption is not used;
+    examples: images of each class in another part, for few-shot probes; 0: no such part.
     """
 
     class_names: tuple[str, ...]
@@ -20,6 +24,7 @@ class ZeroShotSet:
     attributes: Mapping[str, tuple[str, ...]]
     labels: tuple[int, ...]
     scene: Callable[[int, random.Random], Scene]
+    examples: int = 0
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ Six combinations of shape and colour are kept out of training: a model that name
 
 import random
 
-from trainer.data.shapes.recipe import Recipe, ZeroShotSet
+from trainer.data.shapes.recipe import EXAMPLES, Recipe, ZeroShotSet
 from trainer.data.shapes.scene import Item, Scene, turn
 
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
@@ -109,19 +109,20 @@ def _pair_scene(rng: random.Random, full: bool) -> Scene:
     return Scene(items, background, caption)
 
 
-def _zeroshot(combinations: tuple[tuple[str, str], ...], each: int) -> ZeroShotSet:
+def _zeroshot(combinations: tuple[tuple[str, str], ...], each: int, examples: int = 0) -> ZeroShotSet:
     return ZeroShotSet(
         class_names=CLASS_NAMES,
         templates=TEMPLATES,
         attributes={"colour": tuple(colour for _, colour in CLASSES), "shape": tuple(shape for shape, _ in CLASSES)},
         labels=tuple(CLASSES.index(combination) for combination in combinations for _ in range(each)),
         scene=lambda label, rng: single_scene(*CLASSES[label], rng),
+        examples=examples,
     )
 
 
 RECIPE = Recipe(
-    version=1,
+    version=2,
     training=training_scene,
     validation=distinct_scenes,
-    zeroshot={"default": _zeroshot(SEEN, SEEN_IMAGES), "unseen": _zeroshot(tuple(sorted(UNSEEN)), UNSEEN_IMAGES)},
+    zeroshot={"default": _zeroshot(SEEN, SEEN_IMAGES, EXAMPLES), "unseen": _zeroshot(tuple(sorted(UNSEEN)), UNSEEN_IMAGES)},
 )

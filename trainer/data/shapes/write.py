@@ -6,7 +6,7 @@ import json
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,12 @@ def zeroshot_folders(kind: str, folder: Path) -> dict[str, str]:
     return {name: str(folder / _zeroshot_folder(name)) for name in RECIPES[kind].zeroshot}
 
 
+def fewshot_folders(kind: str, folder: Path) -> dict[str, str]:
+    """Those of `zeroshot_folders` that have a training part as well, as `eval.fewshot` takes them."""
+    folders = zeroshot_folders(kind, folder)
+    return {name: folders[name] for name, zeroshot in RECIPES[kind].zeroshot.items() if zeroshot.examples}
+
+
 def _zeroshot_folder(name: str) -> str:
     return "zeroshot" if name == "default" else f"zeroshot_{name}"
 
@@ -100,22 +106,36 @@ def _write_all(folder: Path, data: DataConfig, image_size: int) -> None:
 
     for name, zeroshot in recipe.zeroshot.items():
         part = _zeroshot_folder(name)
-        _write_zeroshot(folder / part, zeroshot, image_size, *generators(part))
+        _write_zeroshot(folder / part, zeroshot)
+        _write_labelled(folder / part / "test", zeroshot, zeroshot.labels, image_size, *generators(part))
+        if zeroshot.examples:
+            labels = tuple(label for label in sorted(set(zeroshot.labels)) for _ in range(zeroshot.examples))
+            _write_labelled(folder / part / "train", zeroshot, labels, image_size, *generators(f"{part}/train"))
 
 
-def _write_zeroshot(
-    folder: Path, zeroshot: ZeroShotSet, image_size: int, scenes: random.Random, pixels: np.random.Generator
-) -> None:
-    labels = list(zeroshot.labels)
-    scenes.shuffle(labels)
-    images = _images((zeroshot.scene(label, scenes) for label in labels), image_size, pixels)
-    samples = ({"jpg": image, "cls": label} for label, (_, image) in zip(labels, images, strict=True))
-    (folder / "test").mkdir(parents=True)
-    _write_shards(folder / "test", "{}.tar", 1, samples)
-    (folder / "test" / "nshards.txt").write_text("1\n")
+def _write_zeroshot(folder: Path, zeroshot: ZeroShotSet) -> None:
+    folder.mkdir()
     (folder / "classnames.txt").write_text("\n".join(zeroshot.class_names) + "\n")
     (folder / "zeroshot_classification_templates.txt").write_text("\n".join(zeroshot.templates) + "\n")
     (folder / "class_attributes.json").write_text(json.dumps(dict(zeroshot.attributes), indent=1) + "\n")
+
+
+def _write_labelled(
+    folder: Path,
+    zeroshot: ZeroShotSet,
+    labels: Sequence[int],
+    image_size: int,
+    scenes: random.Random,
+    pixels: np.random.Generator,
+) -> None:
+    """One part of a classification set: an image of each label, in random order."""
+    shuffled = list(labels)
+    scenes.shuffle(shuffled)
+    images = _images((zeroshot.scene(label, scenes) for label in shuffled), image_size, pixels)
+    samples = ({"jpg": image, "cls": label} for label, (_, image) in zip(shuffled, images, strict=True))
+    folder.mkdir()
+    _write_shards(folder, "{}.tar", 1, samples)
+    (folder / "nshards.txt").write_text("1\n")
 
 
 def _pairs(scenes: Iterator[Scene], image_size: int, pixels: np.random.Generator) -> Iterator[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """The captions and labels in a sample's files."""
 
+import io
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from model.text import clean_text
 from trainer.config.schema import DataConfig
 from trainer.data.shards.images import image_bytes
@@ -17,7 +20,7 @@ from trainer.data.shards.names import DOTS_REMEDY, file_named
 from trainer.data.shards.opening import Remote
 from trainer.data.shards.samples import Sample, Unusable, read_samples
 from trainer.data.text_files import decode_text, split_lines
-from trainer.errors import UserError
+from trainer.errors import UserError, reason
 
 CHECKED_SAMPLES = 100
 CHECKED_SHARDS = 8  # tried until one contains samples
@@ -147,6 +150,23 @@ def label_of(sample: Sample) -> int:
     if not text.isdigit() or len(text) > CLASS_DIGITS:
         raise Unusable(f".cls contains '{clean_text(text)[:20]}', which is not a class index")
     return int(text)
+
+
+def classes_of(sample: Sample) -> list[int] | None:
+    """The classes that apply, from a `.npy` with a number per class (above 0: it applies), or None if there is no such file.
+
+    Raises Unusable when the file has no such numbers.
+    """
+    content = file_named(sample.files, "npy")
+    if content is None:
+        return None
+    try:
+        applies_c = np.load(io.BytesIO(content), allow_pickle=False) > 0
+    except (ValueError, TypeError, EOFError, OSError, MemoryError) as problem:
+        raise Unusable(f".npy cannot be read as a number for each class: {reason(problem)}") from None
+    if applies_c.ndim != 1:
+        raise Unusable(f".npy has the shape {applies_c.shape}, instead of one number for each class")
+    return [int(number) for number in np.flatnonzero(applies_c)]
 
 
 def require_pair(sample: Sample, rule: CaptionRule) -> tuple[bytes, list[str]]:

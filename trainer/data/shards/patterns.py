@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ PARTS = {
     "test": ("test", "testing", "eval"),
 }
 """Words in the name of a folder or shard that say which part of a data set it is."""
+TRAINING, HELD_OUT = ("training",), ("test", "validation")
+"""Names of PARTS, the best first."""
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 """Endings of shards in a folder; compressed ones are used only if there are no others."""
 
@@ -32,18 +35,28 @@ Identity = str | tuple[int, int]
 logger = logging.getLogger(__name__)
 
 
-def list_shards(pattern: Any, what: str) -> list[str]:
+@dataclass(frozen=True)
+class _Wanted:
+    """parts: names of PARTS, the best first; tell: whether to report what is left out."""
+
+    parts: tuple[str, ...]
+    tell: bool = True
+
+
+def list_shards(pattern: Any, what: str, parts: tuple[str, ...] | None = None) -> list[str]:
     """The shards that a pattern names, each once: paths, `pipe:` commands and URLs.
 
     A pattern is a path with braces (`{000..019}`, `{a,b}`) or wildcards, a directory, `pipe:COMMAND`, a URL, or a list of
     those. A directory means its *.tar, or CLIP_benchmark's layout (nshards.txt, 0.tar, …), in itself or in a folder for each
     part of the data set, such as train/ and test/. `what` is the configuration key, which says which part is wanted: if the
     names in a directory or wildcard show several parts, data.train gets only training shards, and other keys never do.
+    `parts`, the best first, are for a key that wants several: each is then listed by itself, and nothing is said of the others.
     Raises UserError when a local shard is missing, empty or not a tar archive, when nothing matches or only another part does,
     and for a URL that nothing can read. Commands and URLs are not opened here.
     """
     try:
-        shards = [shard for text in _texts(pattern, what) for shard in _expand(text, what)]
+        wanted = _Wanted(parts, tell=False) if parts else _Wanted(_wanted_parts(what))
+        shards = [shard for text in _texts(pattern, what) for shard in _expand(text, what, wanted)]
     except OSError as problem:  # a folder without read permission
         raise UserError(f"{what}={pattern}: {problem.filename}: {reason(problem)}") from None
     if not shards:
@@ -94,7 +107,7 @@ def _texts(pattern: Any, what: str) -> list[str]:
     return texts
 
 
-def _expand(text: str, what: str) -> list[str]:
+def _expand(text: str, what: str, wanted: _Wanted) -> list[str]:
     try:
         names = list(braceexpand(text.removeprefix("file://")))
     except ValueError:
@@ -105,9 +118,9 @@ def _expand(text: str, what: str) -> list[str]:
     for name in names:
         path = Path(name).expanduser()
         if path.is_dir():
-            shards += _in_directory(path, what)
+            shards += _in_directory(path, what, wanted)
         elif not path.exists() and re.search(r"[*?\[]", name):
-            shards += _matching(path, what)
+            shards += _matching(path, what, wanted)
         else:
             shards.append(str(path))
     return shards
@@ -116,8 +129,13 @@ def _expand(text: str, what: str) -> list[str]:
 def _wanted_parts(what: str) -> tuple[str, ...]:
     """Names of PARTS for a configuration key, the best first."""
     if what == "data.train":
-        return ("training",)
-    return ("validation", "test") if what == "data.val" else ("test", "validation")
+        return TRAINING
+    return ("validation", "test") if what == "data.val" else HELD_OUT
+
+
+def part_of(names: Sequence[str]) -> str | None:
+    """The part of a data set, according to the names of a shard's folders and its own; the last that shows one decides."""
+    return next((part for part in map(_part_of, reversed(names)) if part), None)
 
 
 def _part_of(name: str) -> str | None:
@@ -132,19 +150,21 @@ def _tars_in(folder: Path) -> list[Path]:
     return plain or names
 
 
-def _in_directory(path: Path, what: str) -> list[str]:
+def _in_directory(path: Path, what: str, wanted: _Wanted) -> list[str]:
     direct = _tars_in(path)
-    for part in _wanted_parts(what):
+    for part in wanted.parts:
         for name in PARTS[part]:
             if (path / name).is_dir() and (shards := _counted(path / name, what) or _tars_in(path / name)):
                 return [str(shard) for shard in shards]
         if shards := [shard for shard in direct if _part_of(shard.name) == part]:
             return [str(shard) for shard in shards]
     own = next((part for part, names in PARTS.items() if path.resolve().name.lower() in names), None)
-    if own is None or own in _wanted_parts(what):
+    if own is None or own in wanted.parts:
         shards = _counted(path, what) or [shard for shard in direct if _part_of(shard.name) is None]
         if shards:
             return [str(shard) for shard in shards]
+    elif not wanted.tell:
+        return []
     elif direct:
         direct = [path]
     direct = direct or [path / name for names in PARTS.values() for name in names if (path / name).is_dir()]
@@ -155,7 +175,7 @@ def _in_directory(path: Path, what: str) -> list[str]:
             f"set by name, or empty: if you do mean this part, name the shards, such as {example}"
         )
     lacking = "no *.tar and no nshards.txt, and neither does a folder in it named after a part of a data set, such as"
-    folder = "train/" if what == "data.train" else "test/: there are no test shards"
+    folder = "train/" if wanted.parts == TRAINING else "test/: there are no test shards"
     raise UserError(f"{what}={path}: no shards match; the directory contains {lacking} {folder}")
 
 
@@ -169,7 +189,7 @@ def _counted(folder: Path, what: str) -> list[Path]:
     return [folder / f"{index}.tar" for index in range(int(count))]
 
 
-def _matching(pattern: Path, what: str) -> list[str]:
+def _matching(pattern: Path, what: str, wanted: _Wanted) -> list[str]:
     """The files that match a path with wildcards, without litter and unwanted parts of the data set."""
     written = set(pattern.parts)
 
@@ -180,16 +200,18 @@ def _matching(pattern: Path, what: str) -> list[str]:
     found = [path for path in found if not any(map(is_litter, found_by_wildcard(path)))]
     by_part: dict[str | None, list[Path]] = {}
     for path in found:
-        part = next((part for part in map(_part_of, reversed(found_by_wildcard(path))) if part), None)
-        by_part.setdefault(part, []).append(path)
+        by_part.setdefault(part_of(found_by_wildcard(path)), []).append(path)
     if len(by_part) > 1:  # otherwise the pattern itself says which part it means
-        wanted = next((part for part in _wanted_parts(what) if part in by_part), None)
-        kept = by_part.get(wanted, [])
+        best = next((part for part in wanted.parts if part in by_part), None)
+        kept = by_part.get(best, [])
         if kept:
             left = [path for path in found if path not in set(kept)]
-            logger.warning("%s=%s: %s left out: another part of the data set by name", what, pattern, name_some(left))
+            if wanted.tell:
+                logger.warning("%s=%s: %s left out: another part of the data set by name", what, pattern, name_some(left))
             found = kept
-    return [shard for path in found for shard in (_in_directory(path, what) if _is_folder_of_shards(path) else [str(path)])]
+    return [
+        shard for path in found for shard in (_in_directory(path, what, wanted) if _is_folder_of_shards(path) else [str(path)])
+    ]
 
 
 def _is_folder_of_shards(path: Path) -> bool:

@@ -230,3 +230,4 @@ def test_the_configuration_evaluates_all_its_sets(folder: Path) -> None:
     sets = with_shapes(config, folder).eval.zeroshot
     assert list(sets) == ["default", "rare", "unseen", "relation"]
     assert all(Path(path).is_dir() for path in sets.values())
+    assert with_shapes(config, folder).eval.fewshot == {"unseen": sets["unseen"]}

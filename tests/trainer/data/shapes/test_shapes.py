@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.trainer.data.shapes.reading import captions, contents, pixels, samples
+from trainer.config.compose import compose_config
 from trainer.config.schema import DataConfig
 from trainer.data.shapes.draw import PALETTE, draw
 from trainer.data.shapes.simple import (
@@ -26,7 +27,9 @@ from trainer.data.shapes.simple import (
     single_scene,
 )
 from trainer.data.shapes.write import RECIPES, TRAIN_PATTERN, VAL_PATTERN, write_shapes
+from trainer.data.sources import with_shapes
 from trainer.errors import UserError
+from trainer.evaluation.fewshot_set import read_fewshot_set
 
 
 def settings(cache: Path, train: int = 1600, val: int = 512, seed: int = 0) -> DataConfig:
@@ -68,6 +71,18 @@ def test_zeroshot_layout(folder: Path, name: str, classes: tuple[tuple[str, str]
     assert [f"{colour} {shape}" for colour, shape in zip(attributes["colour"], attributes["shape"], strict=True)] == list(
         CLASS_NAMES
     )
+
+
+def test_fewshot_layout(folder: Path) -> None:
+    """Enough examples of each class, none of them among the test images."""
+    examples = samples(folder / "zeroshot" / "train" / "0.tar")
+    labels = Counter(int(sample.files["cls"]) for sample in examples)
+    assert {CLASSES[label] for label in labels} == set(SEEN)
+    assert set(labels.values()) == {30}
+    located = with_shapes(compose_config(["data=shapes"]), folder)
+    assert located.eval.fewshot == {"default": f"{folder}/zeroshot"}
+    assert read_fewshot_set(located.eval.fewshot["default"], "eval.fewshot").train == [f"{folder}/zeroshot/train/0.tar"]
+    assert not {sample.files["jpg"] for sample in examples} & {sample.files["jpg"] for sample in samples(folder / "zeroshot")}
 
 
 def test_images_show_what_is_said(folder: Path) -> None:
@@ -152,7 +167,7 @@ def test_errors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "version", "digest"), [("shapes", 1, "f7538ad8c8808290"), ("shapes_hard", 2, "b8a271f91dcb9908")]
+    ("kind", "version", "digest"), [("shapes", 2, "f7538ad8c8808290"), ("shapes_hard", 3, "b8a271f91dcb9908")]
 )
 def test_a_version_keeps_its_content(kind: str, version: int, digest: str) -> None:
     """Who changes what is drawn or said must raise the recipe's version: otherwise caches keep the old data."""
