@@ -58,7 +58,8 @@ class Embedded:
         changed = self.rows.clone()
         touched = self.uses[layer][:, expert].nonzero().flatten()
         with knocked_out(self._layers[layer], expert):
-            for some in touched.split(self._batch_size):
+            for start in range(0, len(touched), self._batch_size):  # Tensor.split makes a part of nothing, too
+                some = touched[start : start + self._batch_size]
                 output = self._model(**self._given(self._inputs[some.cpu()]))
                 changed[some] = self._embeddings(output.images, output.texts)
         return changed
