@@ -1,30 +1,33 @@
-"""A page about the experts of one model: Markdown with its pictures, and the numbers as JSON."""
+"""Pages about the experts of models: Markdown with pictures, and the numbers as JSON."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from model.stream import MODALITIES
 from trainer.errors import UserError, reason
-from trainer.evaluation.atlas import Costs, TaskAtlas
 from trainer.evaluation.specialists import Specialists
 from trainer.files import write_whole
 from trainer.report.expert_findings import Findings, numbers
+from trainer.report.expert_panels import label, layer_panels, step_panels
 from trainer.report.tables import markdown
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from trainer.report.theme import Theme
 
 PAGE = "experts.md"
 NUMBERS = "experts.json"
-MOST_ROWS = 12
-"""Classes, values or words in a picture: those that lose most. All are among the numbers."""
 WORDS = 5
 """Typical words of an expert in a table."""
 
 
-KNOCKED = {"image": "image tokens", "text": "text tokens", "both": "both"}
-
-
 def experts_table(index: int, findings: Findings) -> str:
-    """A row an expert: shares, typical words, what each task loses without it."""
+    """A row an expert: typical words, shares, and by how many points each task changes without it."""
     layer = findings.specialists[index]
     header = ["expert", "typical words", *(f"{name} tokens" for name in MODALITIES)]
     header += [f"{label(atlas)} without it" for atlas in findings.atlas]
@@ -50,8 +53,8 @@ def page(findings: Findings, command: str, pictures: Mapping[int, Sequence[str]]
     parts = [
         f"# Experts of {findings.name}",
         f"Shares, words and patches are of {findings.images} images and {findings.texts} texts ({findings.shown}), in "
-        f"evaluation, where no token is dropped. Blue numbers are experts that take more of the image tokens, orange ones of "
-        f"the text tokens.",
+        f"evaluation, where no token is dropped. An expert's number is blue where it takes more of the image tokens than of the "
+        f"text tokens, and orange where it takes more of these.",
     ]
     if findings.atlas:
         parts += [
@@ -59,84 +62,90 @@ def page(findings: Findings, command: str, pictures: Mapping[int, Sequence[str]]
             "residual, all others as ever. Purple is a loss, green a gain.",
             markdown(
                 ["task", "measure", "queries", "with all experts"],
-                [[atlas.task.name, atlas.task.measure, str(atlas.queries), f"{atlas.baseline:.1%}"] for atlas in findings.atlas],
+                [[label(atlas), atlas.task.measure, str(atlas.queries), f"{atlas.baseline:.1%}"] for atlas in findings.atlas],
                 numbers=2,
             ).rstrip("\n"),
         ]
     for index in findings.specialists:
-        parts.append(f"## Block {index}")
-        parts.append(experts_table(index, findings).rstrip("\n"))
+        parts += [f"## Block {index}", experts_table(index, findings).rstrip("\n")]
         parts += [_picture(name, f"{name.partition('-')[2]} of block {index}") for name in pictures[index]]
     parts.append(f"All numbers are in [{NUMBERS}]({NUMBERS}). Made by `{command}`.")
     return "\n\n".join(parts) + "\n"
 
 
 def write_experts(findings: Findings, command: str, folder: Path) -> None:
-    """Write the page, the numbers and the pictures. Raises UserError when they cannot be written."""
+    """Write the page, the numbers and the pictures of one model. Raises UserError when they cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         pictures = {index: _draw(index, layer, findings, folder) for index, layer in findings.specialists.items()}
         write_whole(folder / NUMBERS, (json.dumps(numbers(findings), ensure_ascii=False) + "\n").encode())
         write_whole(folder / PAGE, page(findings, command, pictures).encode())
     except OSError as problem:
-        raise UserError(f"the report cannot be written to {folder} ({reason(problem)}): choose another output") from problem
+        raise _cannot_write(folder, problem) from problem
+
+
+def write_overview(found: Sequence[Findings], folders: Sequence[str], command: str, output: Path) -> None:
+    """Write a page over those of several models, such as the checkpoints of a run, which are in these folders of `output`.
+
+    Where they have the same experts and tasks, it shows what is lost without each expert, a row a model. Raises UserError when
+    it cannot be written.
+    """
+    links = [f"- [{findings.name}]({folder}/{PAGE})" for findings, folder in zip(found, folders, strict=True)]
+    parts = ["# Experts of several models", "\n".join(links)]
+    models = [(findings.name if findings.step is None else f"step {findings.step}", findings.atlas) for findings in found]
+    try:
+        for index, layer in found[-1].specialists.items() if _are_alike(found) else ():
+            name = f"layer{index:02d}-over-steps"
+            title = f"block {index}: points lost without each expert"
+            _save(output, name, partial(_pictures().picture_of_atlas, title, step_panels(index, models), layer))
+            parts += [f"## Block {index}", _picture(name, title)]
+        write_whole(output / PAGE, ("\n\n".join([*parts, f"Made by `{command}`."]) + "\n").encode())
+    except OSError as problem:
+        raise _cannot_write(output, problem) from problem
+
+
+def _are_alike(found: Sequence[Findings]) -> bool:
+    """Whether the models have the same experts and the same tasks, at least one."""
+    kinds = {
+        (
+            tuple((index, layer.experts) for index, layer in findings.specialists.items()),
+            tuple(atlas.task.name for atlas in findings.atlas),
+        )
+        for findings in found
+    }
+    return len(kinds) == 1 and bool(found[0].atlas)
 
 
 def _draw(index: int, layer: Specialists, findings: Findings, folder: Path) -> list[str]:
-    # matplotlib is an extra
-    from trainer.report.expert_pictures import Panel, picture_of_atlas, picture_of_patches, picture_of_specialists, save
+    """Draw the pictures of one layer in both themes; returns their names."""
+    block, drawer = f"block {index}", _pictures()
+    pictures: dict[str, Callable[[Theme], Figure]] = {
+        "specialists": lambda theme: drawer.picture_of_specialists(f"{block}: what each expert takes", layer, theme),
+        "patches": lambda theme: drawer.picture_of_patches(f"{block}: patches with the highest gates", layer, theme),
+    }
+    if panels := layer_panels(index, findings.atlas):
+        title = f"{block}: points lost without each expert"
+        pictures["atlas"] = lambda theme: drawer.picture_of_atlas(title, panels, layer, theme)
+    for what, draw in pictures.items():
+        _save(folder, f"layer{index:02d}-{what}", draw)
+    return [f"layer{index:02d}-{what}" for what in pictures]
+
+
+def _pictures() -> ModuleType:
+    from trainer.report import expert_pictures  # matplotlib is an extra
+
+    return expert_pictures
+
+
+def _save(folder: Path, name: str, draw: "Callable[[Theme], Figure]") -> None:
     from trainer.report.theme import THEMES
 
-    panels = [Panel(title, rows, values) for title, rows, values in atlas_panels(index, findings.atlas)]
-    names = [f"layer{index:02d}-{what}" for what in ("specialists", "patches", *(["atlas"] if panels else []))]
-    for name, theme in THEMES.items():
-        figures = [
-            picture_of_specialists(f"block {index}: what each expert takes", layer, theme),
-            picture_of_patches(f"block {index}: patches with the highest gates", layer, theme),
-        ]
-        if panels:
-            figures.append(picture_of_atlas(f"block {index}: points lost without each expert", panels, layer, theme))
-        for figure, picture in zip(figures, names, strict=True):
-            save(figure, folder / f"{picture}-{name}.png", theme)
-    return names
+    for theme_name, theme in THEMES.items():
+        _pictures().save(draw(theme), folder / f"{name}-{theme_name}.png", theme)
 
 
-def atlas_panels(index: int, atlases: Sequence[TaskAtlas]) -> list[tuple[str, list[str], list[list[float]]]]:
-    """What the picture of a layer's atlas shows: title, names of the rows, and what each row loses without each expert.
-
-    First each task as a whole, by the tokens that the expert is knocked out for; then each grouping of the first
-    classification set and of retrieval, with the rows that lose most.
-    """
-    if not atlases:
-        return []
-    panels = []
-    for atlas in atlases:
-        overall = atlas.layers[index].overall
-        title = f"{label(atlas)}, {atlas.baseline:.0%} with all experts: knocked out for"
-        panels.append((title, [KNOCKED[knocked] for knocked in overall], [costs.tolist() for costs in overall.values()]))
-    classified = [atlas for atlas in atlases if atlas.task.name.startswith("zeroshot")][:1]
-    for atlas in [*classified, *(atlas for atlas in atlases if atlas.task.name == "retrieval")]:
-        for kind in atlas.task.groupings:
-            panels.append(_grouped(kind, atlas, atlas.layers[index]))
-    return [panel for panel in panels if panel[1]]
-
-
-def _grouped(kind: str, atlas: TaskAtlas, costs: Costs) -> tuple[str, list[str], list[list[float]]]:
-    names, baseline = atlas.task.groupings[kind].names, atlas.groups[kind].tolist()
-    by_group = costs.groups[kind]["both"].T.tolist()
-    most = sorted(range(len(names)), key=lambda row: -max(by_group[row]))[:MOST_ROWS]
-    shown = [row for row in range(len(names)) if row in most]
-    title = f"{label(atlas)}, by {kind}" + (f": the {MOST_ROWS} that lose most" if len(names) > MOST_ROWS else "")
-    return title, [f"{_short(names[row])} {baseline[row]:.0%}" for row in shown], [by_group[row] for row in shown]
-
-
-def label(atlas: TaskAtlas) -> str:
-    """A task in a title: `zero-shot unseen`."""
-    return atlas.task.name.replace("zeroshot", "zero-shot").replace("_", " ")
-
-
-def _short(name: str, most: int = 18) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+def _cannot_write(folder: Path, problem: OSError) -> UserError:
+    return UserError(f"the report cannot be written to {folder} ({reason(problem)}): choose another output")
 
 
 def _picture(name: str, what: str) -> str:

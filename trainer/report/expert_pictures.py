@@ -2,8 +2,8 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -16,6 +16,7 @@ from matplotlib.ticker import PercentFormatter
 
 from model.stream import MODALITIES
 from trainer.evaluation.specialists import PATCHES, Specialists
+from trainer.report.expert_panels import Panel
 from trainer.report.theme import Theme
 
 WIDTH = 5.2
@@ -27,15 +28,6 @@ WORDS = 4
 LEAST_SCALE = 0.1
 NUMBERED = 16
 """Most experts for which the cells of a heat map have room for their numbers."""
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A block of a heat map. rows: their names; values: costs by row and expert, from -1 to 1."""
-
-    title: str
-    rows: list[str]
-    values: list[list[float]]
 
 
 def picture_of_specialists(title: str, layer: Specialists, theme: Theme) -> Figure:
@@ -98,13 +90,12 @@ def picture_of_patches(title: str, layer: Specialists, theme: Theme, most: int =
                 axes.add_patch(Rectangle(corner, patch.side, patch.side, fill=False, edgecolor=colour, linewidth=width))
             below = (0.5, -0.06)
             axes.text(*below, f"{patch.gate:.2f}", transform=axes.transAxes, ha="center", va="top", fontsize=7, color=theme.soft)
-        share = float(layer.share("image")[expert])
-        said = f"{expert}" if shown else f"{expert}   no image token"
-        row[0].text(-0.12, 0.5, said, transform=row[0].transAxes, ha="right" if shown else "left", va="center",
-                    fontsize=9, color=theme.ink if shown else theme.soft, fontweight="bold")  # fmt: skip
         if shown:
-            row[0].text(-0.12, 0.2, f"{share:.0%}", transform=row[0].transAxes, ha="right", va="center", fontsize=7,
-                        color=theme.image)  # fmt: skip
+            _beside(row[0], 0.5, str(expert), theme.ink, fontsize=9, fontweight="bold")
+            _beside(row[0], 0.2, f"{float(layer.share('image')[expert]):.0%}", theme.image, fontsize=7)
+        else:
+            _beside(row[0], 0.5, str(expert), theme.soft, fontsize=9, fontweight="bold")
+            row[0].text(0, 0.5, "no image token", transform=row[0].transAxes, va="center", fontsize=8, color=theme.soft)
     _footer(figure, "outlined: the patch; below it: its gate; blue: the expert's share of all image tokens", theme)
     _title(figure, title, theme)
     return figure
@@ -144,6 +135,11 @@ def save(figure: Figure, path: Path, theme: Theme) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a word in a script that the font lacks
         figure.savefig(path, dpi=DOTS_PER_INCH, facecolor=theme.page)
+
+
+def _beside(axes: Axes, height: float, said: str, colour: str, **how: Any) -> None:
+    """Text to the left of a panel."""
+    axes.text(-0.12, height, said, transform=axes.transAxes, ha="right", va="center", color=colour, **how)
 
 
 def _number(axes: Axes, panel: Panel, largest: float, theme: Theme) -> None:

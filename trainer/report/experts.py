@@ -18,7 +18,7 @@ from trainer.errors import UserError
 from trainer.evaluation.expert_samples import read_samples
 from trainer.output import reader_may_leave
 from trainer.report.expert_findings import Findings, check_experts, find
-from trainer.report.expert_page import PAGE, experts_table, write_experts
+from trainer.report.expert_page import PAGE, experts_table, write_experts, write_overview
 from trainer.training.inputs import locate_data
 
 EXTRA = 'pip install "limoe-trainer[report]"'
@@ -112,16 +112,30 @@ def open_place(place: Path, request: Request) -> Trained:
 def show_experts(request: Request, arguments: Sequence[str]) -> None:
     """Measure, print the tables, and write the pages. Raises UserError for what cannot be read or written."""
     command = f"python -m trainer.report {shlex.join(arguments)}"
-    several = len(request.places) > 1
-    for place in request.places:
+    folders = folder_names(request.places)
+    found: list[Findings] = []
+    for place, folder in zip(request.places, folders, strict=True):
         trained = open_place(place, request)
-        findings = find(trained, read_samples(locate_data(trained.config, ALONE), request.samples), request.with_atlas)
-        _print(findings)
+        samples = read_samples(locate_data(trained.config, ALONE), request.samples)
+        found.append(find(trained, samples, request.with_atlas))
+        _print(found[-1])
         if request.output is not None:
-            folder = request.output / place.name if several else request.output
-            write_experts(findings, command, folder)
-            with reader_may_leave():
-                print(f"wrote {folder / PAGE}")
+            write_experts(found[-1], command, request.output / folder)
+    if request.output is not None:
+        if len(found) > 1:
+            write_overview(found, folders, command, request.output)
+        with reader_may_leave():
+            print(f"wrote {request.output / PAGE}")
+
+
+def folder_names(places: Sequence[Path]) -> list[str]:
+    """A folder for each place: itself for a single one, else one of its name, numbered where two have the same."""
+    if len(places) == 1:
+        return ["."]
+    names = [place.name for place in places]
+    if len(set(names)) < len(names):
+        names = [f"{number}-{name}" for number, name in enumerate(names, start=1)]
+    return names
 
 
 def _print(findings: Findings) -> None:
