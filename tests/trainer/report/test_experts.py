@@ -18,7 +18,7 @@ from trainer.report.__main__ import main
 from trainer.report.expert_findings import find, numbers
 from trainer.report.experts import folder_names, open_place, read_request
 
-EACH, EXPERTS = 6, 4
+EACH, EXPERTS = 6, 2
 
 
 def write_run(run: Path, expert_layers: list[int], steps: tuple[int, ...] = (10, 20)) -> Path:
