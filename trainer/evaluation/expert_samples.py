@@ -34,10 +34,11 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Classified:
-    """Images of a classification set, as many of every class. images: uint8 `[n, 3, H, W]`; labels: int64 `[n]`."""
+    """Images of a classification set, as many of every class. images, ids: as of Pairs; labels: int64 `[n]`."""
 
     name: str
     images: Tensor
+    ids: list[str]
     labels: Tensor
     classes: ClassificationSet
 
@@ -48,18 +49,28 @@ class Classified:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """Images and texts, and what they are. images: uint8 `[n, 3, H, W]`; ids: of the images, `shard/key`."""
+
+    what: str
+    images: Tensor
+    ids: list[str]
+    texts: list[str]
+
+
+@dataclass(frozen=True)
 class ExpertSamples:
     """What there is to look at. pairs: None where the configuration names no pairs."""
 
     pairs: Pairs | None
     classified: list[Classified]
 
-    def shown(self) -> tuple[str, Tensor, list[str]]:
-        """What experts are shown with: where it is from, images and texts. The pairs, else the first classification set."""
+    def shown(self) -> Shown:
+        """What experts are shown with: the pairs, else the first classification set with its prompts."""
         if self.pairs is not None:
-            return "pairs", self.pairs.images, self.pairs.captions
+            return Shown("images with captions", self.pairs.images, self.pairs.ids, self.pairs.captions)
         first = self.classified[0]
-        return f"classification set {first.name}", first.images, first.prompts()
+        return Shown(f"classification set {first.name}", first.images, first.ids, first.prompts())
 
 
 def read_samples(config: Config, samples: int) -> ExpertSamples:
@@ -107,17 +118,20 @@ def _read_classified(config: Config, name: str, folder: str, samples: int) -> Cl
     classes = len(dataset.classes)
     each = max(1, samples // classes)
     images: list[Tensor] = []
+    ids: list[str] = []
     labels: list[int] = []
     seen: Counter[int] = Counter()
     for batch in _batches(config, dataset.shards):
-        for image, label, valid in zip(batch.images, batch.labels.tolist(), batch.valid.tolist(), strict=True):
+        rows = zip(batch.images, batch.labels.tolist(), batch.valid.tolist(), batch.ids, strict=True)
+        for image, label, valid, name_of_image in rows:
             if valid and 0 <= label < classes and seen[label] < each:
                 seen[label] += 1
                 images.append(image)
+                ids.append(name_of_image)
                 labels.append(label)
         if len(images) == each * classes:
             break
     if not images:
         raise UserError(f"eval.zeroshot: the test shards of {folder} contain no usable image with its class index in .cls")
     templates = dataset.templates[: max(1, PROMPTS * samples // classes)]
-    return Classified(name, torch.stack(images), torch.tensor(labels), replace(dataset, templates=templates))
+    return Classified(name, torch.stack(images), ids, torch.tensor(labels), replace(dataset, templates=templates))

@@ -12,7 +12,7 @@ from model.stream import IMAGE, MODALITIES, TEXT
 from trainer.checkpoint.trained import Trained
 from trainer.errors import UserError
 from trainer.evaluation.atlas import KNOCK_OUTS, Embedded, TaskAtlas, make_atlas, tasks_of
-from trainer.evaluation.expert_samples import ExpertSamples
+from trainer.evaluation.expert_samples import ExpertSamples, Shown
 from trainer.evaluation.routing_trace import expert_layers
 from trainer.evaluation.specialists import Specialists, find_specialists
 
@@ -29,9 +29,7 @@ class Findings:
 
     name: str
     step: int | None
-    shown: str
-    images: int
-    texts: int
+    shown: Shown
     specialists: dict[int, Specialists]
     atlas: list[TaskAtlas]
 
@@ -47,10 +45,12 @@ def find(trained: Trained, samples: ExpertSamples, with_atlas: bool) -> Findings
         batch = batch.to(device)
         return batch if batch.dtype == torch.int64 else normalise(batch, config.data.mean, config.data.std, torch.float32)
 
-    shown, images, texts = samples.shown()
-    words = [trained.tokenizer.words(text, length) for text in texts]
-    specialists = find_specialists(model, images, trained.tokenizer(texts, length), words, batch_size, prepare)
-    findings = Findings(trained.name, trained.step, shown, len(images), len(texts), specialists, [])
+    shown = samples.shown()
+    words = [trained.tokenizer.words(text, length) for text in shown.texts]
+    tokens = trained.tokenizer(shown.texts, length)
+    findings = Findings(
+        trained.name, trained.step, shown, find_specialists(model, shown.images, tokens, words, batch_size, prepare), []
+    )
     if not with_atlas:
         return findings
     captions = samples.pairs.captions if samples.pairs is not None else []
@@ -89,12 +89,13 @@ def check_experts(trained: Trained) -> None:
 
 def numbers(findings: Findings) -> dict[str, Any]:
     """All that was measured, as JSON holds it. Costs are differences from the baselines, positive where the model gets worse."""
+    shown = findings.shown
     return {
         "name": findings.name,
         "step": findings.step,
-        "shown_with": {"what": findings.shown, "images": findings.images, "texts": findings.texts},
+        "shown_with": {"what": shown.what, "images": len(shown.images), "texts": len(shown.texts)},
         "tasks": {atlas.task.name: _task(atlas) for atlas in findings.atlas},
-        "layers": {f"layer{index:02d}": _layer(index, layer, findings.atlas) for index, layer in findings.specialists.items()},
+        "layers": {f"layer{index:02d}": _layer(index, layer, findings) for index, layer in findings.specialists.items()},
     }
 
 
@@ -109,7 +110,7 @@ def _task(atlas: TaskAtlas) -> dict[str, Any]:
     return {"measure": atlas.task.measure, "queries": atlas.queries, "baseline": _rounded(atlas.baseline), "groups": groups}
 
 
-def _layer(index: int, layer: Specialists, atlases: list[TaskAtlas]) -> dict[str, Any]:
+def _layer(index: int, layer: Specialists, findings: Findings) -> dict[str, Any]:
     return {
         "experts": layer.experts,
         "tokens": dict(layer.tokens),
@@ -130,12 +131,12 @@ def _layer(index: int, layer: Specialists, atlases: list[TaskAtlas]) -> dict[str
         ],
         "patches": [
             [
-                {"image": patch.image, "row": patch.row, "column": patch.column, "gate": _rounded(patch.gate)}
+                {"image": findings.shown.ids[patch.image], "row": patch.row, "column": patch.column, "gate": _rounded(patch.gate)}
                 for patch in layer.patches(expert)
             ]
             for expert in range(layer.experts)
         ],
-        "costs": {atlas.task.name: _costs(index, atlas) for atlas in atlases},
+        "costs": {atlas.task.name: _costs(index, atlas) for atlas in findings.atlas},
     }
 
 

@@ -50,9 +50,10 @@ def points(change: float) -> str:
 
 def page(findings: Findings, command: str, pictures: Mapping[int, Sequence[str]]) -> str:
     """The page as Markdown. pictures: of each layer, the names of those that were drawn, without theme and ending."""
+    shown = findings.shown
     parts = [
         f"# Experts of {findings.name}",
-        f"Shares, words and patches are of {findings.images} images and {findings.texts} texts ({findings.shown}), in "
+        f"Shares, words and patches are of {len(shown.images)} images and {len(shown.texts)} texts ({shown.what}), in "
         f"evaluation, where no token is dropped. An expert's number is blue where it takes more of the image tokens than of the "
         f"text tokens, and orange where it takes more of these.",
     ]

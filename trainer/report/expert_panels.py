@@ -63,7 +63,9 @@ def _grouped(kind: str, atlas: TaskAtlas, costs: Costs) -> Panel:
     changed = {row: change for row in range(len(names)) if (change := max(map(abs, by_group[row]))) >= LEAST_CHANGE}
     most = set(sorted(changed, key=lambda row: -changed[row])[:MOST_ROWS])
     shown = [row for row in range(len(names)) if row in most]
-    title = f"{label(atlas)}, by {kind}" + (f": the {len(shown)} that change most" if len(shown) < len(names) else "")
+    title = f"{label(atlas)}, by {kind}" + (
+        f": the {len(shown)} of {len(names)} that change most" if len(shown) < len(names) else ""
+    )
     return Panel(title, [f"{_short(names[row])} {baseline[row]:.0%}" for row in shown], [by_group[row] for row in shown])
 
 

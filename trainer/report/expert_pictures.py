@@ -10,9 +10,11 @@ import matplotlib
 matplotlib.use("Agg")  # works without a screen
 
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
+from matplotlib.typing import ColorType
 
 from model.stream import MODALITIES
 from trainer.evaluation.specialists import PATCHES, Specialists
@@ -38,8 +40,7 @@ def picture_of_specialists(title: str, layer: Specialists, theme: Theme) -> Figu
     bars, beside = figure.subplots(1, 2, width_ratios=(1.0, 1.05), sharey=True)
     begins = [0.0] * layer.experts
     for name in MODALITIES:
-        colour = getattr(theme, name)
-        bars.barh(range(layer.experts), shares[name], left=begins, height=0.72, color=colour, label=f"{name} tokens")
+        bars.barh(range(layer.experts), shares[name], left=begins, height=0.72, color=theme.of(name), label=f"{name} tokens")
         begins = [begin + share for begin, share in zip(begins, shares[name], strict=True)]
     bars.set_ylim(layer.experts - 0.4, -0.6)
     bars.set_yticks(range(layer.experts), [str(expert) for expert in range(layer.experts)])
@@ -145,11 +146,22 @@ def _beside(axes: Axes, height: float, said: str, colour: str, **how: Any) -> No
 def _number(axes: Axes, panel: Panel, largest: float, theme: Theme) -> None:
     for row, values in enumerate(panel.values):
         for expert, value in enumerate(values):
-            points = round(100 * value)
-            if points:
-                strong = abs(value) > 0.5 * largest
-                colour = theme.page if strong else theme.ink
+            if points := round(100 * value):
+                cell = theme.scale()(0.5 + 0.5 * value / largest)
+                colour = max((theme.page, theme.ink), key=lambda ink, cell=cell: _contrast(ink, cell))
                 axes.text(expert, row, f"{points}".replace("-", "−"), ha="center", va="center", fontsize=7.5, color=colour)
+
+
+def _contrast(one: ColorType, other: ColorType) -> float:
+    """The contrast ratio of two colours, 1 to 21 (WCAG 2.2)."""
+    lights = sorted(_luminance(colour) for colour in (one, other))
+    return (lights[1] + 0.05) / (lights[0] + 0.05)
+
+
+def _luminance(colour: ColorType) -> float:
+    """Relative luminance, 0 to 1 (WCAG 2.2)."""
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour))
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 def _colour_experts(labels: Sequence[object], layer: Specialists, theme: Theme) -> None:

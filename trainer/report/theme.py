@@ -18,6 +18,10 @@ class Theme:
     lost: str
     gained: str
 
+    def of(self, modality: str) -> str:
+        """A modality's colour."""
+        return {"image": self.image, "text": self.text}[modality]
+
     def scale(self) -> LinearSegmentedColormap:
         """From `gained` over the page to `lost`: purple and green, which every kind of colour vision tells apart."""
         return LinearSegmentedColormap.from_list("cost", [self.gained, self.page, self.lost])

@@ -67,7 +67,8 @@ def samples(each: int = 3) -> ExpertSamples:
     warm = ["warm", "cold", "cold", "none"]
     classes = ClassificationSet(list(COLOURS), ["{c}"], {"warmth": warm}, [])
     captions = [COLOURS[colour] for colour in colours]
+    ids = [f"shard/{number}" for number in range(len(colours))]
     return ExpertSamples(
-        Pairs(pictures(colours), [f"shard/{number}" for number in range(len(colours))], captions, torch.arange(len(colours))),
-        [Classified("default", pictures(colours), torch.tensor(colours), classes)],
+        Pairs(pictures(colours), ids, captions, torch.arange(len(colours))),
+        [Classified("default", pictures(colours), ids, torch.tensor(colours), classes)],
     )
