@@ -1,5 +1,6 @@
 """Pictures of the experts of one layer: what they take, the patches they are surest of, what is lost without them."""
 
+import textwrap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from matplotlib.ticker import PercentFormatter
 from matplotlib.typing import ColorType
 
 from model.stream import MODALITIES
-from trainer.evaluation.specialists import PATCHES, Specialists
+from trainer.evaluation.specialists import PATCHES, Specialists, SurePatch
 from trainer.report.expert_panels import Panel
 from trainer.report.theme import Theme
 
@@ -77,27 +78,25 @@ def picture_of_specialists(title: str, layer: Specialists, theme: Theme) -> Figu
 
 
 def picture_of_patches(title: str, layer: Specialists, theme: Theme, most: int = PATCHES) -> Figure:
-    """A row an expert: the patches with its largest gates, outlined, each with what is around it and its gate below."""
-    figure = _figure(0.74 * layer.experts + 0.75, theme)
-    panels = figure.subplots(layer.experts, most, squeeze=False)
-    for expert, row in enumerate(panels):
-        shown = layer.patches(expert)
-        for axes in row:
-            axes.set_axis_off()
-        for axes, patch in zip(row, shown, strict=False):
-            axes.imshow(patch.crop.permute(1, 2, 0).numpy(), interpolation="nearest")
-            corner = (patch.left - 0.5, patch.top - 0.5)
-            for colour, width in (("#000000", 2.2), ("#ffffff", 0.9)):  # seen on any picture
-                axes.add_patch(Rectangle(corner, patch.side, patch.side, fill=False, edgecolor=colour, linewidth=width))
-            below = (0.5, -0.06)
-            axes.text(*below, f"{patch.gate:.2f}", transform=axes.transAxes, ha="center", va="top", fontsize=7, color=theme.soft)
-        if shown:
-            _beside(row[0], 0.5, str(expert), theme.ink, fontsize=9, fontweight="bold")
-            _beside(row[0], 0.2, f"{float(layer.share('image')[expert]):.0%}", theme.image, fontsize=7)
-        else:
-            _beside(row[0], 0.5, str(expert), theme.soft, fontsize=9, fontweight="bold")
-            row[0].text(0, 0.5, "no image token", transform=row[0].transAxes, va="center", fontsize=8, color=theme.soft)
-    _footer(figure, "outlined: the patch; below it: its gate; blue: the expert's share of all image tokens", theme)
+    """A row an expert: the patches with its largest gates, outlined, each with what is around it and its gate below.
+
+    Experts without an image token are named at the foot.
+    """
+    shown = [expert for expert in range(layer.experts) if layer.patches(expert)]
+    others = [str(expert) for expert in range(layer.experts) if expert not in shown]
+    figure = _figure(0.74 * len(shown) + 0.85, theme)
+    panels = figure.subplots(max(1, len(shown)), most, squeeze=False)
+    for axes in panels.flat:
+        axes.set_axis_off()
+    for expert, row in zip(shown, panels, strict=False):
+        for axes, patch in zip(row, layer.patches(expert), strict=False):
+            _draw_patch(axes, patch, theme)
+        _beside(row[0], 0.5, str(expert), theme.ink, fontsize=9, fontweight="bold")
+        _beside(row[0], 0.2, f"{float(layer.share('image')[expert]):.0%}", theme.image, fontsize=7)
+    told = "outlined: the patch; below it: its gate; blue: the expert's share of all image tokens"
+    if others:
+        told += "\n" + textwrap.fill(f"no image token: {', '.join(others)}", 90)
+    _footer(figure, told, theme)
     _title(figure, title, theme)
     return figure
 
@@ -113,7 +112,8 @@ def picture_of_atlas(title: str, panels: Sequence[Panel], layer: Specialists, th
     for axes, panel in zip(figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0], panels, strict=True):
         largest = max(LEAST_SCALE, *(abs(value) for row in panel.values for value in row))
         axes.imshow(panel.values, cmap=theme.scale(), vmin=-largest, vmax=largest, aspect="auto", interpolation="nearest")
-        axes.set_title(panel.title, loc="left", fontsize=8.5, color=theme.ink, fontweight="bold", parse_math=False, pad=14)
+        title_of_panel = panel.title if experts <= NUMBERED else f"{panel.title} (darkest: {100 * largest:.0f})"
+        axes.set_title(title_of_panel, loc="left", fontsize=8.5, color=theme.ink, fontweight="bold", parse_math=False, pad=14)
         axes.set_yticks(range(len(panel.rows)), panel.rows, parse_math=False)
         axes.set_xticks(range(experts), [str(expert) for expert in range(experts)])
         axes.xaxis.tick_top()
@@ -138,6 +138,14 @@ def save(figure: Figure, path: Path, theme: Theme) -> None:
         figure.savefig(path, dpi=DOTS_PER_INCH, facecolor=theme.page)
 
 
+def _draw_patch(axes: Axes, patch: SurePatch, theme: Theme) -> None:
+    axes.imshow(patch.crop.permute(1, 2, 0).numpy(), interpolation="nearest")
+    corner = (patch.left - 0.5, patch.top - 0.5)
+    for colour, width in (("#000000", 2.2), ("#ffffff", 0.9)):  # seen on any picture
+        axes.add_patch(Rectangle(corner, patch.side, patch.side, fill=False, edgecolor=colour, linewidth=width))
+    axes.text(0.5, -0.06, f"{patch.gate:.2f}", transform=axes.transAxes, ha="center", va="top", fontsize=7, color=theme.soft)
+
+
 def _beside(axes: Axes, height: float, said: str, colour: str, **how: Any) -> None:
     """Text to the left of a panel."""
     axes.text(-0.12, height, said, transform=axes.transAxes, ha="right", va="center", color=colour, **how)
@@ -148,7 +156,7 @@ def _number(axes: Axes, panel: Panel, largest: float, theme: Theme) -> None:
         for expert, value in enumerate(values):
             if points := round(100 * value):
                 cell = theme.scale()(0.5 + 0.5 * value / largest)
-                colour = max((theme.page, theme.ink), key=lambda ink, cell=cell: _contrast(ink, cell))
+                colour = theme.page if _contrast(theme.page, cell) > _contrast(theme.ink, cell) else theme.ink
                 axes.text(expert, row, f"{points}".replace("-", "−"), ha="center", va="center", fontsize=7.5, color=colour)
 
 
