@@ -7,7 +7,7 @@ from torch import Tensor
 from model.config import RouterConfig
 from model.limoe import LIMoE
 from model.stream import IMAGE, TEXT
-from tests.model.build import model, pairs, randomise, tiny
+from tests.model.build import ThreadPeers, model, pairs, play, randomise, tiny
 from trainer.evaluation.routing_trace import expert_layers, knocked_out, trace
 
 CONFIG = tiny(layers=3, expert_layers=[0, 2])
@@ -118,3 +118,24 @@ def test_the_gates_and_the_slots_are_those_that_made_the_output(router: RouterCo
 def test_routing_is_not_traced_while_the_router_is_noisy():
     with pytest.raises(ValueError, match="evaluation mode"):
         trace(seeded().train(), *pairs(1, CONFIG))
+
+
+def test_experts_on_two_ranks_are_traced_and_knocked_out_as_on_one():
+    (images, texts), experts = pairs(4, CONFIG), range(CONFIG.experts)
+    whole = model(CONFIG).eval().requires_grad_(False)
+
+    def ask(made: LIMoE, rows: slice) -> list[Tensor]:
+        without = []
+        for expert in experts:
+            with knocked_out(expert_layers(made)[2], expert):
+                without.append(made(images[rows], texts[rows]).images)
+        return [*without, trace(made, images[rows])[1][2].expert_nk]
+
+    def part(peers: ThreadPeers) -> list[Tensor]:
+        with torch.no_grad():  # each thread has its own
+            return ask(model(CONFIG, peers=peers).eval(), slice(2 * peers.rank, 2 * peers.rank + 2))
+
+    expected, found = ask(whole, slice(None)), play(2, part)
+    for of_all, *of_ranks in zip(expected, *found, strict=True):
+        torch.testing.assert_close(torch.cat(of_ranks), of_all)
+    assert not all(torch.equal(without, expected[0]) for without in expected[:-1])
