@@ -1,6 +1,6 @@
 """What a model is made of, as plain values. No tensors, no files."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from model.option import option
 
@@ -103,6 +103,13 @@ class RouterConfig:
     )
     bias: BiasConfig = field(default_factory=BiasConfig)
     aux: AuxiliaryConfig = field(default_factory=AuxiliaryConfig)
+
+    def without_drops(self) -> "RouterConfig":
+        """The same router, which in evaluation drops nothing, so that an embedding does not depend on its batch.
+
+        With expert choice it never does, and experts without a capacity would take every token.
+        """
+        return replace(self, eval_capacity_factor=None) if self.choice == "token" else self
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,6 +47,11 @@ class Pretrained:
         self._tokenizer = tokenizer
         self._mean, self._std = list(mean), list(std)
         self._background = tuple(background)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What `tokenize` and `embed_texts` use."""
+        return self._tokenizer
 
     @property
     def device(self) -> torch.device:
@@ -131,12 +135,8 @@ def _build(path: Path) -> tuple[LIMoE, tuple[list[float], list[float], list[int]
         values: Any = yaml.safe_load(path.read_text())
         router = dict(values["router"])
         config = ModelConfig(**values["model"])
-        # Nothing is dropped, whatever the run was evaluated with: an embedding must not depend on its batch. With expert choice
-        # it never does, and experts without a capacity would take every token.
         nested = {"aux": AuxiliaryConfig(**router["aux"]), "bias": BiasConfig(**router.get("bias", {}))}
-        routing = RouterConfig(**router | nested)
-        if routing.choice == "token":
-            routing = replace(routing, eval_capacity_factor=None)
+        routing = RouterConfig(**router | nested).without_drops()  # whatever the run was evaluated with
         with torch.device("meta"):
             data = values["data"]
             return LIMoE(config, routing), (list(data["mean"]), list(data["std"]), list(data.get("background", WHITE)))

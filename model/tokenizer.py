@@ -28,6 +28,17 @@ class Encoded:
     known: list[bool]
 
 
+@dataclass(frozen=True)
+class WordPiece:
+    """What a token is a piece of. pieces: how many tokens the word has.
+
+    word: what stands between blanks, in lower case, without the punctuation around it; of punctuation alone, that itself.
+    """
+
+    word: str
+    pieces: int
+
+
 class Tokenizer:
     """A SentencePiece model whose texts end with the end-of-text token and are padded with 0. Can be pickled."""
 
@@ -78,8 +89,30 @@ class Tokenizer:
         """The text of token ids, as normalised by the tokenizer, without padding and end-of-text."""
         return str(self._processor.decode([int(token) - self._shift for token in ids if token not in (PADDING, self._end)]))
 
+    def words(self, text: str, length: int) -> list[WordPiece]:
+        """What word each token of `encode([text], length)` is a piece of, in their order, without the end-of-text token.
+
+        A piece of a word that the length cuts has the whole word's name.
+        """
+        # As text, not as ids: the id of an unknown piece does not tell what it was.
+        words: list[list[str]] = []
+        place: list[int] = []
+        for piece in self._processor.encode(clean_text(text), out_type=str):
+            if not words or piece.startswith(SPACE):
+                words.append([])
+            words[-1].append(piece)
+            place.append(len(words) - 1)
+        named = [WordPiece(_bare("".join(pieces).replace(SPACE, "")), len(pieces)) for pieces in words]
+        return [named[word] for word in place[: length - 1]]
+
     def __getstate__(self) -> bytes:
         return self.model
 
     def __setstate__(self, state: bytes) -> None:
         self.__init__(state)  # type: ignore[misc]
+
+
+def _bare(word: str) -> str:
+    """A word in lower case without the punctuation around it, which one that is nothing else keeps."""
+    inner = [place for place, character in enumerate(word) if character.isalnum()]
+    return word[inner[0] : inner[-1] + 1].lower() if inner else word

@@ -1,13 +1,9 @@
 """What `python -m trainer.export` writes, from checkpoints that one process made, and what is wrong with what it is asked."""
 
-import json
-import warnings
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -17,9 +13,9 @@ import model
 from model.limoe import LIMoE
 from model.pretrained import FILES
 from tests.trainer.data.shards_on_disk import small_tokenizer
+from tests.trainer.made_checkpoints import write_checkpoint
 from trainer import export as export_module
-from trainer.checkpoint.files import CONFIG, MARKER, PROGRESS, STATE, TOKENIZER, checkpoint_path, record_of, write_marker
-from trainer.checkpoint.progress import TrainingProgress
+from trainer.checkpoint.files import CONFIG, MARKER, STATE, checkpoint_path, record_of, write_marker
 from trainer.config.schema import Config
 from trainer.errors import UserError
 from trainer.export import read_arguments, write_export
@@ -44,20 +40,10 @@ def weights(seed: int) -> dict[str, Tensor]:
 def run_dir(tmp_path: Path) -> Path:
     """A run with three complete checkpoints, whose weights are those of the seeds 10, 20, 30, and averages of seed + 1."""
     run = tmp_path / "photos"
+    tokenizer = small_tokenizer(tmp_path)
+    (tmp_path / "t.model").unlink()
     for step in STEPS:
-        checkpoint = checkpoint_path(run, step)
-        checkpoint.mkdir(parents=True)
-        state = {f"model/{name}": value for name, value in weights(step).items()}
-        state |= {f"ema/{name}": value for name, value in weights(step + 1).items()}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            dcp.save(state, checkpoint_id=checkpoint / STATE, no_dist=True)
-        (checkpoint / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.structured(config())))
-        (checkpoint / PROGRESS).write_text(json.dumps(asdict(TrainingProgress(step=step))))
-        small_tokenizer(tmp_path)
-        (tmp_path / "t.model").rename(checkpoint / TOKENIZER)
-        files = [path for path in checkpoint.rglob("*") if path.is_file()]
-        write_marker(checkpoint, {str(path.relative_to(checkpoint)): record_of(path) for path in files})
+        write_checkpoint(run, step, config(), {"model": weights(step), "ema": weights(step + 1)}, tokenizer)
     return run
 
 

@@ -50,6 +50,8 @@ class Command:
     """What `key=value` changes, if the command takes keys of the configuration."""
     word: str = ""
     """The argument that a word without a key stands for."""
+    several: bool = False
+    """Whether there may be several such words, which are read as one list with commas."""
 
     @property
     def usage(self) -> str:
@@ -67,7 +69,7 @@ class Command:
         table = [textwrap.fill(f"  {form:<{width - 2}}{meaning}", WIDTH, subsequent_indent=" " * width) for form, meaning in rows]
         same = "A key can be written in three ways: key=value, --key=value and --key value."
         if self.word:
-            same += f" A word on its own is the {self.word}."
+            same += f" Words on their own are the {self.word}." if self.several else f" A word on its own is the {self.word}."
         return "\n".join([textwrap.fill(self.does, WIDTH), "", f"usage: {self.usage}", "", *table, "", same])
 
     def read(self, arguments: list[str]) -> Given:
@@ -84,6 +86,8 @@ class Command:
         for key, value, typed in self._pairs(arguments):
             if key not in own:
                 given.overrides.append(typed if self._is_deletion(typed) else f"{key}={value}")
+            elif key in given.values and self.several and typed == value:
+                given.values[key] += f",{value}"
             elif key in given.values:
                 raise UserError(f"'{typed}': {key} is given twice; {self.usage}")
             else:

@@ -14,6 +14,7 @@ from trainer.distributed.program import exit_with
 from trainer.errors import UserError, did_you_mean, reason
 from trainer.files import write_whole
 from trainer.output import reader_may_leave
+from trainer.report import experts
 from trainer.report.groups import Group, group_runs
 from trainer.report.runs import RunRecord, read_runs
 from trainer.report.tables import TABLE_METRICS, results_table, runs_table
@@ -36,8 +37,10 @@ COMMAND = Command(
         Argument("against", "KEY", "a key with numbers, or a metric: the metrics are plotted against it as well"),
         Argument("last", "STEPS", "training metrics are means over this many last steps (default: 100)"),
         Argument("title", "TEXT", "heading of the page"),
+        Argument("experts", "true", "show what the experts of each run do instead; `experts=true -h` tells how"),
     ),
     word="runs",
+    several=True,
 )
 
 
@@ -55,9 +58,7 @@ class Report:
 
 def read_arguments(arguments: list[str]) -> Report:
     """What a command line means. Raises UserError for what is missing or mistyped, and if there is no finished run."""
-    words = [argument for argument in arguments if "=" not in argument and not argument.startswith("-")]
-    others = [argument for argument in arguments if argument not in words]
-    values = COMMAND.read([*([f"runs={','.join(words)}"] if words else []), *others]).values
+    values = COMMAND.read(arguments).values
     runs = _finished(read_runs(user_path(place, "runs") for place in values["runs"].split(",")))
     groups = group_runs(runs, values["by"].split(",") if "by" in values else None)
     known = list(dict.fromkeys(name for run in runs for name in run.metrics()))
@@ -142,6 +143,9 @@ def main() -> None:
     arguments = sys.argv[1:]
     log_to_terminal(rank=0)
     try:
+        if experts.asks_for_experts(arguments):
+            experts.main(arguments)
+            return
         report = read_arguments(arguments)
         with reader_may_leave():
             print(results_table(report.groups, report.metrics, report.last_steps), end="")

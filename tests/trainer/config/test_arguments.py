@@ -1,16 +1,19 @@
 """The one parser of the commands' arguments."""
 
+from dataclasses import replace
+
 import pytest
 
 from trainer.bench.__main__ import COMMAND as BENCH
-from trainer.config.arguments import Command
+from trainer.config.arguments import Argument, Command
 from trainer.describe import COMMAND as DESCRIBE
 from trainer.describe import read_arguments as describe_arguments
 from trainer.errors import UserError
 from trainer.evaluate import COMMAND as EVALUATE
 from trainer.export import COMMAND as EXPORT
+from trainer.report.experts import COMMAND as EXPERTS
 
-COMMANDS = [BENCH, DESCRIBE, EVALUATE, EXPORT]
+COMMANDS = [BENCH, DESCRIBE, EVALUATE, EXPERTS, EXPORT]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.module)
@@ -47,3 +50,19 @@ def test_two_dashes_alone_change_nothing():
     assert (
         EVALUATE.read(["--", "run=x", "seed=1"]) == EVALUATE.read(["run=x", "--", "seed=1"]) == EVALUATE.read(["run=x", "seed=1"])
     )
+
+
+def test_several_words_are_one_list_where_there_may_be_several():
+    command = Command(
+        "trainer.some", "Does.", (Argument("runs", "DIR,DIR", "where", required=True), Argument("to", "DIR", "out"))
+    )
+    for several in (False, True):
+        asked = replace(command, word="runs", several=several)
+        assert asked.read(["a", "--to", "b"]).values == {"runs": "a", "to": "b"}
+        if several:
+            assert asked.read(["a", "--to", "b", "c"]).values == {"runs": "a,c", "to": "b"}
+        else:
+            with pytest.raises(UserError, match="runs is given twice"):
+                asked.read(["a", "c"])
+    with pytest.raises(UserError, match="runs is given twice"):
+        replace(command, word="runs", several=True).read(["a", "runs=c"])

@@ -125,3 +125,20 @@ def test_the_words_of_a_small_data_set_become_tokens(tmp_path: Path):
     tokenizer = train_tokenizer(captions, tmp_path / "t.model", ModelConfig().vocabulary)
     assert len(tokenizer.encode(["a red circle"], 16).ids[0].nonzero()) == 4
     assert max(tokenizer.encode(captions, 16).counts) <= ModelConfig().text_length, "a caption of the demo is cut"
+
+
+def test_every_token_is_told_the_whole_word_that_it_is_a_piece_of(tmp_path: Path):
+    tokenizer = train_tokenizer(["red dogs, red cats", "a don't"] * 9, tmp_path / "t.model", 60)
+    text = "Red dogs,  zebras! -- (don't) 42"
+    words = tokenizer.words(text, 50)
+    ids, (count,) = tokenizer.encode([text], 50).ids[0].tolist(), tokenizer.encode([text], 50).counts
+    assert len(words) == count - 1, "one for each token but the end of the text"
+    assert list(dict.fromkeys(piece.word for piece in words)) == ["red", "dogs", "zebras", "--", "don't", "42"]
+    for word in {piece.word for piece in words}:
+        pieces = [place for place, piece in enumerate(words) if piece.word == word]
+        assert {piece.pieces for piece in words if piece.word == word} == {len(pieces)}
+        assert word in tokenizer.decode([ids[place] for place in pieces]) or UNKNOWN in (ids[place] for place in pieces)
+    # What the length cuts off a word does not shorten its name.
+    cut = next(place for place, piece in enumerate(words) if piece.word == "zebras") + 1
+    assert [piece.word for piece in tokenizer.words(text, cut + 1)][-1] == "zebras"
+    assert tokenizer.words("", 5) == []

@@ -1,0 +1,71 @@
+"""A trained model opened by one process, to be looked at: from a run, one of its checkpoints, or an export."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from model import pretrained
+from model.errors import UserError
+from model.limoe import LIMoE
+from model.tokenizer import Tokenizer
+from trainer.checkpoint.files import CONFIG, TOKENIZER
+from trainer.checkpoint.identity import check_identity
+from trainer.checkpoint.load import check_sound, check_weights, load_state, read_progress, reading
+from trainer.config.schema import Config
+from trainer.config.stored import stored_config
+from trainer.data.sources import load_tokenizer
+from trainer.distributed.device import choose_device
+from trainer.distributed.processes import ALONE
+
+
+@dataclass(frozen=True)
+class Trained:
+    """model: in float32 and evaluation mode, dropping no token; config: its run's; name: such as `demo, step 1200`."""
+
+    model: LIMoE
+    tokenizer: Tokenizer
+    config: Config
+    name: str
+    step: int | None
+    """None for an export, which may be of several steps."""
+
+
+def is_export(folder: Path) -> bool:
+    """Whether `python -m trainer.export` has written there."""
+    return all((folder / name).is_file() for name in pretrained.FILES)
+
+
+def open_checkpoint(checkpoint: Path, kind: str, overrides: list[str]) -> Trained:
+    """The weights of a kind (trainer.checkpoint.load.check_weights) in a checkpoint; overrides: keys of the run's configuration.
+
+    Raises UserError for a damaged checkpoint, and for keys that would turn the weights into another model.
+    """
+    with reading(checkpoint):
+        check_weights(kind, checkpoint)
+        config = stored_config(checkpoint / CONFIG, overrides)
+        check_identity(checkpoint, config, "open a run that was trained this way")
+        check_sound(checkpoint, ALONE)
+        tokenizer, step = load_tokenizer(config, checkpoint / TOKENIZER), read_progress(checkpoint).step
+        with torch.device("meta"):
+            model = LIMoE(config.model, config.router.without_drops())
+        model.load_state_dict(dict(load_state(checkpoint, model, None, (kind,)).tensors(kind)), assign=True)
+    return Trained(_ready(model, config), tokenizer, config, f"{config.run.name}, step {step}", step)
+
+
+def open_export(folder: Path, overrides: list[str]) -> Trained:
+    """An exported model. Raises UserError for a damaged one, and for overrides of the model's own keys."""
+    for override in overrides:
+        if override.startswith(("model.", "router.")):
+            raise UserError(f"'{override}': an exported model cannot be changed; leave it out")
+    config = stored_config(folder / pretrained.CONFIG, overrides)
+    opened = pretrained.load_pretrained(folder, "cpu", torch.float32)
+    with safe_open(folder / pretrained.WEIGHTS, "pt") as weights:
+        origin = (weights.metadata() or {}).get("origin", config.run.name)
+    return Trained(_ready(opened.module, config), opened.tokenizer, config, origin, None)
+
+
+def _ready(model: LIMoE, config: Config) -> LIMoE:
+    model = model.to(choose_device(config.run.device, 0), torch.float32)
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,149 @@
+"""What the experts of a trained model do: `python -m trainer.report RUN experts=true [output=DIR]`."""
+
+import importlib.util
+import logging
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.paths import user_path
+from trainer.checkpoint.files import checkpoint_itself, complete_checkpoints
+from trainer.checkpoint.load import WEIGHTS_ARGUMENT, checkpoint_of, take_newest
+from trainer.checkpoint.trained import Trained, is_export, open_checkpoint, open_export
+from trainer.config.arguments import Argument, Command
+from trainer.distributed.processes import ALONE
+from trainer.engine.state import WEIGHTS
+from trainer.errors import UserError
+from trainer.evaluation.expert_samples import read_samples
+from trainer.output import reader_may_leave
+from trainer.report.expert_findings import Findings, check_experts, find
+from trainer.report.expert_page import PAGE, experts_table, write_experts, write_overview
+from trainer.training.inputs import locate_data
+
+EXTRA = 'pip install "limoe-trainer[report]"'
+SAMPLES = 512
+COMMAND = Command(
+    "trainer.report",
+    "Show what the experts of a trained model do, on a part of its run's own evaluation data: which share of the image and text "
+    "tokens each takes, its typical words, the patches it is surest of, and what is lost without it, by modality, class and "
+    "word. One process.",
+    (
+        Argument("runs", "DIR,DIR", "run directories, checkpoints, or exports, each shown by itself", required=True),
+        Argument(
+            "experts",
+            "WHICH",
+            "true: the newest checkpoint of a run directory; all: each of its checkpoints",
+            required=True,
+            choices=("true", "all"),
+        ),
+        Argument("output", "DIR", f"where {PAGE}, the numbers and the pictures go (default: tables are printed)"),
+        Argument("samples", "N", f"images to look at, of each evaluation set, with their captions (default: {SAMPLES})"),
+        Argument(
+            "atlas", "WHETHER", "false leaves out what is lost without each expert, most of the work", choices=("true", "false")
+        ),
+        WEIGHTS_ARGUMENT,
+    ),
+    overrides="set a key of the run's own configuration, such as data.val=SHARDS, eval.zeroshot=PATH or eval.batch_size=64",
+    word="runs",
+    several=True,
+)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command line asks for. places: checkpoints and exports; overrides: of the runs' configurations."""
+
+    places: list[Path]
+    kind: str
+    samples: int
+    with_atlas: bool
+    output: Path | None
+    overrides: list[str]
+
+
+def asks_for_experts(arguments: Sequence[str]) -> bool:
+    """Whether a command line of trainer.report is about experts."""
+    return any(argument.lstrip("-").partition("=")[0] == "experts" for argument in arguments)
+
+
+def read_request(arguments: list[str]) -> Request:
+    """What a command line means. Raises UserError for what is missing or mistyped, and for a place without a model."""
+    given = COMMAND.read(arguments)
+    values = given.values
+    places = [place for run in values["runs"].split(",") for place in _places(run, values["experts"] == "all")]
+    samples = values.get("samples", str(SAMPLES))
+    if not (samples.isdigit() and int(samples) > 1):
+        raise UserError(f"samples={samples} must be a number of images, at least 2")
+    output = user_path(values["output"], "output") if "output" in values else None
+    if output is not None and importlib.util.find_spec("matplotlib") is None:
+        raise UserError(f"pictures need matplotlib: {EXTRA}; or leave out output=, and only the tables are printed")
+    return Request(
+        list(dict.fromkeys(places)),
+        values.get("weights", WEIGHTS),
+        int(samples),
+        values.get("atlas", "true") == "true",
+        output,
+        given.overrides,
+    )
+
+
+def _places(run: str, every: bool) -> list[Path]:
+    folder = user_path(run, "runs")
+    if is_export(folder) and checkpoint_itself(folder) is None:
+        return [folder]
+    if every and checkpoint_itself(folder) is None and (found := complete_checkpoints(folder)):
+        return found
+    return [checkpoint_of(run)]
+
+
+def open_place(place: Path, request: Request) -> Trained:
+    """The model of a checkpoint or an export. Raises UserError for one that cannot be opened or has no experts."""
+    if is_export(place) and checkpoint_itself(place) is None:
+        trained = open_export(place, request.overrides)
+    else:
+        trained = open_checkpoint(place, request.kind, request.overrides)
+    check_experts(trained)
+    return trained
+
+
+def show_experts(request: Request, arguments: Sequence[str]) -> None:
+    """Measure, print the tables, and write the pages. Raises UserError for what cannot be read or written."""
+    command = f"python -m trainer.report {shlex.join(arguments)}"
+    folders = folder_names(request.places)
+    found: list[Findings] = []
+    for place, folder in zip(request.places, folders, strict=True):
+        trained = open_place(place, request)
+        samples = read_samples(locate_data(trained.config, ALONE), request.samples)
+        found.append(find(trained, samples, request.with_atlas))
+        _print(found[-1])
+        if request.output is not None:
+            write_experts(found[-1], command, request.output / folder)
+    if request.output is not None:
+        if len(found) > 1:
+            write_overview(found, folders, command, request.output)
+        with reader_may_leave():
+            print(f"wrote {request.output / PAGE}")
+
+
+def folder_names(places: Sequence[Path]) -> list[str]:
+    """A folder for each place: itself for a single one, else one of its name, numbered where two have the same."""
+    if len(places) == 1:
+        return ["."]
+    names = [place.name for place in places]
+    if len(set(names)) < len(names):
+        names = [f"{number}-{name}" for number, name in enumerate(names, start=1)]
+    return names
+
+
+def _print(findings: Findings) -> None:
+    with reader_may_leave():
+        for index in findings.specialists:
+            print(f"{findings.name}, block {index}\n{experts_table(index, findings)}")
+
+
+def main(arguments: list[str]) -> None:
+    """The whole command; the newest checkpoint is chosen again if its run deletes it meanwhile."""
+    take_newest(lambda: read_request(arguments), lambda request: show_experts(request, arguments))
