@@ -17,12 +17,13 @@ import model
 from model.limoe import LIMoE
 from model.pretrained import FILES
 from tests.trainer.data.shards_on_disk import small_tokenizer
-from trainer import export as export_module
 from trainer.checkpoint.files import CONFIG, MARKER, PROGRESS, STATE, TOKENIZER, checkpoint_path, record_of, write_marker
 from trainer.checkpoint.progress import TrainingProgress
 from trainer.config.schema import Config
 from trainer.errors import UserError
-from trainer.export import read_arguments, write_export
+from trainer.export import write as write_module
+from trainer.export.request import read_arguments
+from trainer.export.write import write_export
 
 STEPS = (10, 20, 30)
 
@@ -157,7 +158,7 @@ def test_an_export_that_fails_leaves_the_earlier_one(run_dir: Path, monkeypatch:
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export_module, "save_file", full)
+    monkeypatch.setattr(write_module, "save_file", full)
     with pytest.raises(UserError, match=r"could not be written .*No space left on device"):
         write_export(read_arguments([f"run={checkpoint_path(run_dir, 20)}"]))
     monkeypatch.undo()
