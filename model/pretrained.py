@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model.config import AuxiliaryConfig, BiasConfig, ModelConfig, RouterConfig
+from model.config import TRIMMED, AuxiliaryConfig, BiasConfig, ModelConfig, RouterConfig
 from model.errors import UserError, reason
 from model.limoe import LIMoE
 from model.paths import user_path
@@ -26,11 +26,6 @@ CONFIG = "config.yaml"
 TOKENIZER = "tokenizer.model"
 FILES = (WEIGHTS, CONFIG, TOKENIZER)
 """What an export is made of."""
-TRIMMED = "trimmed"
-"""The entry of a configuration's `model` section that says what was left out (model.trim.Trim).
-
-In that section, so that a reader that is older than it names it as what it does not know.
-"""
 
 BATCH_SIZE = 64
 """Images or texts embedded at once by default."""

@@ -49,9 +49,11 @@ class Trimmed:
 
     @property
     def told(self) -> str:
-        """What is left, to follow what it was, such as `, text alone, experts of layer 1: 3`; empty for a whole model."""
+        """What is left, to follow what it was, such as `, text alone, 3 experts of layer 1`; empty for a whole model."""
         modality = "" if self.kept.modality is None else f", {self.kept.modality} alone"
-        layers = ", ".join(f"{len(experts)} experts of layer {layer}" for layer, experts in self.kept.experts.items())
+        layers = ", ".join(
+            f"{len(kept)} expert{'s' * (len(kept) > 1)} of layer {layer}" for layer, kept in self.kept.experts.items()
+        )
         return f"{modality}{', ' if layers else ''}{layers}"
 
 

@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from model import pretrained
+from model.config import TRIMMED
 from trainer.checkpoint.files import CONFIG, TOKENIZER
 from trainer.config.compose import load_config
 from trainer.errors import UserError, reason
@@ -62,7 +63,7 @@ def _write(export: Export, left: Trimmed, origin: str, card: str | None) -> None
 def _record(left: Trimmed, path: Path) -> None:
     """Say in a configuration file what is left of the model that it describes."""
     values = load_config(path)
-    OmegaConf.update(values, f"model.{pretrained.TRIMMED}", left.kept.plain(), merge=False)
+    OmegaConf.update(values, f"model.{TRIMMED}", left.kept.plain(), merge=False)
     path.write_text(OmegaConf.to_yaml(values))
 
 

@@ -1,25 +1,18 @@
 """What `python -m trainer.export` writes, from checkpoints that one process made, and what is wrong with what it is asked."""
 
-import json
-import warnings
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 import model
-from model.limoe import LIMoE
 from model.pretrained import FILES
-from tests.trainer.data.shards_on_disk import small_tokenizer
-from trainer.checkpoint.files import CONFIG, MARKER, PROGRESS, STATE, TOKENIZER, checkpoint_path, record_of, write_marker
-from trainer.checkpoint.progress import TrainingProgress
-from trainer.config.schema import Config
+from tests.trainer.export.runs import config, initial, write_run
+from trainer.checkpoint.files import CONFIG, MARKER, STATE, checkpoint_path, record_of, write_marker
 from trainer.errors import UserError
 from trainer.export import write as write_module
 from trainer.export.request import read_arguments
@@ -28,38 +21,14 @@ from trainer.export.write import write_export
 STEPS = (10, 20, 30)
 
 
-def config() -> Config:
-    made = Config()
-    made.model.width, made.model.mlp, made.model.embedding, made.model.layers = 16, 24, 8, 2
-    made.model.expert_layers, made.model.image_size, made.model.patch, made.model.vocabulary = [1], 16, 8, 200
-    made.run.name, made.train.ema = "photos", 0.9
-    return made
-
-
 def weights(seed: int) -> dict[str, Tensor]:
-    made = config()
-    return dict(LIMoE(made.model, made.router).initialise(seed).state_dict())
+    return initial(config(), seed)
 
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     """A run with three complete checkpoints, whose weights are those of the seeds 10, 20, 30, and averages of seed + 1."""
-    run = tmp_path / "photos"
-    for step in STEPS:
-        checkpoint = checkpoint_path(run, step)
-        checkpoint.mkdir(parents=True)
-        state = {f"model/{name}": value for name, value in weights(step).items()}
-        state |= {f"ema/{name}": value for name, value in weights(step + 1).items()}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            dcp.save(state, checkpoint_id=checkpoint / STATE, no_dist=True)
-        (checkpoint / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.structured(config())))
-        (checkpoint / PROGRESS).write_text(json.dumps(asdict(TrainingProgress(step=step))))
-        small_tokenizer(tmp_path)
-        (tmp_path / "t.model").rename(checkpoint / TOKENIZER)
-        files = [path for path in checkpoint.rglob("*") if path.is_file()]
-        write_marker(checkpoint, {str(path.relative_to(checkpoint)): record_of(path) for path in files})
-    return run
+    return write_run(tmp_path / "photos", config(), STEPS)
 
 
 def exported(*arguments: str) -> tuple[dict[str, Tensor], str]:
