@@ -63,6 +63,7 @@ class BiasConfig:
 class RouterConfig:
     """How tokens find their experts."""
 
+    name: str = option("limoe", "the recipe's name in tables: that of its file in conf/router")
     choice: str = option(
         "token",
         "who chooses: token (each token its top_k experts), or expert (each expert its best tokens, as many as it has slots: "

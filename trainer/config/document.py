@@ -93,7 +93,8 @@ def _value(value: Any) -> str:
 def _group(name: str) -> str:
     """What each choice in a group of conf/ is, and the keys that it sets; keys or choices as columns, whichever are fewer."""
     files = sorted((CONF / name).glob("*.yaml"))
-    settings = {path.stem: _settings(path, "" if name == "experiment" else f"{name}.") for path in files}
+    single = [path for path in files if "hydra" not in OmegaConf.load(path)]  # what a sweep varies is in its comment
+    settings = {path.stem: _settings(path, "" if name == "experiment" else f"{name}.") for path in single}
     lines = [f"### `{name}=`\n", *(f"- `{path.stem}`: {_comment(path)}" for path in files), ""]
     order = [*GROUPS, *KEYS]
     keys = sorted({key for chosen in settings.values() for key in chosen} - {f"{name}.name"}, key=order.index)

@@ -17,8 +17,8 @@ class DataConfig:
 
     kind: str = option(
         "webdataset",
-        "webdataset: shards of your own; shapes: the embedded data set, written at the first use",
-        choices=("shapes", "webdataset"),
+        "webdataset: shards of your own; shapes, shapes_hard: an embedded data set, written at the first use",
+        choices=("shapes", "shapes_hard", "webdataset"),
     )
     train: Any = option(
         None,
@@ -86,10 +86,10 @@ class DataConfig:
     remote_tries: int = option(
         6, "tries in a row without data, with waits that double from 1 s; at most 3 for a command", at_least=1
     )
-    cache: str = option("~/.cache/limoe", "where the embedded data set is written", path=True, filled=True)
-    shapes_train: int = option(20_000, "training pairs of the embedded data set", at_least=16, hint="one pair per shard")
-    shapes_val: int = option(512, "evaluation pairs of the embedded data set", at_least=4, hint="one pair per shard")
-    shapes_seed: int = option(0, "seed of the embedded data set")
+    cache: str = option("~/.cache/limoe", "where the embedded data sets are written", path=True, filled=True)
+    shapes_train: int = option(20_000, "training pairs of an embedded data set", at_least=16, hint="one pair per shard")
+    shapes_val: int = option(512, "evaluation pairs of an embedded data set", at_least=4, hint="one pair per shard")
+    shapes_seed: int = option(0, "seed of an embedded data set")
 
 
 @dataclass

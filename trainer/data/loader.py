@@ -17,7 +17,7 @@ from trainer.data.order.dealing import choose_streams
 from trainer.data.order.progress import DataProgress, ShardLengths, add_counts, keep_longest
 from trainer.data.order.reading import Pair
 from trainer.data.order.stream import Stream
-from trainer.data.shards.captions import CaptionRule, check_captions
+from trainer.data.shards.captions import CaptionRule
 from trainer.data.shards.images import decode_image
 from trainer.data.shards.opening import Remote
 from trainer.data.shards.samples import Unusable
@@ -134,15 +134,14 @@ def training_loader(
     `start=n` continues as if all ranks had drawn n pairs, in batches of any size that `streams` divides; nothing before
     that is decoded. `progress` is what all ranks learned until then: its counters continue, and of the shards with known
     lengths only those that still have pairs are read. Raises UserError when shards, batch, ranks and workers do not fit
-    together, or the shards hold no captions; drawing batches raises it for a shard that has become shorter. Unusable samples
-    are replaced: one without image or caption by the one after it, an image that cannot be decoded, or a caption in which
-    the tokenizer knows nothing, by a copy of a later pair of its stream.
+    together; drawing batches raises it for a shard that has become shorter, or when nothing can be used. Unusable samples are
+    replaced: one without image or caption by the one after it, an image that cannot be decoded, or a caption in which the
+    tokenizer knows nothing, by a copy of a later pair of its stream.
     """
     progress = progress or DataProgress()
     streams = check_reading(data, len(shards), batch_size, world)
     rule = CaptionRule.of(data)
     remote = Remote.of(data)
-    check_captions(shards, rule, remote)
     plan = _Plan(
         shards=list(shards),
         tokenizer=tokenizer,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from trainer.config.schema import Config, DataConfig
 from trainer.data.look import Look, judge_image, judge_pair, look_at
+from trainer.data.shapes.write import zeroshot_folders
 from trainer.data.shards.captions import CaptionRule, check_captions
 from trainer.data.shards.names import printable
 from trainer.data.shards.opening import Remote
@@ -19,12 +20,12 @@ _log = logging.getLogger(__name__)
 
 
 def with_shapes(config: Config, folder: Path) -> Config:
-    """A copy of the configuration that reads the embedded data set in `folder` wherever it names no data of its own."""
+    """A copy of the configuration that reads its embedded data set in `folder` wherever it names no data of its own."""
     located = deepcopy(config)
     located.data.train = located.data.train or f"{folder}/train-*.tar"
     located.data.val = located.data.val or f"{folder}/val-*.tar"
     if located.eval.zeroshot is None:
-        located.eval.zeroshot = {"default": f"{folder}/zeroshot", "unseen": f"{folder}/zeroshot_unseen"}
+        located.eval.zeroshot = zeroshot_folders(config.data.kind, folder)
     return located
 
 

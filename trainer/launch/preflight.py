@@ -23,7 +23,7 @@ from trainer.checkpoint.progress import TrainingProgress
 from trainer.config.checks import layout_problems
 from trainer.config.schema import Config
 from trainer.data.loader import check_reading
-from trainer.data.shapes.write import TRAIN_SHARDS, shapes_folder
+from trainer.data.shapes.write import RECIPES, TRAIN_SHARDS, shapes_folder
 from trainer.data.sources import Shards, check_training_data, load_tokenizer, with_shapes
 from trainer.distributed.device import choose_device, gpu_memory_gib
 from trainer.distributed.environment import (
@@ -183,7 +183,7 @@ def _look_at_data(config: Config, world: int | None, progress: TrainingProgress,
     """The number of shards, if they are sound. world: None if the layout is wrong, so that it is unknown who would read what."""
     before = len(found.problems)
     written = ""
-    if config.data.kind == "shapes":
+    if config.data.kind in RECIPES:
         folder = shapes_folder(config.data, config.model.image_size)
         if folder.is_dir():
             config = with_shapes(config, folder)

@@ -9,8 +9,10 @@ from typing import Any
 from trainer.errors import UserError, did_you_mean
 from trainer.report.runs import RunRecord
 
-NOT_SETTINGS = ("seed", "resume", "run.", "log.", "hydra.", "checkpoint.", "model.name", "data.workers", "data.cache")
+NOT_SETTINGS = ("seed", "resume", "run.", "log.", "hydra.", "checkpoint.", "data.workers", "data.cache")
 """Keys, or beginnings of keys, that do not make another setting: a run's name, and what it leaves behind."""
+NAMES = ("model.name", "router.name")
+"""What the files in conf/ call a model and a router: one word for many keys."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +56,15 @@ class Group:
 def group_runs(runs: Iterable[RunRecord], by: Sequence[str] | None = None) -> list[Group]:
     """The runs by what differs between them, in the order of their first runs.
 
-    by: the keys to look at; None: all whose values differ, except NOT_SETTINGS. Raises UserError for a key that no run has.
+    by: the keys to look at; None: all whose values differ, but for NOT_SETTINGS and what NAMES already tell.
+    Raises UserError for a key that no run has.
     """
     runs = list(runs)
     keys = list(dict.fromkeys(key for run in runs for key in run.settings))
     for key in by or ():
         if key not in keys:
             raise UserError(f"by={key}: no run has this key{did_you_mean(key, keys)}")
-    differing = list(by) if by is not None else [key for key in keys if not key.startswith(NOT_SETTINGS) and _differs(key, runs)]
+    differing = list(by) if by is not None else _distinguishing(keys, runs)
     groups: dict[tuple[str, ...], Group] = {}
     for run in runs:
         setting = {key: run.settings.get(key) for key in differing}
@@ -70,8 +73,11 @@ def group_runs(runs: Iterable[RunRecord], by: Sequence[str] | None = None) -> li
 
 
 def short_names(keys: Iterable[str]) -> list[str]:
-    """Each key by the fewest last parts that distinguish it from the others: `router.aux.load`, `optim.lr` are `load`, `lr`."""
-    keys = list(keys)
+    """Each key by the fewest last parts that distinguish it from the others: `router.aux.load`, `optim.lr` are `load`, `lr`.
+
+    The name of a router or a model is called `router` or `model`.
+    """
+    keys = [key.removesuffix(".name") if key in NAMES else key for key in keys]
     names = []
     for key in keys:
         parts = key.split(".")
@@ -88,6 +94,26 @@ def shown(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _distinguishing(keys: list[str], runs: list[RunRecord]) -> list[str]:
+    """The keys whose values differ, without those that the name of a model or of a router already tells."""
+    differing = [key for key in keys if not key.startswith((*NOT_SETTINGS, *NAMES)) and _differs(key, runs)]
+    names = []
+    for name in NAMES:
+        told = [key for key in differing if key.startswith(name.removesuffix("name")) and _tells(name, key, runs)]
+        if told:
+            names.append(name)
+            differing = [key for key in differing if key not in told]
+    return names + differing
+
+
+def _tells(name: str, key: str, runs: list[RunRecord]) -> bool:
+    """Whether runs of one name never differ in the key, though the names differ."""
+    values: dict[str, set[str]] = {}
+    for run in runs:
+        values.setdefault(repr(run.settings.get(name)), set()).add(repr(run.settings.get(key)))
+    return len(values) > 1 and all(len(found) == 1 for found in values.values())
 
 
 def _differs(key: str, runs: list[RunRecord]) -> bool:

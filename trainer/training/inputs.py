@@ -12,7 +12,7 @@ from trainer.checkpoint.files import TOKENIZER
 from trainer.config.schema import Config
 from trainer.data.loader import TrainingLoader, training_loader
 from trainer.data.order.progress import DataProgress
-from trainer.data.shapes.write import write_shapes
+from trainer.data.shapes.write import RECIPES, write_shapes
 from trainer.data.shards.captions import CaptionRule, training_captions
 from trainer.data.shards.opening import Remote
 from trainer.data.shards.patterns import list_shards
@@ -31,9 +31,9 @@ _log = logging.getLogger(__name__)
 def locate_data(config: Config, processes: Processes) -> Config:
     """A copy of the configuration in which `data.train`, `data.val` and `eval.zeroshot` name what is on disk. A collective.
 
-    The embedded data set is written on first use, once per host.
+    An embedded data set is written on first use, once per host.
     """
-    if config.data.kind == "webdataset":
+    if config.data.kind not in RECIPES:
         return config
     if processes.local_rank == 0:
         write_shapes(config.data, config.model.image_size)

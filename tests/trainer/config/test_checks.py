@@ -133,7 +133,7 @@ def test_what_can_run_is_let_through(world: int, values: dict[str, Any]):
         (1, {"checkpoint__timeout_minutes": 0.0}, ("checkpoint.timeout_minutes=0.0",)),
         (1, {"seed": -1}, ("seed=-1", "at least 0 and at most 4294967295")),
         (1, {"seed": 2**32}, ("seed=4294967296",)),
-        (1, {"data__kind": "shape"}, ("data.kind=shape: choose shapes or webdataset (did you mean 'shapes'?)",)),
+        (1, {"data__kind": "shape"}, ("data.kind=shape: choose shapes, shapes_hard or webdataset (did you mean 'shapes'?)",)),
         (1, {"data__workers": -1}, ("data.workers=-1 must be at least 0",)),
         (1, {"data__shuffle_buffer": -1}, ("data.shuffle_buffer=-1", "no shuffling within shards")),
         (1, {"data__streams": 0}, ("data.streams=0 must be at least 1 (null chooses it automatically)",)),

@@ -341,12 +341,9 @@ def test_warnings_of_workers_are_logged_by_the_training_process(
     assert caplog.text.count(f"{shards[2]}: unusable samples") == 1
 
 
-def test_misfits_are_told_before_anything_is_read(shards: list[str], tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_misfits_are_told_before_anything_is_read(shards: list[str], tokenizer: Tokenizer) -> None:
     with pytest.raises(UserError, match=r"3 shards for 4 readers \(2 ranks x 2 workers\)"):
         batches(shards[:3], tokenizer, 1, world=2, workers=2)
-    bare = write_shard(tmp_path / "bare.tar", [{"jpg": jpeg(1)}])
-    with pytest.raises(UserError, match="no captions in shard"):
-        batches([bare], tokenizer, 1)
 
 
 def worker_processes(loader: Any) -> list[Any]:

@@ -10,7 +10,7 @@ import pytest
 import sentencepiece
 
 from model.config import ModelConfig
-from trainer.data.shapes.scenes import training_scene
+from trainer.data.shapes.simple import training_scene
 from trainer.data.tokenizer import END, PADDING, UNKNOWN, Tokenizer, train_tokenizer
 from trainer.errors import UserError
 

@@ -8,7 +8,14 @@ from omegaconf import OmegaConf
 
 
 def write_run(
-    folder: Path, rows: list[dict[str, Any]], *, seed: int = 0, steps: int = 4, priority: str = "gate", load: float = 1.0
+    folder: Path,
+    rows: list[dict[str, Any]],
+    *,
+    seed: int = 0,
+    steps: int = 4,
+    priority: str = "gate",
+    load: float = 1.0,
+    router: str = "limoe",
 ) -> Path:
     """A run of which only these settings and metrics are known."""
     folder.mkdir(parents=True)
@@ -16,7 +23,7 @@ def write_run(
         "seed": seed,
         "run": {"name": folder.name, "dir": str(folder)},
         "train": {"steps": steps},
-        "router": {"priority": priority, "aux": {"load": load}},
+        "router": {"name": router, "priority": priority, "aux": {"load": load}},
     }
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -39,6 +39,22 @@ def test_the_spread_is_the_sample_deviation_and_a_single_run_has_none(runs: list
     assert single.statistic("train/loss", last_steps=4) is None
 
 
+def test_the_name_of_a_router_stands_for_what_it_tells(tmp_path: Path):
+    for router, load in (("classic", 1.0), ("none", 0.0)):
+        for priority in ("order", "gate"):
+            write_run(tmp_path / f"{router}-{priority}", rising(1.0, 0.5), router=router, load=load, priority=priority)
+    groups = group_runs(read_runs([tmp_path]))
+    assert [group.label() for group in groups] == [
+        f"router={router}, priority={priority}" for router in ("classic", "none") for priority in ("gate", "order")
+    ]
+
+
+def test_a_name_alone_is_no_setting(tmp_path: Path):
+    for router in ("mine", "yours"):
+        write_run(tmp_path / router, rising(1.0, 0.5), router=router)
+    assert [group.label() for group in group_runs(read_runs([tmp_path]))] == ["all"]
+
+
 def test_the_keys_can_be_named_and_an_unknown_one_is_told(runs: list[RunRecord]):
     first, *_ = group_runs(runs, by=["router.priority", "router.aux.load"])
     assert first.setting == {

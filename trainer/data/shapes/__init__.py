@@ -1,1 +1,1 @@
-"""The embedded data set: coloured shapes with captions, drawn and written as shards on first use."""
+"""The embedded data sets: coloured shapes with captions, drawn and written as shards on first use."""

@@ -1,14 +1,30 @@
 """Draws scenes: many images at once, from signed distances, so that edges are smooth and positions finer than a pixel."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.shapes.scenes import BACKGROUNDS, COLOURS, Item, Scene
+from trainer.data.shapes.outlines import DISTANCES, Floats
+from trainer.data.shapes.scene import Item, Scene
+from trainer.data.shapes.textures import TEXTURES
 
-Floats = NDArray[np.float32]
+PALETTE = {
+    "red": (215, 40, 40),
+    "green": (30, 150, 50),
+    "blue": (45, 75, 225),
+    "yellow": (245, 225, 50),
+    "purple": (140, 45, 180),
+    "pink": (250, 125, 190),
+    "cyan": (60, 220, 225),
+    "white": (252, 252, 252),
+    "orange": (250, 135, 20),
+    "brown": (125, 72, 30),
+}
+BACKGROUNDS = {"dark": 28, "dim": 62, "grey": 105, "light": 180}  # brightness out of 255
+BLACK, WHITE = 8.0, 252.0
+"""The second tone of a texture: white on dark colours, black on bright ones."""
+BRIGHT = 130.0  # mean of a colour's channels from which it is a bright one
 
 COLOUR_JITTER = 10.0  # largest change of a colour channel, out of 255
 NOISE = 6.0  # standard deviation of the pixel noise, out of 255
@@ -29,7 +45,7 @@ def draw(scenes: Sequence[Scene], image_size: int, rng: np.random.Generator) -> 
 def _paint(images_nhwc: Floats, items: dict[int, Item], rng: np.random.Generator) -> None:
     image_size = images_nhwc.shape[1]
     centres = (np.arange(image_size, dtype=np.float32) + 0.5) / image_size
-    for shape, distance in _DISTANCES.items():
+    for shape, distance in DISTANCES.items():
         chosen = [n for n, item in items.items() if item.shape == shape]
         if not chosen:
             continue
@@ -41,55 +57,28 @@ def _paint(images_nhwc: Floats, items: dict[int, Item], rng: np.random.Generator
         along = (right * np.cos(angle) + down * np.sin(angle)) / radius
         across = (down * np.cos(angle) - right * np.sin(angle)) / radius
         # A pixel is covered in proportion to how far its centre lies inside the edge, within half a pixel.
-        cover_nhw = (0.5 - distance(along, across) * radius * image_size).clip(0, 1)[..., None]
-        colours = np.array([COLOURS[items[n].colour] for n in chosen], np.float32)
+        outline = distance(along, across) * radius * image_size
+        cover_nhw = (0.5 - outline).clip(0, 1)[..., None]
+        colours = np.array([PALETTE[items[n].colour] for n in chosen], np.float32)
         colours += rng.uniform(-COLOUR_JITTER, COLOUR_JITTER, colours.shape).astype(np.float32)
-        images_nhwc[chosen] += cover_nhw * (colours[:, None, None, :] - images_nhwc[chosen])
+        colours_nhwc = np.broadcast_to(colours[:, None, None, :], (*cover_nhw.shape[:-1], 3))
+        size = radius * image_size
+        tones_nhw = _second_tones([items[n].texture for n in chosen], outline, along * size, across * size, size)
+        if tones_nhw is not None:
+            second = np.array([_second_tone(items[n].colour) for n in chosen], np.float32)[:, None, None, None]
+            colours_nhwc = colours_nhwc + tones_nhw[..., None] * (second - colours_nhwc)
+        images_nhwc[chosen] += cover_nhw * (colours_nhwc - images_nhwc[chosen])
 
 
-# Signed distances to shapes of radius 1, negative inside; x to the right, y down.
+def _second_tone(colour: str) -> float:
+    return BLACK if sum(PALETTE[colour]) / 3 >= BRIGHT else WHITE
 
 
-def _circle(x: Floats, y: Floats) -> NDArray[Any]:
-    return np.hypot(x, y) - 0.92
-
-
-def _ring(x: Floats, y: Floats) -> NDArray[Any]:
-    return np.abs(np.hypot(x, y) - 0.74) - 0.22
-
-
-def _square(x: Floats, y: Floats) -> NDArray[Any]:
-    return np.maximum(np.abs(x), np.abs(y)) - 0.78
-
-
-def _cross(x: Floats, y: Floats) -> NDArray[Any]:
-    longer, shorter = np.maximum(np.abs(x), np.abs(y)), np.minimum(np.abs(x), np.abs(y))
-    return np.maximum(longer - 0.95, shorter - 0.27)
-
-
-def _triangle(x: Floats, y: Floats) -> NDArray[Any]:
-    # One side below, two sloping ones that meet above.
-    return np.maximum(y - 0.62, 0.88 * np.abs(x) - 0.475 * y - 0.47)
-
-
-def _star(x: Floats, y: Floats) -> NDArray[Any]:
-    # Fold the five points onto one half of the upper one, whose edge is then a straight line.
-    fifth = 2 * np.pi / 5
-    radius, turn = np.hypot(x, y), np.arctan2(x, -y)
-    turn = np.abs((turn + fifth / 2) % fifth - fifth / 2)
-    tip, notch = (0.0, 1.05), (0.44 * np.sin(fifth / 2), 0.44 * np.cos(fifth / 2))
-    edge = (notch[0] - tip[0], notch[1] - tip[1])
-    length = np.hypot(*edge)
-    return (-(edge[1] * (radius * np.sin(turn) - tip[0]) - edge[0] * (radius * np.cos(turn) - tip[1])) / length).astype(
-        np.float32
-    )
-
-
-_DISTANCES: dict[str, Callable[[Floats, Floats], NDArray[Any]]] = {
-    "circle": _circle,
-    "square": _square,
-    "triangle": _triangle,
-    "star": _star,
-    "ring": _ring,
-    "cross": _cross,
-}
+def _second_tones(names: list[str], outline: Floats, along: Floats, across: Floats, radius: Floats) -> Floats | None:
+    """The share of the second tone in each pixel, float32 `[n, h, w]`; None if all are plain."""
+    tones_nhw = None
+    for name, texture in TEXTURES.items():
+        if chosen := [place for place, other in enumerate(names) if other == name]:
+            tones_nhw = np.zeros_like(outline) if tones_nhw is None else tones_nhw
+            tones_nhw[chosen] = texture(outline[chosen], along[chosen], across[chosen], radius[chosen])
+    return tones_nhw

@@ -1,7 +1,4 @@
-"""The embedded data set: coloured shapes and captions, written as ordinary shards on first use.
-
-Six combinations of shape and colour are kept out of training: a model that names them has combined what it learned separately.
-"""
+"""The embedded data sets: coloured shapes and captions, written as ordinary shards on first use."""
 
 import hashlib
 import io
@@ -19,25 +16,16 @@ from PIL import Image
 
 from model.paths import user_path
 from trainer.config.schema import DataConfig
+from trainer.data.shapes import hard, simple
 from trainer.data.shapes.draw import draw
-from trainer.data.shapes.scenes import (
-    CLASS_NAMES,
-    CLASSES,
-    SEEN,
-    TEMPLATES,
-    UNSEEN,
-    Scene,
-    distinct_scenes,
-    single_scene,
-    training_scene,
-)
+from trainer.data.shapes.recipe import Recipe, ZeroShotSet
+from trainer.data.shapes.scene import Scene
 from trainer.errors import UserError
 
-VERSION = 1  # increase this when the images or captions change: old caches are then left alone
+RECIPES: dict[str, Recipe] = {"shapes": simple.RECIPE, "shapes_hard": hard.RECIPE}
+"""The embedded data sets, by `data.kind`."""
 TRAIN_SHARDS = 16
 VAL_SHARDS = 4
-SEEN_IMAGES = 24  # of each class
-UNSEEN_IMAGES = 50
 DRAWN_AT_ONCE = 500
 
 TRAIN_PATTERN = f"train-{{000..{TRAIN_SHARDS - 1:03}}}.tar"
@@ -45,10 +33,10 @@ VAL_PATTERN = f"val-{{000..{VAL_SHARDS - 1:03}}}.tar"
 
 
 def write_shapes(data: DataConfig, image_size: int) -> Path:
-    """The folder of the embedded data set, written if `data.cache` does not contain it yet.
+    """The folder of the embedded data set that `data.kind` names, written if `data.cache` does not contain it yet.
 
-    It has `train-000.tar` …, `val-000.tar` … (image and caption; see TRAIN_PATTERN and VAL_PATTERN), and `zeroshot/` and
-    `zeroshot_unseen/` (CLIP_benchmark's classification layout, with the colour and shape of each class in
+    It has `train-000.tar` …, `val-000.tar` … (image and caption; see TRAIN_PATTERN and VAL_PATTERN), and the folders of
+    `zeroshot_folders` (CLIP_benchmark's classification layout, with what each class has of colour, shape and so on in
     `class_attributes.json`). Several processes may call it at once. Raises UserError when the folder cannot be written.
     """
     folder = shapes_folder(data, image_size)
@@ -71,8 +59,18 @@ def write_shapes(data: DataConfig, image_size: int) -> Path:
 
 def shapes_folder(data: DataConfig, image_size: int) -> Path:
     """Where `write_shapes` puts the data set with these settings."""
-    settings = [VERSION, image_size, data.shapes_train, data.shapes_val, data.shapes_seed]
-    return user_path(data.cache, "data.cache") / f"shapes-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]}"
+    settings = [RECIPES[data.kind].version, image_size, data.shapes_train, data.shapes_val, data.shapes_seed]
+    digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
+    return user_path(data.cache, "data.cache") / f"{data.kind}-{digest}"
+
+
+def zeroshot_folders(kind: str, folder: Path) -> dict[str, str]:
+    """The classification sets of a data set in `folder`, as `eval.zeroshot` takes them: names to paths."""
+    return {name: str(folder / _zeroshot_folder(name)) for name in RECIPES[kind].zeroshot}
+
+
+def _zeroshot_folder(name: str) -> str:
+    return "zeroshot" if name == "default" else f"zeroshot_{name}"
 
 
 def _rename(unfinished: Path, folder: Path) -> None:
@@ -85,37 +83,39 @@ def _rename(unfinished: Path, folder: Path) -> None:
 
 
 def _write_all(folder: Path, data: DataConfig, image_size: int) -> None:
-    scenes, pixels = _generators(data.shapes_seed, "train")
-    training = (training_scene(scenes) for _ in range(data.shapes_train))
+    recipe = RECIPES[data.kind]
+
+    def generators(part: str) -> tuple[random.Random, np.random.Generator]:
+        """One generator for the scenes and one for the pixels, separate for each part."""
+        scenes = random.Random(f"{data.kind}/{data.shapes_seed}/{part}")
+        return scenes, np.random.default_rng(scenes.getrandbits(64))
+
+    scenes, pixels = generators("train")
+    training = (recipe.training(scenes) for _ in range(data.shapes_train))
     _write_shards(folder, "train-{:03}.tar", TRAIN_SHARDS, _pairs(training, image_size, pixels))
 
-    scenes, pixels = _generators(data.shapes_seed, "val")
-    validation = iter(distinct_scenes(data.shapes_val, scenes))
+    scenes, pixels = generators("val")
+    validation = iter(recipe.validation(data.shapes_val, scenes))
     _write_shards(folder, "val-{:03}.tar", VAL_SHARDS, _pairs(validation, image_size, pixels))
 
-    _write_zeroshot(folder / "zeroshot", SEEN, SEEN_IMAGES, data.shapes_seed, image_size)
-    _write_zeroshot(folder / "zeroshot_unseen", tuple(sorted(UNSEEN)), UNSEEN_IMAGES, data.shapes_seed, image_size)
+    for name, zeroshot in recipe.zeroshot.items():
+        part = _zeroshot_folder(name)
+        _write_zeroshot(folder / part, zeroshot, image_size, *generators(part))
 
 
-def _write_zeroshot(folder: Path, combinations: tuple[tuple[str, str], ...], each: int, seed: int, image_size: int) -> None:
-    scenes, pixels = _generators(seed, folder.name)
-    labels = [CLASSES.index(combination) for combination in combinations for _ in range(each)]
+def _write_zeroshot(
+    folder: Path, zeroshot: ZeroShotSet, image_size: int, scenes: random.Random, pixels: np.random.Generator
+) -> None:
+    labels = list(zeroshot.labels)
     scenes.shuffle(labels)
-    images = _images((single_scene(*CLASSES[label], scenes) for label in labels), image_size, pixels)
+    images = _images((zeroshot.scene(label, scenes) for label in labels), image_size, pixels)
     samples = ({"jpg": image, "cls": label} for label, (_, image) in zip(labels, images, strict=True))
     (folder / "test").mkdir(parents=True)
     _write_shards(folder / "test", "{}.tar", 1, samples)
     (folder / "test" / "nshards.txt").write_text("1\n")
-    (folder / "classnames.txt").write_text("\n".join(CLASS_NAMES) + "\n")
-    (folder / "zeroshot_classification_templates.txt").write_text("\n".join(TEMPLATES) + "\n")
-    attributes = {"colour": [colour for _, colour in CLASSES], "shape": [shape for shape, _ in CLASSES]}
-    (folder / "class_attributes.json").write_text(json.dumps(attributes, indent=1) + "\n")
-
-
-def _generators(seed: int, part: str) -> tuple[random.Random, np.random.Generator]:
-    """One generator for the scenes and one for the pixels, separate for each part."""
-    scenes = random.Random(f"shapes/{seed}/{part}")
-    return scenes, np.random.default_rng(scenes.getrandbits(64))
+    (folder / "classnames.txt").write_text("\n".join(zeroshot.class_names) + "\n")
+    (folder / "zeroshot_classification_templates.txt").write_text("\n".join(zeroshot.templates) + "\n")
+    (folder / "class_attributes.json").write_text(json.dumps(dict(zeroshot.attributes), indent=1) + "\n")
 
 
 def _pairs(scenes: Iterator[Scene], image_size: int, pixels: np.random.Generator) -> Iterator[dict[str, Any]]:

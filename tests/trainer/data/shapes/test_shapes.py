@@ -1,6 +1,5 @@
 """The embedded data set."""
 
-import io
 import json
 import random
 import threading
@@ -9,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from tests.trainer.data.shapes.reading import captions, contents, pixels, samples
 from trainer.config.schema import DataConfig
-from trainer.data.shapes.draw import draw
-from trainer.data.shapes.scenes import (
+from trainer.data.shapes.draw import PALETTE, draw
+from trainer.data.shapes.simple import (
     CLASS_NAMES,
     CLASSES,
     COLOURS,
@@ -25,8 +24,6 @@ from trainer.data.shapes.scenes import (
     single_scene,
 )
 from trainer.data.shapes.write import TRAIN_PATTERN, VAL_PATTERN, write_shapes
-from trainer.data.shards.patterns import list_shards
-from trainer.data.shards.samples import Sample, read_samples
 from trainer.errors import UserError
 
 
@@ -37,22 +34,6 @@ def settings(cache: Path, train: int = 1600, val: int = 512, seed: int = 0) -> D
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_shapes(settings(tmp_path_factory.mktemp("cache") / "new"), 32)
-
-
-def samples(pattern: Path) -> list[Sample]:
-    return [sample for shard in list_shards(str(pattern), "eval.zeroshot") for sample in read_samples(shard)]
-
-
-def captions(pattern: Path) -> list[str]:
-    return [sample.files["txt"].decode() for sample in samples(pattern)]
-
-
-def pixels(sample: Sample) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(sample.files["jpg"])))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_training_never_shows_or_names_the_held_out_combinations(folder: Path) -> None:
@@ -90,7 +71,7 @@ def test_zeroshot_layout(folder: Path, name: str, classes: tuple[tuple[str, str]
 def test_images_show_what_is_said(folder: Path) -> None:
     """The class's colour must be the commonest among the pixels that stand out from the background."""
     names = list(COLOURS)
-    palette = np.array([COLOURS[name] for name in names], float)
+    palette = np.array([PALETTE[name] for name in names], float)
     right = 0
     found = samples(folder / "zeroshot")[:300]
     for sample in found:
@@ -130,8 +111,8 @@ def test_two_shapes_stand_as_said(folder: Path) -> None:
         if not caption.startswith("a red ") or "right of a cyan " not in caption:
             continue
         image = pixels(sample).astype(int)
-        red = np.abs(image - COLOURS["red"]).sum(-1) < 90
-        cyan = np.abs(image - COLOURS["cyan"]).sum(-1) < 90
+        red = np.abs(image - PALETTE["red"]).sum(-1) < 90
+        cyan = np.abs(image - PALETTE["cyan"]).sum(-1) < 90
         assert np.nonzero(red)[1].mean() > np.nonzero(cyan)[1].mean()
         checked += 1
     assert checked

@@ -1,20 +1,16 @@
-"""The content of the embedded data set: scenes of one or two coloured shapes, and their captions."""
+"""The data set `shapes`: scenes of one or two coloured shapes, and their captions.
+
+Six combinations of shape and colour are kept out of training: a model that names them has combined what it learned separately.
+"""
 
 import random
-from dataclasses import dataclass
+
+from trainer.data.shapes.recipe import Recipe, ZeroShotSet
+from trainer.data.shapes.scene import Item, Scene, turn
 
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
-COLOURS = {
-    "red": (215, 40, 40),
-    "green": (30, 150, 50),
-    "blue": (45, 75, 225),
-    "yellow": (245, 225, 50),
-    "purple": (140, 45, 180),
-    "pink": (250, 125, 190),
-    "cyan": (60, 220, 225),
-    "white": (252, 252, 252),
-}
-BACKGROUNDS = {"dark": 28, "grey": 105, "light": 180}  # brightness out of 255
+COLOURS = ("red", "green", "blue", "yellow", "purple", "pink", "cyan", "white")
+BACKGROUNDS = ("dark", "grey", "light")
 SIZES = {"small": (6.4, 7.4), "medium": (8.8, 9.8), "large": (11.4, 12.4)}  # radius in 1/32 of the image's side
 PAIR_SIZES = (5.8, 6.8)
 JITTER = 0.07  # a shape's largest distance from its place, as a share of the image's side: about two pixels at 32
@@ -39,27 +35,8 @@ TEMPLATES = (
 )
 
 SINGLE_SHARE = 0.7  # of the images show one shape, the others two
-
-
-@dataclass(frozen=True)
-class Item:
-    """One shape: its place and radius in units of the image's side, its turn in radians."""
-
-    shape: str
-    colour: str
-    x: float
-    y: float
-    radius: float
-    angle: float
-
-
-@dataclass(frozen=True)
-class Scene:
-    """One image: its shapes from back to front, the background's name, and its caption."""
-
-    items: tuple[Item, ...]
-    background: str
-    caption: str
+SEEN_IMAGES = 24  # of each class
+UNSEEN_IMAGES = 50
 
 
 def training_scene(rng: random.Random) -> Scene:
@@ -74,10 +51,10 @@ def single_scene(shape: str, colour: str, rng: random.Random, full: bool = False
 
     A `full` caption names size and background, others may leave them out.
     """
-    size, background = rng.choice(list(SIZES)), rng.choice(list(BACKGROUNDS))
+    size, background = rng.choice(list(SIZES)), rng.choice(BACKGROUNDS)
     radius = rng.uniform(*SIZES[size]) / 32
     x, y = (0.5 + rng.uniform(-JITTER, JITTER) for _ in range(2))
-    item = Item(shape, colour, x, y, radius, _turn(rng))
+    item = Item(shape, colour, x, y, radius, turn(rng))
     words = [f"{colour} {shape}"]
     if full or rng.random() < 0.5:
         words.insert(0, size)
@@ -112,7 +89,7 @@ _PAIR_CAPTIONS = len(SEEN) * (len(SEEN) - 1) * len(RELATIONS) * len(BACKGROUNDS)
 
 def _pair_scene(rng: random.Random, full: bool) -> Scene:
     (shape, colour), (other_shape, other_colour) = rng.sample(SEEN, 2)
-    relation, background = rng.choice(RELATIONS), rng.choice(list(BACKGROUNDS))
+    relation, background = rng.choice(RELATIONS), rng.choice(BACKGROUNDS)
     # Along the relation's axis each shape has its half of the image; across it they are nearly level.
     radii = [rng.uniform(*PAIR_SIZES) / 32 for _ in range(2)]
     near, far = (place + rng.uniform(-JITTER, JITTER) / 2 for place in (0.26, 0.74))
@@ -123,8 +100,8 @@ def _pair_scene(rng: random.Random, full: bool) -> Scene:
     if relation in ("above", "below"):
         places = [(y, x) for x, y in places]
     items = (
-        Item(shape, colour, *places[0], radii[0], _turn(rng)),
-        Item(other_shape, other_colour, *places[1], radii[1], _turn(rng)),
+        Item(shape, colour, *places[0], radii[0], turn(rng)),
+        Item(other_shape, other_colour, *places[1], radii[1], turn(rng)),
     )
     caption = f"a {colour} {shape} {relation} a {other_colour} {other_shape}"
     if full or rng.random() < 0.3:
@@ -132,5 +109,19 @@ def _pair_scene(rng: random.Random, full: bool) -> Scene:
     return Scene(items, background, caption)
 
 
-def _turn(rng: random.Random) -> float:
-    return rng.uniform(-0.2, 0.2)
+def _zeroshot(combinations: tuple[tuple[str, str], ...], each: int) -> ZeroShotSet:
+    return ZeroShotSet(
+        class_names=CLASS_NAMES,
+        templates=TEMPLATES,
+        attributes={"colour": tuple(colour for _, colour in CLASSES), "shape": tuple(shape for shape, _ in CLASSES)},
+        labels=tuple(CLASSES.index(combination) for combination in combinations for _ in range(each)),
+        scene=lambda label, rng: single_scene(*CLASSES[label], rng),
+    )
+
+
+RECIPE = Recipe(
+    version=1,
+    training=training_scene,
+    validation=distinct_scenes,
+    zeroshot={"default": _zeroshot(SEEN, SEEN_IMAGES), "unseen": _zeroshot(tuple(sorted(UNSEEN)), UNSEEN_IMAGES)},
+)
