@@ -4,6 +4,12 @@ from dataclasses import dataclass, field, replace
 
 from model.option import option
 
+TRIMMED = "trimmed"
+"""The entry of the `model` section that an export has if parts of its model were left out (model.trim.Trim).
+
+It is in that section, and no field of ModelConfig, so that whoever knows nothing of it refuses it by its name.
+"""
+
 
 @dataclass
 class AuxiliaryConfig:

@@ -1,5 +1,8 @@
 """The expert layer: route -> dispatch -> exchange -> experts -> exchange -> combine."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -78,6 +81,32 @@ class ExpertLayer(nn.Module):
         self.router = Router(width, experts, BIAS_ROWS[config.bias.kind])
         self.experts = Experts(experts // peers.expert_parallel, width, hidden)
         self.shared = MLP(width, shared * hidden) if shared else None
+        # Of a trimmed layer: each expert's row in the stacked weights, int64 [E], -1 for one that was left out.
+        self.row_of_expert: Tensor | None
+        self.register_buffer("row_of_expert", None, persistent=False)
+
+    def keep(self, kept: Sequence[int]) -> None:
+        """Leave out the weights of all experts but these, in place; they keep their numbers, and tokens choose among them.
+
+        The router keeps its rows for all: a token whose expert was kept gets the same gate as before, to the last bit, and one
+        whose expert was left out goes to the best of those that were kept, with the gate it always had for that one.
+        Raises ValueError for numbers that are not ascending experts of this layer, or too few for a token's choices, and where
+        experts choose their tokens: there, each of them serves every image and text.
+        """
+        if self._by_experts:
+            raise ValueError("experts that choose their tokens all serve every image and text: none can be left out")
+        if sorted(set(kept)) != list(kept) or not set(kept) <= set(range(self.num_experts)):
+            raise ValueError(f"{list(kept)} are not different experts in ascending order, from 0 to {self.num_experts - 1}")
+        if len(kept) < self.config.top_k:
+            raise ValueError(f"{len(kept)} kept experts are fewer than the {self.config.top_k} that a token chooses")
+        rows = torch.tensor(list(kept))
+        row_of_expert = torch.full((self.num_experts,), -1)
+        row_of_expert[rows] = torch.arange(len(rows))
+        for name, weight in list(self.experts.named_parameters(recurse=False)):
+            left = weight.detach().index_select(0, rows.to(weight.device))
+            setattr(self.experts, name, nn.Parameter(left, requires_grad=weight.requires_grad))
+        device = self.experts.up.device
+        self.row_of_expert = row_of_expert if device.type == "meta" else row_of_expert.to(device)
 
     def draw(self, stream: TokenStream, generator: torch.Generator | None = None) -> Assignment:
         """A new assignment for a batch, with noise in training; generator: by default torch's own for the stream's device.
@@ -99,7 +128,7 @@ class ExpertLayer(nn.Module):
         """
         assignment = assignment or self.draw(stream)
         gates = self._choose(stream, assignment)
-        slots = assignment.slots or self._assign(gates, stream)
+        slots = assignment.slots or self._assign(self._by_rows(gates), stream)
         assignment.expert_nk, assignment.slots = gates.expert_nk, slots
         buffers = dispatch(stream.x_nd, slots.choice_of_slot, slots.slot_of_choice)
         outputs = self.peers.from_experts(self.experts(self.peers.to_experts(buffers)))
@@ -119,7 +148,17 @@ class ExpertLayer(nn.Module):
             expert_nk = all_experts(len(stream.x_nd), self.num_experts, stream.x_nd.device)
         noise_ne = None if assignment.noise_ne is None else config.noise / self.num_experts * assignment.noise_ne
         bias_ne = self.router.bias_of(stream.modality_n)
-        return choose_experts(self.router(stream.x_nd), config.top_k, noise_ne, expert_nk, bias_ne, config.gates)
+        kept_e = None if self.row_of_expert is None else self.row_of_expert >= 0
+        return choose_experts(self.router(stream.x_nd), config.top_k, noise_ne, expert_nk, bias_ne, config.gates, kept_e)
+
+    def _by_rows(self, gates: Gates) -> Gates:
+        """The gates with the experts numbered as the rows of their weights, and so of the buffers."""
+        return gates if self.row_of_expert is None else replace(gates, expert_nk=self.row_of_expert[gates.expert_nk])
+
+    @property
+    def _buffer_count(self) -> int:
+        """Experts, of all peers, that have a buffer."""
+        return self.num_experts if self.row_of_expert is None else len(self.experts.up)
 
     def _assign(self, gates: Gates, stream: TokenStream) -> Slots:
         config = self.config
@@ -133,12 +172,12 @@ class ExpertLayer(nn.Module):
             return self._assign_all(gates, stream)
         group_n, groups, tokens = _routing_groups(stream, group_size)
         slots = capacity(tokens, self.num_experts, config.top_k, factor)
-        return assign_slots(gates, stream.valid_n, group_n, groups, self.num_experts, slots, priority)
+        return assign_slots(gates, stream.valid_n, group_n, groups, self._buffer_count, slots, priority)
 
     def _assign_all(self, gates: Gates, stream: TokenStream) -> Slots:
         """Drop nothing: buffers as large as the largest load among the peers. Reads it on the host, so only for evaluation."""
-        load = self.peers.max_over_experts(largest_load(gates, stream.valid_n, self.num_experts))
-        return assign_slots(gates, stream.valid_n, None, 1, self.num_experts, max(1, int(load.item())), self.config.priority)
+        load = self.peers.max_over_experts(largest_load(gates, stream.valid_n, self._buffer_count))
+        return assign_slots(gates, stream.valid_n, None, 1, self._buffer_count, max(1, int(load.item())), self.config.priority)
 
 
 def _routing_groups(stream: TokenStream, group_size: int | None) -> tuple[Tensor | None, int, int]:

@@ -11,13 +11,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model.config import AuxiliaryConfig, BiasConfig, ModelConfig, RouterConfig
+from model.config import TRIMMED, AuxiliaryConfig, BiasConfig, ModelConfig, RouterConfig
 from model.errors import UserError, reason
 from model.limoe import LIMoE
 from model.paths import user_path
 from model.pictures import Picture, kind_of_object, read_picture
 from model.preprocess import REDUCING_GAP, WHITE, centre_crop, normalise
 from model.tokenizer import Tokenizer
+from model.trim import Trim, only, trim
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.yaml"
@@ -41,12 +42,17 @@ class Pretrained:
         mean: Sequence[float],
         std: Sequence[float],
         background: Sequence[int] = WHITE,
+        modality: str | None = None,
     ) -> None:
-        """mean, std: of the pixels, by channel, as in training; background: RGB, 0 to 255, shown through transparent parts."""
+        """mean, std: of the pixels, by channel, as in training; background: RGB, 0 to 255, shown through transparent parts.
+
+        modality: the only one that the module still has, None for both.
+        """
         self.module = module.eval().requires_grad_(False)
         self._tokenizer = tokenizer
         self._mean, self._std = list(mean), list(std)
         self._background = tuple(background)
+        self.modality = modality
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -61,7 +67,7 @@ class Pretrained:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype that the model computes in."""
-        return self.module.patches.project.weight.dtype
+        return next(self.module.heads.parameters()).dtype
 
     @property
     def scale(self) -> float:
@@ -80,8 +86,10 @@ class Pretrained:
     def embed_images(self, images: Iterable[Picture], batch_size: int = BATCH_SIZE) -> Tensor:
         """Unit vectors, float32 `[n, D]` on the model's device. What an image can be, see model.pictures.Picture.
 
-        Raises UserError for a file that is not an image, TypeError or ValueError for any other object.
+        Raises UserError for a file that is not an image, and if the export holds only text; TypeError or ValueError for any other
+        object.
         """
+        self._check_holds("image")
         _check_list(images, "embed_images", "images")
         rows = []
         for batch in _batches(images, batch_size):
@@ -91,9 +99,18 @@ class Pretrained:
 
     @torch.no_grad()
     def embed_texts(self, texts: Iterable[str], batch_size: int = BATCH_SIZE) -> Tensor:
-        """Unit vectors, float32 `[n, D]` on the model's device. Raises TypeError for anything but a list of texts."""
+        """Unit vectors, float32 `[n, D]` on the model's device.
+
+        Raises TypeError for anything but a list of texts, UserError if the export holds only images.
+        """
+        self._check_holds("text")
         batches = _batches(_checked_texts(texts, "embed_texts"), batch_size)
         return self._joined([self.module(texts=self.tokenize(batch).to(self.device)).texts for batch in batches])
+
+    def _check_holds(self, modality: str) -> None:
+        """Before anything is read or decoded."""
+        if self.modality not in (None, modality):
+            raise UserError(only(self.modality))
 
     def _crop(self, image: Picture) -> Tensor:
         """The central square as uint8 `[3, H, W]`."""
@@ -114,7 +131,7 @@ def load_pretrained(folder: Path, device: str | torch.device, dtype: torch.dtype
             )
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"dtype={dtype!r} must be a floating-point dtype of torch, such as torch.bfloat16, or None")
-    module, (mean, std, background) = _build(folder / CONFIG)
+    module, (mean, std, background), modality = _build(folder / CONFIG)
     module.load_state_dict(_read_weights(folder / WEIGHTS, module), assign=True)
     tokenizer = Tokenizer.load(folder / TOKENIZER)
     if tokenizer.vocabulary > module.config.vocabulary:
@@ -126,20 +143,27 @@ def load_pretrained(folder: Path, device: str | torch.device, dtype: torch.dtype
         module = module.to(device, dtype)
     except (RuntimeError, AssertionError) as problem:  # torch without CUDA fails an assertion
         raise UserError(f"device={device} cannot be used ({reason(problem)}): choose another, such as cpu") from problem
-    return Pretrained(module, tokenizer, mean, std, background)
+    return Pretrained(module, tokenizer, mean, std, background, modality)
 
 
-def _build(path: Path) -> tuple[LIMoE, tuple[list[float], list[float], list[int]]]:
-    """The model that a configuration describes, without memory for its weights; the pixels' mean, deviation and background."""
+def _build(path: Path) -> tuple[LIMoE, tuple[list[float], list[float], list[int]], str | None]:
+    """The model that a configuration describes, without memory for its weights; the pixels' mean, deviation and background.
+
+    Then the only modality that it has, None for both.
+    """
     try:
         values: Any = yaml.safe_load(path.read_text())
         router = dict(values["router"])
-        config = ModelConfig(**values["model"])
+        architecture = dict(values["model"])
+        trimmed = Trim.read(architecture.pop(TRIMMED, {}))
+        config = ModelConfig(**architecture)
         nested = {"aux": AuxiliaryConfig(**router["aux"]), "bias": BiasConfig(**router.get("bias", {}))}
         routing = RouterConfig(**router | nested).without_drops()  # whatever the run was evaluated with
+        data = values["data"]
+        pixels = list(data["mean"]), list(data["std"]), list(data.get("background", WHITE))
         with torch.device("meta"):
-            data = values["data"]
-            return LIMoE(config, routing), (list(data["mean"]), list(data["std"]), list(data.get("background", WHITE)))
+            module = LIMoE(config, routing)
+        return trim(module, trimmed), pixels, trimmed.modality
     except (OSError, UnicodeDecodeError, yaml.YAMLError, LookupError, TypeError, ValueError, ArithmeticError) as problem:
         raise UserError(
             f"{path} is not the configuration of a trained model ({reason(problem)}); export the run again"

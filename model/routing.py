@@ -74,6 +74,7 @@ def choose_experts(
     expert_nk: Tensor | None = None,
     bias_ne: Tensor | None = None,
     kind: str = "softmax",
+    kept_e: Tensor | None = None,
 ) -> Gates:
     """Gates of the noisy logits, then the K experts with the largest, ties to the lower index.
 
@@ -81,13 +82,15 @@ def choose_experts(
 
     The gate value, not renormalised, is the combine weight (K=1: output = p_e * expert_e(x)). noise_ne: what is added to the
     logits that route; expert_nk: experts that are chosen already, whose gates alone are wanted; bias_ne: what is added to the
-    gates (broadcast to [N, E]) for the choice alone.
+    gates (broadcast to [N, E]) for the choice alone; kept_e: bool [E], the experts to choose among, at least K; None: all.
     """
     noisy_ne = logits_ne if noise_ne is None else logits_ne + noise_ne
     gates_ne = noisy_ne.sigmoid() if kind == "sigmoid" else noisy_ne.softmax(-1)
     if expert_nk is None:
         # By logits, as gates may underflow to ties; a stable sort, unlike topk, has a defined order among equal ones.
         wanted_ne = noisy_ne.detach() if bias_ne is None else gates_ne.detach() + bias_ne
+        if kept_e is not None:
+            wanted_ne = wanted_ne.masked_fill(~kept_e, -torch.inf)
         expert_nk = wanted_ne.sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
     return Gates(logits_ne, noisy_ne, gates_ne.gather(1, expert_nk), expert_nk)
 

@@ -23,7 +23,8 @@ from trainer.distributed.device import dtype_of
 from trainer.distributed.processes import Processes
 from trainer.engine.state import EMA, WEIGHTS, ExpertSharding, set_weights
 from trainer.evaluation.encoder import ModelEncoder
-from trainer.export import read_arguments, write_export
+from trainer.export.request import read_arguments
+from trainer.export.write import write_export
 
 pytestmark = pytest.mark.slow
 

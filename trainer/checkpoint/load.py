@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from model.paths import user_path
+from model.pretrained import WEIGHTS as EXPORTED
 from trainer.checkpoint.files import PROGRESS, STATE, FileRecord, all_checkpoints, damage_among, find_checkpoint, read_marker
 from trainer.checkpoint.progress import TrainingProgress
 from trainer.config.arguments import Argument
@@ -279,10 +280,13 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 
 def checkpoint_of(run: str) -> Path:
     """The checkpoint that `run=` names: itself, or the newest complete one of a run directory. Raises UserError for neither."""
+    where = user_path(run, "run")
     try:
-        checkpoint = find_checkpoint(user_path(run, "run"))
+        checkpoint = find_checkpoint(where)
     except OSError as problem:
         raise UserError(f"run={run}: {problem.filename} cannot be read ({reason(problem)})") from problem
+    if checkpoint is None and (where / EXPORTED).is_file():
+        raise UserError(f"run={run} is an export, for model.load alone; give the run directory that it was exported from")
     if checkpoint is None:
         raise UserError(f"run={run}: no complete checkpoint there; give a run directory, or one of its checkpoints")
     return checkpoint

@@ -5,6 +5,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from model.config import TRIMMED
 from trainer.config.compose import GROUPS, check_key, explain, load_config, parse_overrides, to_config
 from trainer.config.schema import Config
 from trainer.errors import UserError
@@ -13,9 +14,11 @@ from trainer.errors import UserError
 def stored_config(path: Path, overrides: list[str]) -> Config:
     """The configuration in a file that a run has written, and single keys `key=value` set in it.
 
-    Raises UserError for a file that holds none, and for a key, a group or a value that cannot be set.
+    Raises UserError for a file that holds none or that of a trimmed export, and for a key, a group or a value that cannot be set.
     """
     values = load_config(path)
+    if OmegaConf.select(values, f"model.{TRIMMED}") is not None:
+        raise UserError(f"{path} belongs to an export from which parts of the model were left out: give the run it came from")
     try:
         for override in parse_overrides(overrides):
             check_key(override)

@@ -10,7 +10,7 @@ from trainer.describe import COMMAND as DESCRIBE
 from trainer.describe import read_arguments as describe_arguments
 from trainer.errors import UserError
 from trainer.evaluate import COMMAND as EVALUATE
-from trainer.export import COMMAND as EXPORT
+from trainer.export.request import COMMAND as EXPORT
 from trainer.report.experts import COMMAND as EXPERTS
 
 COMMANDS = [BENCH, DESCRIBE, EVALUATE, EXPERTS, EXPORT]

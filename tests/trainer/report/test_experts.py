@@ -13,7 +13,7 @@ from trainer.checkpoint.files import checkpoint_path
 from trainer.config.schema import Config
 from trainer.errors import UserError
 from trainer.evaluation.expert_samples import read_samples
-from trainer.export import export_newest
+from trainer.export.__main__ import export_newest
 from trainer.report.__main__ import main
 from trainer.report.expert_findings import find, numbers
 from trainer.report.experts import folder_names, open_place, read_request

@@ -10,41 +10,25 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import model
-from model.limoe import LIMoE
 from model.pretrained import FILES
-from tests.trainer.data.shards_on_disk import small_tokenizer
-from tests.trainer.made_checkpoints import write_checkpoint
-from trainer import export as export_module
+from tests.trainer.export.runs import config, initial, write_run
 from trainer.checkpoint.files import CONFIG, MARKER, STATE, checkpoint_path, record_of, write_marker
-from trainer.config.schema import Config
 from trainer.errors import UserError
-from trainer.export import read_arguments, write_export
+from trainer.export import write as write_module
+from trainer.export.request import read_arguments
+from trainer.export.write import write_export
 
 STEPS = (10, 20, 30)
 
 
-def config() -> Config:
-    made = Config()
-    made.model.width, made.model.mlp, made.model.embedding, made.model.layers = 16, 24, 8, 2
-    made.model.expert_layers, made.model.image_size, made.model.patch, made.model.vocabulary = [1], 16, 8, 200
-    made.run.name, made.train.ema = "photos", 0.9
-    return made
-
-
 def weights(seed: int) -> dict[str, Tensor]:
-    made = config()
-    return dict(LIMoE(made.model, made.router).initialise(seed).state_dict())
+    return initial(config(), seed)
 
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     """A run with three complete checkpoints, whose weights are those of the seeds 10, 20, 30, and averages of seed + 1."""
-    run = tmp_path / "photos"
-    tokenizer = small_tokenizer(tmp_path)
-    (tmp_path / "t.model").unlink()
-    for step in STEPS:
-        write_checkpoint(run, step, config(), {"model": weights(step), "ema": weights(step + 1)}, tokenizer)
-    return run
+    return write_run(tmp_path / "photos", config(), STEPS)
 
 
 def exported(*arguments: str) -> tuple[dict[str, Tensor], str]:
@@ -143,7 +127,7 @@ def test_an_export_that_fails_leaves_the_earlier_one(run_dir: Path, monkeypatch:
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export_module, "save_file", full)
+    monkeypatch.setattr(write_module, "save_file", full)
     with pytest.raises(UserError, match=r"could not be written .*No space left on device"):
         write_export(read_arguments([f"run={checkpoint_path(run_dir, 20)}"]))
     monkeypatch.undo()

@@ -1,0 +1,41 @@
+"""Write a trained model for others to use: `python -m trainer.export run=DIR [modality=text] [experts=used] [dtype=bf16] …`.
+
+`model.load` reads what it writes: one model.safetensors with the names and shapes of the model's state_dict, config.yaml and
+tokenizer.model, and a README.md if something was left out. One process; no DeepSpeed.
+"""
+
+import sys
+
+from trainer.checkpoint.load import reading, take_newest
+from trainer.distributed.program import exit_with
+from trainer.errors import UserError
+from trainer.export.curve import print_curve
+from trainer.export.request import Export, read_arguments
+from trainer.export.write import write_export
+from trainer.output import reader_may_leave
+from trainer.reporting.log_lines import log_to_terminal
+
+
+def export_newest(arguments: list[str]) -> list[str]:
+    """What a command line asks for, in lines to print; repeated if the training run deletes the checkpoint meanwhile."""
+
+    def work(export: Export) -> list[str]:
+        with reading(*export.checkpoints):
+            return print_curve(export) if export.is_curve else write_export(export)
+
+    return take_newest(lambda: read_arguments(arguments), work)
+
+
+def main() -> None:
+    """Read the command line and export."""
+    log_to_terminal(rank=0)
+    try:
+        told = export_newest(sys.argv[1:])
+    except UserError as problem:
+        exit_with(problem)
+    with reader_may_leave():
+        print("\n".join(told))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""What a command line of `trainer.export` asks for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from model.paths import user_path
+from model.stream import MODALITIES
+from trainer.checkpoint.files import complete_checkpoints
+from trainer.checkpoint.load import WEIGHTS_ARGUMENT, check_weights, checkpoint_of, reading
+from trainer.config.arguments import Argument, Command
+from trainer.config.schema import Config
+from trainer.engine.state import WEIGHTS
+from trainer.errors import UserError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+VAL = "val"
+"""The set of pairs that the run's own retrieval is evaluated on."""
+USAGE = "write experts=used or experts=top:N, either of them with a set to count on, as in experts=used:SET and experts=top:4:SET"
+
+COMMAND = Command(
+    "trainer.export",
+    "Write a trained model for others to use: one model.safetensors with the names and shapes of the model's state_dict, "
+    "config.yaml and tokenizer.model, which model.load reads. One process; as much memory as the model has in float32, "
+    "with `average` or `experts` twice as much.",
+    (
+        Argument("run", "DIR", "a run directory (its newest complete checkpoint), or a checkpoint of one", required=True),
+        Argument("output", "DIR", "where to write (default: export in the run directory); an earlier export is replaced"),
+        Argument("average", "last:N", "the mean of the last N checkpoints"),
+        WEIGHTS_ARGUMENT,
+        Argument("dtype", "TYPE", "fp32 (the default) or bf16", choices=tuple(DTYPES)),
+        Argument("modality", "NAME", "text or image: leave out what only the other needs", choices=MODALITIES),
+        Argument(
+            "experts",
+            "KEPT",
+            f"used[:SET]: of each layer, keep the experts that at least one token of SET chooses; top:N[:SET]: the N most chosen "
+            f"ones; top:N,M,…[:SET]: write nothing, print a table of sizes and recall. SET: {VAL} (the run's own retrieval set, "
+            f"the default), shards, or a .txt file of texts, one on each line",
+        ),
+    ),
+    word="run",
+)
+
+
+@dataclass(frozen=True)
+class ExpertChoice:
+    """Which experts to keep. top: so many of each layer, those that are chosen most; empty: all that are chosen at all.
+
+    examples: the set on which choices are counted, as it was typed.
+    """
+
+    top: tuple[int, ...]
+    examples: str
+
+    @property
+    def typed(self) -> str:
+        """As on the command line."""
+        what = f"top:{','.join(map(str, self.top))}" if self.top else "used"
+        return f"experts={what}:{self.examples}"
+
+
+@dataclass(frozen=True)
+class Export:
+    """What a command line asks for.
+
+    checkpoints: oldest first, several are averaged; kind: of weights, `model` or `ema`; modality: the only one to keep, None for
+    both; experts: which to keep, None for all.
+    """
+
+    checkpoints: list[Path]
+    kind: str
+    dtype: str
+    output: Path
+    modality: str | None = None
+    experts: ExpertChoice | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is left out."""
+        return self.modality is None and self.experts is None
+
+    @property
+    def is_curve(self) -> bool:
+        """Whether a table is asked for and no export."""
+        return self.experts is not None and len(self.experts.top) > 1
+
+
+def read_arguments(arguments: list[str]) -> Export:
+    """What a command line means. Raises UserError for what is missing or mistyped, or for checkpoints that are not there."""
+    values = COMMAND.read(arguments).values
+    experts = _experts(values["experts"]) if "experts" in values else None
+    if experts is not None and len(experts.top) > 1 and "output" in values:
+        raise UserError(f"{experts.typed}: several numbers only print a table; choose one of them to write output=")
+    newest = checkpoint_of(values["run"])
+    checkpoints = [newest] if "average" not in values else _last(values["average"], values["run"])
+    with reading(*checkpoints):
+        kinds = {check_weights(values.get("weights", WEIGHTS), checkpoint) for checkpoint in checkpoints}
+    output = user_path(values["output"], "output").absolute() if "output" in values else _run_of(newest) / "export"
+    return Export(checkpoints, kinds.pop(), values.get("dtype", "fp32"), output, values.get("modality"), experts)
+
+
+def _last(average: str, run: str) -> list[Path]:
+    """The checkpoints that `average=last:N` means, oldest first."""
+    what, _, number = average.partition(":")
+    if what != "last" or not number.isdigit() or int(number) < 1:
+        raise UserError(
+            f"average={average}: write average=last:N, such as average=last:5, for the mean of the last 5 checkpoints"
+        )
+    found = complete_checkpoints(user_path(run, "run"))
+    if len(found) < int(number):
+        raise UserError(
+            f"average={average}: {run} has {len(found)} complete checkpoints; give a run directory that has enough "
+            f"(checkpoint.keep={number} keeps that many), or average fewer"
+        )
+    return found[-int(number) :]
+
+
+def _run_of(checkpoint: Path) -> Path:
+    return checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+
+
+def _experts(text: str) -> ExpertChoice:
+    """What `experts=` means."""
+    what, has_set, examples = text.partition(":")
+    top: tuple[int, ...] = ()
+    if what == "top":
+        numbers, has_set, examples = examples.partition(":")
+        if not all(number.isdecimal() and int(number) > 0 for number in numbers.split(",")):
+            raise UserError(f"experts={text}: '{numbers}' is not how many experts to keep; {USAGE}")
+        top = tuple(sorted({int(number) for number in numbers.split(",")}, reverse=True))
+    elif what != "used":
+        raise UserError(f"experts={text}: {USAGE}")
+    if has_set and not examples:
+        raise UserError(f"experts={text}: the set to count on is missing; {USAGE}")
+    return ExpertChoice(top, examples or VAL)
+
+
+def check_experts(experts: ExpertChoice, config: Config) -> None:
+    """Raise UserError for experts that cannot be left out of the run's model."""
+    model, router = config.model, config.router
+    if not model.expert_layers:
+        raise UserError(f"{experts.typed}: model {model.name} has no expert layers; leave experts= out")
+    if router.choice == "expert":
+        raise UserError(
+            f"{experts.typed}: with router.choice=expert each expert takes tokens of every image and text, so that none is "
+            f"unused, and a token has no next choice; leave experts= out"
+        )
+    choices = router.top_k * model.expert_granularity
+    for number in experts.top:
+        if number < choices:
+            raise UserError(
+                f"{experts.typed}: {number} is fewer than the {choices} experts that each token chooses "
+                f"(router.top_k={router.top_k}, model.expert_granularity={model.expert_granularity}); keep at least {choices}"
+            )
+        if number > model.routed_experts:
+            raise UserError(f"{experts.typed}: a layer has only {model.routed_experts} experts; keep at most as many")
