@@ -11,7 +11,7 @@ from trainer.checkpoint.files import CONFIG
 from trainer.config.compose import load_config
 from trainer.config.schema import Config
 
-CANNOT_MATTER = ("resume", "init_from", "run.dir", "run.dry", "log.progress", "log.name")
+CANNOT_MATTER = ("resume", "init_from", "upcycle_noise", "run.dir", "run.dry", "log.progress", "log.name")
 """Keys about where a run starts and how it is shown; what it learns does not depend on them."""
 SHOWN = 12
 _log = logging.getLogger(__name__)
