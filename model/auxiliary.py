@@ -152,9 +152,9 @@ def _relative_maximum(values_e: Tensor) -> Tensor:
 def routing_metrics(layers: dict[int, RoutingSums]) -> dict[str, Tensor]:
     """What users watch, by layer and modality (scalars): success rate, entropy, experts used, largest load.
 
-    success: share of the modality's tokens that got a slot; entropy: mean entropy of a token's gates, nats; experts_used:
-    exp(entropy of the mean gate); load/max: the most popular expert's share of all choices times E (1 is even), and the same
-    for the choices of one modality (load/image, load/text).
+    success: share of the modality's tokens that got a slot; text_share: the texts' share of all tokens; entropy: mean entropy
+    of a token's gates, nats; experts_used: exp(entropy of the mean gate); load/max: the most popular expert's share of all
+    choices times E (1 is even), and the same for the choices of one modality (load/image, load/text).
     """
     metrics: dict[str, Tensor] = {}
     successes: dict[str, list[Tensor]] = {name: [] for name in MODALITIES}
@@ -173,4 +173,8 @@ def routing_metrics(layers: dict[int, RoutingSums]) -> dict[str, Tensor]:
         metrics |= {
             f"{prefix}/load/{name}": _relative_maximum(load_e) for name, load_e in zip(MODALITIES, sums.load_me, strict=True)
         }
-    return {f"routing/success/{name}": torch.stack(values).mean() for name, values in successes.items() if values} | metrics
+    if not layers:
+        return {}
+    tokens = next(iter(layers.values())).tokens_m  # the same in every layer
+    means = {f"routing/success/{name}": torch.stack(values).mean() for name, values in successes.items()}
+    return means | {"routing/text_share": tokens[TEXT] / tokens.sum().clamp(min=1)} | metrics

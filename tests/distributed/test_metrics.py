@@ -108,6 +108,7 @@ EVALUATED = [
 MEASURED = [
     *("train/loss", "train/loss_contrastive", "train/loss_aux", "train/lr", "train/grad_norm", "train/logit_scale"),
     *(f"routing/success/{name}" for name in MODALITIES),
+    "routing/text_share",
     *(f"routing/layer01/{what}/{name}" for what in ("success", "entropy", "experts_used") for name in MODALITIES),
     "routing/layer01/load/max",
     *("perf/pairs_per_second", "perf/step_seconds", "perf/data_seconds", "perf/memory_gib"),

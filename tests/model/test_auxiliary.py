@@ -205,5 +205,7 @@ def test_metrics(seed: int, top_k: int) -> None:
         for name, count_e in counts.items():
             expected[f"routing/layer{index:02d}/load/{name}"] = max(count_e) / (max(1, sum(count_e)) / EXPERTS)
     expected |= {f"routing/success/{name}": sum(values) / 2 for name, values in success.items()}
+    texts = sum(valid and MODALITIES[m] == "text" for valid, m in zip(valid_n, modality_n, strict=True))
+    expected["routing/text_share"] = texts / max(1, sum(valid_n))
     assert {name: value.item() for name, value in metrics.items()} == pytest.approx(expected)
     assert not any(value.requires_grad for value in metrics.values())

@@ -33,7 +33,7 @@ COMMAND = Command(
         Argument("output", "DIR", f"where {RESULTS} and the plots go (default: the table is only printed)"),
         Argument("metrics", "A,B", "the columns of the table"),
         Argument("by", "KEY,KEY", "the keys that distinguish settings (default: all that differ)"),
-        Argument("against", "KEY", "a key with numbers: the metrics are plotted against it as well"),
+        Argument("against", "KEY", "a key with numbers, or a metric: the metrics are plotted against it as well"),
         Argument("last", "STEPS", "training metrics are means over this many last steps (default: 100)"),
         Argument("title", "TEXT", "heading of the page"),
     ),
@@ -67,7 +67,7 @@ def read_arguments(arguments: list[str]) -> Report:
             raise UserError(f"metrics={name}: no run has recorded this metric{did_you_mean(name, known)}")
     against = values.get("against")
     if against is not None:
-        _check_numbers(against, groups)
+        _check_numbers(against, groups, known)
     last = values.get("last", "100")
     if not (last.isdigit() and int(last) > 0):
         raise UserError(f"last={last} must be a number of steps, at least 1")
@@ -90,10 +90,14 @@ def _finished(runs: Sequence[RunRecord]) -> list[RunRecord]:
     return finished
 
 
-def _check_numbers(key: str, groups: Sequence[Group]) -> None:
+def _check_numbers(key: str, groups: Sequence[Group], metrics: Sequence[str]) -> None:
+    if key in metrics:
+        return
     keys = list(groups[0].setting)
     if key not in keys:
-        raise UserError(f"against={key}: the runs do not differ in it{did_you_mean(key, keys)}; they differ in {', '.join(keys)}")
+        raise UserError(
+            f"against={key}: the runs do not differ in it{did_you_mean(key, [*keys, *metrics])}; they differ in {', '.join(keys)}"
+        )
     values = [group.setting[key] for group in groups]
     if not all(isinstance(value, (int, float)) for value in values):
         raise UserError(f"against={key}: its values are not all numbers ({', '.join(map(str, values))})")

@@ -39,9 +39,16 @@ def plot_curves(groups: Sequence[Group], metrics: Sequence[str], path: Path) -> 
 
 
 def plot_against(groups: Sequence[Group], key: str, metrics: Sequence[str], last_steps: int, path: Path) -> None:
-    """One panel per metric: results against a number of the configuration, one line per setting of the other keys."""
+    """One panel per metric: results against a number of the configuration, one line per setting of the other keys.
+
+    Against another metric: one dot per run, one colour per setting.
+    """
     figure, panels = _panels(len(metrics))
     for axes, metric in zip(panels, metrics, strict=False):
+        if key not in groups[0].setting:
+            _scatter(axes, groups, key, metric, last_steps)
+            _finish(axes, metric, key)
+            continue
         lines: dict[str, list[tuple[float, Statistic]]] = defaultdict(list)
         for group in groups:
             statistic = group.statistic(metric, last_steps)
@@ -55,6 +62,13 @@ def plot_against(groups: Sequence[Group], key: str, metrics: Sequence[str], last
             axes.errorbar(places, [statistic.mean for _, statistic in points], yerr=bars, marker="o", capsize=3, label=label)
         _finish(axes, metric, key)
     _save(figure, panels, path)
+
+
+def _scatter(axes: Axes, groups: Sequence[Group], across: str, metric: str, last_steps: int) -> None:
+    for group in groups:
+        pairs = [(run.final(across, last_steps), run.final(metric, last_steps)) for run in group.runs]
+        known = [(x, y) for x, y in pairs if x is not None and y is not None]
+        axes.scatter([x for x, _ in known], [y for _, y in known], s=18, alpha=0.8, label=group.label())
 
 
 def mean_curve(group: Group, metric: str) -> dict[int, Statistic]:

@@ -7,7 +7,7 @@ import pytest
 
 from tests.trainer.report.made_runs import rising, write_run
 from trainer.errors import UserError
-from trainer.report.__main__ import main, read_arguments
+from trainer.report.__main__ import main, read_arguments, write_report
 
 
 @pytest.fixture
@@ -53,6 +53,14 @@ def test_the_page_has_the_table_the_plots_every_run_and_the_command(sweep: Path,
     for plot in ("curves.png", "against.png"):
         assert f"]({plot})" in page
         assert (output / plot).read_bytes().startswith(b"\x89PNG")
+
+
+def test_results_can_be_plotted_against_a_metric(sweep: Path):
+    pytest.importorskip("matplotlib")
+    runs = sorted(map(str, sweep.glob("load-*")))
+    arguments = [*runs, f"output={sweep / 'page'}", "against=routing/success/text"]
+    write_report(read_arguments(arguments), arguments, sweep / "page")
+    assert (sweep / "page" / "against.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
