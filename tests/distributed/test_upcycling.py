@@ -14,7 +14,7 @@ from model.limoe import LIMoE
 from tests.distributed.checkpoints import tensors_in
 from tests.distributed.setups import Layout, TinyRun, batch, tiny, whole
 from tests.distributed.spawn import run_distributed
-from tests.distributed.test_runs import in_forks
+from tests.distributed.test_runs import TWO, in_forks
 from trainer.checkpoint.files import CONFIG, checkpoint_path
 from trainer.checkpoint.upcycle import check_upcycling, load_upcycled, upcycles
 from trainer.config.schema import Config
@@ -102,14 +102,15 @@ def losses_in(run_dir: Path) -> list[float]:
 
 
 def test_a_run_continues_where_the_dense_one_ended_and_needs_it_no_more(tmp_path, cache):
-    in_forks(1, tmp_path / "dense", cache, "model.expert_layers=[]", "train.steps=12")
-    sparse = ("router.normalise_gates=true", "router.top_k=2", "router.capacity_factor=4")
-    start = (*sparse, f"init_from={tmp_path / 'dense'}", "schedule.warmup_steps=2")
-    in_forks(2, tmp_path / "sparse", cache, *start, "train.steps=3", "parallel.expert_parallel=2")
+    is_dense, source = "model.expert_layers=[]", f"init_from={tmp_path / 'dense'}"
+    in_forks(1, tmp_path / "dense", cache, is_dense, "train.steps=12")
+    in_forks(1, tmp_path / "dense_on", cache, is_dense, source, "train.steps=1", "schedule.warmup_steps=1")
+    start = ("router.normalise_gates=true", "router.top_k=2", "router.capacity_factor=4", source)  # as many slots as tokens
+    in_forks(2, tmp_path / "sparse", cache, *start, "train.steps=3", *TWO)
     assert (tmp_path / "sparse" / "tokenizer.model").read_bytes() == (tmp_path / "dense" / "tokenizer.model").read_bytes()
-    dense, upcycled = losses_in(tmp_path / "dense"), losses_in(tmp_path / "sparse")
-    assert dense[-1] < dense[0] - 0.2, "it has learned too little to tell"
-    assert upcycled[0] == pytest.approx(dense[-1], abs=0.15), "there is a jump"
+    dense, dense_on, upcycled = (losses_in(tmp_path / name) for name in ("dense", "dense_on", "sparse"))
+    assert dense_on[0] < dense[0] - 0.2, "it has learned too little to tell"
+    assert upcycled[0] == pytest.approx(dense_on[0], rel=1e-4), "the same pairs, the same function"
     shutil.rmtree(tmp_path / "dense")
     in_forks(1, tmp_path / "sparse", cache, *start, "train.steps=5")
     assert len(losses_in(tmp_path / "sparse")) == 5
