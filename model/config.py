@@ -77,6 +77,12 @@ class RouterConfig:
         choices=("softmax", "sigmoid"),
         identity=True,
     )
+    normalise_gates: bool = option(
+        False,
+        "divide the gates of the experts that take a token by their sum, so that they add up to 1; with one expert a token, the "
+        "router then learns from the auxiliary losses alone",
+        identity=True,
+    )
     top_k: int = option(1, "experts per token, before model.expert_granularity multiplies them", at_least=1, identity=True)
     capacity_factor: float = option(
         1.0,

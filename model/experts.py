@@ -13,7 +13,17 @@ from model.dispatch import combine, dispatch
 from model.mlp import MLP
 from model.peers import Peers
 from model.precision import Float32Module
-from model.routing import Assignment, Gates, Slots, all_experts, assign_slots, capacity, choose_experts, largest_load
+from model.routing import (
+    Assignment,
+    Gates,
+    Slots,
+    all_experts,
+    assign_slots,
+    capacity,
+    choose_experts,
+    largest_load,
+    normalised_gates,
+)
 from model.stream import MODALITIES, TokenStream
 
 BIAS_ROWS = {"none": 0, "shared": 1, "modality": len(MODALITIES)}
@@ -132,11 +142,13 @@ class ExpertLayer(nn.Module):
         assignment.expert_nk, assignment.slots = gates.expert_nk, slots
         buffers = dispatch(stream.x_nd, slots.choice_of_slot, slots.slot_of_choice)
         outputs = self.peers.from_experts(self.experts(self.peers.to_experts(buffers)))
-        y_nd = combine(outputs, gates.gate_nk, slots.choice_of_slot, slots.slot_of_choice)
+        config = self.config
+        gate_nk = normalised_gates(gates, slots.kept_nk, config.gates) if config.normalise_gates else gates.gate_nk
+        y_nd = combine(outputs, gate_nk, slots.choice_of_slot, slots.slot_of_choice)
         if self.shared is not None:
             y_nd = y_nd + self.shared(stream.x_nd)
-        sigma = (self.config.noise or 1.0) / self.num_experts
-        return y_nd, routing_sums(gates, slots.kept_nk, stream, sigma, self.config.gates, self._by_experts)
+        sigma = (config.noise or 1.0) / self.num_experts
+        return y_nd, routing_sums(gates, slots.kept_nk, stream, sigma, config.gates, self._by_experts)
 
     @property
     def _by_experts(self) -> bool:

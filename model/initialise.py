@@ -13,12 +13,16 @@ TRUNCATION = 2.0
 TRUNCATED_STD = 0.8796
 
 
+def generator_of(seed: int, name: str) -> torch.Generator:
+    """A generator on the CPU for one tensor, or one expert of it."""
+    return torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
+
+
 def _draw(shape: torch.Size, std: float, seed: int, name: str) -> Tensor:
     """Truncated normals of the given std on the CPU, determined by seed and name alone."""
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
     sigma = std / TRUNCATED_STD
     limit = TRUNCATION * sigma
-    return nn.init.trunc_normal_(torch.empty(shape), std=sigma, a=-limit, b=limit, generator=generator)
+    return nn.init.trunc_normal_(torch.empty(shape), std=sigma, a=-limit, b=limit, generator=generator_of(seed, name))
 
 
 @torch.no_grad()

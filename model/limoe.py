@@ -81,11 +81,11 @@ class LIMoE(nn.Module):
         self.towers = nn.ModuleList(Encoder(config, router, peers) for _ in range(config.towers))
         self.heads = nn.ModuleDict({name: nn.Linear(config.width, config.embedding, bias=False) for name in MODALITIES})
         self.scale = LogitScale()
-        self._first_expert = peers.expert_rank * (config.routed_experts // peers.expert_parallel)
+        self.first_expert = peers.expert_rank * (config.routed_experts // peers.expert_parallel)
 
     def initialise(self, seed: int) -> "LIMoE":
         """Fill the parameters from the seed; see model.initialise."""
-        initialise(self, seed, self._first_expert, self.config.initial_scale)
+        initialise(self, seed, self.first_expert, self.config.initial_scale)
         return self
 
     def forward(

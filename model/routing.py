@@ -80,9 +80,11 @@ def choose_experts(
 
     kind: softmax over the experts, or sigmoid of each logit.
 
-    The gate value, not renormalised, is the combine weight (K=1: output = p_e * expert_e(x)). noise_ne: what is added to the
-    logits that route; expert_nk: experts that are chosen already, whose gates alone are wanted; bias_ne: what is added to the
-    gates (broadcast to [N, E]) for the choice alone; kept_e: bool [E], the experts to choose among, at least K; None: all.
+    The gate value is the combine weight (K=1: output = p_e * expert_e(x)), if it is not normalised afterwards.
+
+    noise_ne: what is added to the logits that route; expert_nk: experts that are chosen already, whose gates alone are wanted;
+    bias_ne: what is added to the gates (broadcast to [N, E]) for the choice alone; kept_e: bool [E], the experts to choose among,
+    at least K; None: all.
     """
     noisy_ne = logits_ne if noise_ne is None else logits_ne + noise_ne
     gates_ne = noisy_ne.sigmoid() if kind == "sigmoid" else noisy_ne.softmax(-1)
@@ -93,6 +95,20 @@ def choose_experts(
             wanted_ne = wanted_ne.masked_fill(~kept_e, -torch.inf)
         expert_nk = wanted_ne.sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
     return Gates(logits_ne, noisy_ne, gates_ne.gather(1, expert_nk), expert_nk)
+
+
+def normalised_gates(gates: Gates, kept_nk: Tensor, kind: str = "softmax") -> Tensor:
+    """The gates of the choices that got a slot, divided by their sum: `[N, K]`, rows that add up to 1, zeros where nothing did.
+
+    kept_nk: as in Slots. Whatever K is, copies of one MLP then give the MLP's own output (Komatsuzaki et al. 2022, "Sparse
+    Upcycling", arXiv 2212.05055, section 3.1). With one choice a token, the gate is the constant 1, through which no gradient
+    reaches the router.
+    """
+    logits_nk = gates.noisy_ne.gather(1, gates.expert_nk)
+    log_nk = F.logsigmoid(logits_nk) if kind == "sigmoid" else logits_nk
+    # From logarithms: gates that underflow still have a ratio. Not -inf, which would make NaN of a row without any slot.
+    shares_nk = log_nk.masked_fill(~kept_nk, torch.finfo(log_nk.dtype).min).softmax(-1)
+    return shares_nk.masked_fill(~kept_nk, 0)
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from trainer.checkpoint.files import checkpoint_path
 from trainer.checkpoint.load import SavedState, load_state, read_progress, resumed_kinds
 from trainer.checkpoint.progress import TrainingProgress
 from trainer.checkpoint.save import Checkpointer
+from trainer.checkpoint.upcycle import load_upcycled
 from trainer.config.schema import CheckpointConfig, Config
 from trainer.distributed.device import dtype_of
 from trainer.distributed.peers import DistributedPeers
@@ -90,9 +91,12 @@ def rows_of(rank: int, world: int, *tensors: Tensor) -> list[Tensor]:
 
 
 class TinyRun:
-    """A run as the training loop builds it, from the seed or a checkpoint, without data and records."""
+    """A run as the training loop builds it, from the seed or a checkpoint, without data and records.
 
-    def __init__(self, config: Config, processes: Processes, checkpoint: Path | None = None) -> None:
+    dense: a checkpoint to upcycle.
+    """
+
+    def __init__(self, config: Config, processes: Processes, checkpoint: Path | None = None, dense: Path | None = None) -> None:
         self.config = config
         self.processes = processes
         self.saved = checkpoint
@@ -105,6 +109,8 @@ class TinyRun:
             self.progress = read_progress(checkpoint)
             state = load_state(checkpoint, model, self.sharding, resumed_kinds(checkpoint, config.train))
             set_weights(model, state, again=True)
+        elif dense is not None:
+            load_upcycled(dense, model, config, self.sharding)
         self.engine = build_engine(config, model, processes, self.peers)
         if state is not None:
             set_optimizer_state(self.engine, state, self.progress.optimizer_steps)

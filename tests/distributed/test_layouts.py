@@ -133,6 +133,16 @@ def test_the_same_tokens_are_dropped_with_and_without_expert_parallelism(priorit
         assert_same_training(result, reference)
 
 
+def test_normalised_gates_train_alike_in_every_layout():
+    """Where choices are dropped, and the others of their token share its whole weight."""
+    changes = {**DROPPING, "router__normalise_gates": True, "router__top_k": 2}
+    reference = expected(Layout().with_(**changes, router__group_size=BATCH // 2).changes)
+    layouts = [Layout(2, ep, stage).with_(**changes) for ep, stage in ((1, 2), (2, 2), (2, 3))]
+    for layout, result in zip(layouts, trained(layouts), strict=True):
+        print(layout)
+        assert_same_training(result, reference)
+
+
 def test_bf16_trains_like_float32_to_rounding_in_every_layout():
     layouts = [Layout(2, ep, stage).with_(train__precision="bf16") for ep, stage in ((1, 1), (2, 1), (2, 2), (2, 3), (1, 3))]
     exact = expected(())

@@ -102,10 +102,11 @@ def expert_layer(
     priority: str,
     bias_ne: Sequence[Sequence[float]] | None = None,
     kind: str = "softmax",
+    normalise: bool = False,
 ) -> tuple[Tensor, list[list[int]]]:
     """The output `[N, D]` token by token, and each choice's slot. noise_ne: what is added to the logits that route; bias_ne: to
 
-    the gates, for the choice alone."""
+    the gates, for the choice alone; normalise: whether the gates of the experts that take a token are divided by their sum."""
     experts = layer.router.shape[0]
     gates_of = gates if kind == "softmax" else sigmoids
     gate_ne = [gates_of(layer.logits(x_d) + noise_e) for x_d, noise_e in zip(x_nd, noise_ne, strict=True)]
@@ -116,28 +117,33 @@ def expert_layer(
     slot_nk = assign(expert_nk, gate_nk, valid_n, group_n, groups, experts, places, priority)
     outputs = []
     for token, x_d in enumerate(x_nd):
-        y_d = torch.zeros_like(x_d)
-        for k, expert in enumerate(expert_nk[token]):
-            if slot_nk[token][k] >= 0:
-                y_d = y_d + gate_ne[token][expert] * layer.expert(expert, x_d)
-        outputs.append(y_d)
+        taken_by = [expert for k, expert in enumerate(expert_nk[token]) if slot_nk[token][k] >= 0]
+        outputs.append(combined(layer, x_d, gate_ne[token], taken_by, normalise))
     return torch.stack(outputs), slot_nk
 
 
+def combined(layer: Layer, x_d: Tensor, gate_e: list[Tensor], taken_by: list[int], normalise: bool) -> Tensor:
+    """The outputs of the experts that took a token, times their gates."""
+    total = sum(gate_e[expert] for expert in taken_by) if normalise else 1.0
+    y_d = torch.zeros_like(x_d)
+    for expert in taken_by:
+        y_d = y_d + gate_e[expert] / total * layer.expert(expert, x_d)
+    return y_d
+
+
 def expert_choice_layer(
-    layer: Layer, x_nd: Tensor, valid_n: list[bool], group_n: list[int], groups: int, places: int
+    layer: Layer, x_nd: Tensor, valid_n: list[bool], group_n: list[int], groups: int, places: int, normalise: bool = False
 ) -> tuple[Tensor, list[list[int]]]:
     """The output `[N, D]`, and the experts that took each token: expert by expert, each takes its best tokens of a group."""
     gate_ne = [gates(layer.logits(x_d)) for x_d in x_nd]
     taken_by: list[list[int]] = [[] for _ in x_nd]
-    outputs = [torch.zeros_like(x_d) for x_d in x_nd]
     for expert in range(layer.router.shape[0]):
         for group in range(groups):
             members = [token for token in range(len(x_nd)) if valid_n[token] and group_n[token] == group]
             members.sort(key=lambda token: (-gate_ne[token][expert].item(), token))
             for token in members[:places]:
                 taken_by[token].append(expert)
-                outputs[token] = outputs[token] + gate_ne[token][expert] * layer.expert(expert, x_nd[token])
+    outputs = [combined(layer, x_d, *of_token, normalise) for x_d, *of_token in zip(x_nd, gate_ne, taken_by, strict=True)]
     return torch.stack(outputs), taken_by
 
 

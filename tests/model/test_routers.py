@@ -1,5 +1,6 @@
 """Sigmoid gates, expert choice, shared and finer experts, each against a loop over tokens."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from model.count import count_parameters, step_flops
 from model.experts import ExpertLayer
 from model.limoe import LIMoE
 from model.peers import SingleProcess
+from model.routing import choose_experts, normalised_gates
 from model.stream import TokenStream
 from tests.model import reference
 from tests.model.build import assert_close, expert_layer, few, gradients, model, pairs, randomise, tiny, token_stream
@@ -89,6 +91,55 @@ def test_expert_choice(seed: int, top_k: int, factor: str, group_size: int | Non
         mine = [experts for experts, modality in zip(taken_by, stream.modality_n.tolist(), strict=True) if modality == m]
         assert sums.kept_m[m] == sum(bool(experts) for experts in mine)
         assert sums.load_me[m].tolist() == [sum(expert in experts for experts in mine) for expert in range(EXPERTS)]
+
+
+@few
+@given(
+    seed=st.integers(0, 10_000),
+    top_k=st.integers(1, 3),
+    factor=st.sampled_from(["0.3", "1.0", "4.0"]),
+    priority=st.sampled_from(["gate", "token", "order"]),
+    kind=st.sampled_from(["softmax", "sigmoid"]),
+)
+def test_normalised_gates(seed: int, top_k: int, factor: str, priority: str, kind: str) -> None:
+    config = RouterConfig(
+        normalise_gates=True, gates=kind, top_k=top_k, capacity_factor=float(factor), priority=priority, noise=0.0
+    )
+    layer, stream = expert_layer(seed, EXPERTS, config), stream_of(seed)
+    places = reference.capacity(15, EXPERTS, top_k, factor)
+    expected, _ = reference.expert_layer(
+        loop_of(layer),
+        *(stream.x_nd, ZEROS, stream.valid_n.tolist(), [0] * 15, 1, top_k, places, priority),
+        kind=kind,
+        normalise=True,
+    )
+    actual, packed = layer(stream)
+    assert_same(layer, stream, actual, expected)
+    # The losses and who gets a slot know nothing of it: with K=1 all gates would be equal.
+    layer.config = replace(config, normalise_gates=False)
+    assert torch.equal(layer(stream)[1], packed)
+
+
+@few
+@given(seed=st.integers(0, 10_000), top_k=st.integers(1, 3), factor=st.sampled_from(["0.3", "1.0"]))
+def test_normalised_gates_of_the_experts_that_chose_a_token(seed: int, top_k: int, factor: str) -> None:
+    config = RouterConfig(choice="expert", normalise_gates=True, top_k=top_k, capacity_factor=float(factor), noise=0.0)
+    layer, stream = expert_layer(seed, EXPERTS, config), stream_of(seed)
+    places = reference.capacity(15, EXPERTS, top_k, factor)
+    expected, _ = reference.expert_choice_layer(
+        loop_of(layer), stream.x_nd, stream.valid_n.tolist(), [0] * 15, 1, places, normalise=True
+    )
+    assert_same(layer, stream, layer(stream)[0], expected)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_gates_that_are_too_small_for_floating_point_are_normalised_too(kind: str) -> None:
+    logits_ne = torch.tensor([[0.0, -2000.0, -2000.0 - math.log(3.0)]], dtype=torch.float64, requires_grad=True)
+    gates = choose_experts(logits_ne, 2, expert_nk=torch.tensor([[1, 2]]), kind=kind)
+    assert (gates.gate_nk == 0).all()
+    shares_nk = normalised_gates(gates, torch.tensor([[True, True]]), kind)
+    assert_close([shares_nk], [torch.tensor([[0.75, 0.25]], dtype=torch.float64)])
+    assert gradients(shares_nk[0, 0], [logits_ne])[0].isfinite().all()
 
 
 def test_with_expert_choice_an_embedding_does_not_depend_on_its_batch() -> None:

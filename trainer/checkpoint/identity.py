@@ -1,6 +1,7 @@
 """Whether a configuration describes a checkpoint's model. Shapes are not enough: they do not depend on the number of heads."""
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ SHOWN = 3
 OF_EXPERTS = (
     "router.choice",
     "router.gates",
+    "router.normalise_gates",
     "router.top_k",
     "router.bias.kind",
     "model.experts",
@@ -26,12 +28,12 @@ OF_EXPERTS = (
 """Keys that change nothing without expert layers."""
 
 
-def check_identity(checkpoint: Path, config: Config, otherwise: str) -> None:
+def check_identity(checkpoint: Path, config: Config, otherwise: str, free: Collection[str] = ()) -> None:
     """Raise UserError when the weights of a checkpoint would compute a different function than they were trained for.
 
-    `otherwise`: what to do if the other model is intended.
+    `otherwise`: what to do if the other model is intended; free: keys that may differ all the same.
     """
-    compared = _compared(checkpoint, config)
+    compared = {name: values for name, values in compared_with(checkpoint, config).items() if name not in free}
     is_dense = compared.get("model.expert_layers") == ([], [])
     refused = [
         name
@@ -48,7 +50,7 @@ def check_identity(checkpoint: Path, config: Config, otherwise: str) -> None:
 
 def warn_of_other_pictures(checkpoint: Path, config: Config) -> None:
     """Warn when a configuration prepares images differently from a checkpoint's training."""
-    for name, (was, wanted) in _compared(checkpoint, config).items():
+    for name, (was, wanted) in compared_with(checkpoint, config).items():
         if was != wanted and KEYS[name].option.prepares_input:
             _log.warning(
                 "%s=%s, but %s was trained with %s: the model sees images unlike those it was trained on",
@@ -56,7 +58,7 @@ def warn_of_other_pictures(checkpoint: Path, config: Config) -> None:
             )
 
 
-def _compared(checkpoint: Path, config: Config) -> dict[str, tuple[Any, Any]]:
+def compared_with(checkpoint: Path, config: Config) -> dict[str, tuple[Any, Any]]:
     """What a checkpoint was trained with, and what is asked for, by key; empty if it has no configuration."""
     if not (checkpoint / CONFIG).is_file():
         return {}

@@ -280,9 +280,17 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     init_from: str | None = option(
         None,
-        "a run or checkpoint directory: start a new run with its weights (and tokenizer) only",
+        "a run or checkpoint directory: start a new run with its weights (and tokenizer) only; from a dense run, a model with "
+        "experts starts with copies of its MLPs (upcycling)",
         path=True,
         filled=True,
+    )
+    upcycle_noise: float = option(
+        0.0,
+        "what tells an expert from the others at the start of upcycling: normal noise on its copy of each matrix, in standard "
+        "deviations of the matrix",
+        at_least=0,
+        hint="0: exact copies, which the noise of the router tells apart in training",
     )
     resume: str = option(
         "auto",

@@ -20,6 +20,7 @@ from model.limoe import LIMoE
 from trainer.checkpoint.files import TOKENIZER, complete_checkpoints
 from trainer.checkpoint.load import check_architecture, read_progress
 from trainer.checkpoint.progress import TrainingProgress
+from trainer.checkpoint.upcycle import twin_of, upcycles, upcycling_rows
 from trainer.config.checks import layout_problems
 from trainer.config.schema import Config
 from trainer.data.loader import check_reading
@@ -35,7 +36,7 @@ from trainer.distributed.environment import (
 from trainer.distributed.processes import ALONE
 from trainer.distributed.program import EXIT_USER_ERROR
 from trainer.distributed.watchdog import check_time_to_leave
-from trainer.engine.state import WEIGHTS
+from trainer.engine.state import WEIGHTS, named_tensors
 from trainer.errors import UserError
 from trainer.estimate.memory import checkpoint_bytes, estimate_memory, local_pairs, readable_bytes
 from trainer.estimate.remedy import find_remedy, needed_bytes
@@ -115,6 +116,8 @@ def examine(config: Config, world: int) -> Findings:
     if "parallel.lost_after_seconds" not in wrong:
         found.attempt(lambda: check_time_to_leave(config.parallel.lost_after_seconds, seconds_to_leave_from_environment()))
     progress, weights = _look_at_directory(config, found)
+    if weights and fits and upcycles(weights, config):
+        found.rows += [(f"  {what}", value) for what, value in upcycling_rows(config)]
     ep = config.parallel.expert_parallel
     found.add("processes", f"{world}, with the experts spread over groups of {ep}" if ep > 1 else str(world))
     shards = None
@@ -261,9 +264,12 @@ def _look_at_tokenizer(config: Config, progress: TrainingProgress, weights: Path
 def _look_at_architecture(config: Config, weights: Path | None, found: Findings) -> None:
     if weights is None:
         return
-    with torch.device("meta"):
-        model = LIMoE(config.model, config.router)
-    wanted = {f"{WEIGHTS}/{name}": tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    if upcycles(weights, config):
+        model = twin_of(config)
+    else:
+        with torch.device("meta"):
+            model = LIMoE(config.model, config.router)
+    wanted = {f"{WEIGHTS}/{name}": tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
     found.attempt(partial(check_architecture, weights, wanted, prefix=f"{WEIGHTS}/"))
 
 

@@ -12,7 +12,7 @@ from trainer.config.compose import load_config
 from trainer.config.schema import Config
 
 OF_WANDB = ("log.name", "log.group", "log.tags", "log.notes", "log.job_type", "log.system_metrics", "log.artifacts")
-CANNOT_MATTER = ("resume", "init_from", "run.dir", "run.dry", "log.progress", *OF_WANDB)
+CANNOT_MATTER = ("resume", "init_from", "upcycle_noise", "run.dir", "run.dry", "log.progress", *OF_WANDB)
 """Keys about where a run starts and how it is shown; what it learns does not depend on them."""
 SHOWN = 12
 _log = logging.getLogger(__name__)

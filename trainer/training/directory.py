@@ -21,6 +21,7 @@ from trainer.checkpoint.files import (
 )
 from trainer.checkpoint.identity import check_identity, warn_of_other_pictures
 from trainer.checkpoint.load import check_sound, damage, newest_sound, read_progress
+from trainer.checkpoint.upcycle import check_upcycling, upcycles
 from trainer.config.compose import load_config
 from trainer.config.schema import Config
 from trainer.distributed.agree import first_reads
@@ -77,7 +78,7 @@ def inspect_run_directory(config: Config, alone: Processes) -> tuple[Path | None
     if checkpoint is not None or config.init_from is None:
         return checkpoint, None
     initial = _sound_in(Path(config.init_from), f"init_from={config.init_from}", alone, digests=False)
-    _check_same_model(initial, config, NEW_WEIGHTS)
+    _check_initial(initial, config)
     return None, initial
 
 
@@ -102,7 +103,7 @@ def initial_weights(config: Config, run_dir: Path, processes: Processes) -> Path
     if config.init_from is None:
         return None
     found = _sound_in(Path(config.init_from), f"init_from={config.init_from}", processes)
-    first_reads(lambda: _check_same_model(found, config, NEW_WEIGHTS), processes)
+    first_reads(lambda: _check_initial(found, config), processes)
 
     def take_tokenizer() -> None:
         if config.data.tokenizer is None:
@@ -176,6 +177,15 @@ def resume_from(config: Config, run_dir: Path, processes: Processes, digests: bo
 def _check_same_model(checkpoint: Path, config: Config, otherwise: str) -> None:
     check_identity(checkpoint, config, otherwise)
     warn_of_other_pictures(checkpoint, config)
+
+
+def _check_initial(checkpoint: Path, config: Config) -> None:
+    """Raise UserError unless the checkpoint is of the same model, or of one that can be upcycled to it."""
+    if upcycles(checkpoint, config):
+        check_upcycling(checkpoint, config, NEW_WEIGHTS)
+        warn_of_other_pictures(checkpoint, config)
+    else:
+        _check_same_model(checkpoint, config, NEW_WEIGHTS)
 
 
 def _another(config: Config) -> str:

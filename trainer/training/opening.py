@@ -12,6 +12,7 @@ from model.limoe import LIMoE
 from trainer.checkpoint.load import SavedState, load_state, read_progress, resumed_kinds
 from trainer.checkpoint.progress import TrainingProgress
 from trainer.checkpoint.save import Checkpointer
+from trainer.checkpoint.upcycle import load_upcycled, upcycles, upcycling_rows
 from trainer.config.checks import check_layout
 from trainer.config.schema import Config
 from trainer.data.loader import TrainingLoader
@@ -24,6 +25,7 @@ from trainer.engine.ema import start_ema
 from trainer.engine.state import WEIGHTS, ExpertSharding, set_optimizer_state, set_weights
 from trainer.errors import UserError
 from trainer.reporting.log_lines import log_to_file
+from trainer.reporting.tables import facts_table
 from trainer.training.changes import tell_changes
 from trainer.training.directory import initial_weights, open_run_directory, write_config
 from trainer.training.inputs import TrainingPairs, find_pairs, locate_data
@@ -118,12 +120,19 @@ def _start_engine(
     checkpoint: Path | None,
     weights: Path | None,
 ) -> Any:
-    """The engine of a model with the state of `checkpoint`, or the weights of `weights` alone, or new ones."""
+    """The engine of a model with the state of `checkpoint`, or the weights of `weights` alone, or new ones.
+
+    A model with experts takes those of a dense checkpoint too.
+    """
     model = LIMoE(config.model, config.router, peers).initialise(config.seed)
     state: SavedState | None = None
     if checkpoint is not None:
         state = load_state(checkpoint, model, sharding, resumed_kinds(checkpoint, config.train))
         set_weights(model, state, again=True)
+    elif weights is not None and upcycles(weights, config):
+        load_upcycled(weights, model, config, sharding)
+        if processes.is_first:
+            facts_table(upcycling_rows(config), f"upcycled from {weights}")
     elif weights is not None:
         set_weights(model, load_state(weights, model, sharding, (WEIGHTS,)))
     engine = build_engine(config, model, processes, peers)

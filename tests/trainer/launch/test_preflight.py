@@ -65,9 +65,7 @@ def saved(config: Config, step: int, tokenizer: Path) -> None:
     checkpoint = checkpoint_path(Path(config.run.dir), step)
     checkpoint.mkdir(parents=True)
     model = LIMoE(config.model, config.router).initialise(0)
-    dcp.save(
-        {f"model/{name}": parameter.detach() for name, parameter in model.named_parameters()}, checkpoint_id=checkpoint / STATE
-    )
+    dcp.save({f"model/{name}": tensor for name, tensor in model.state_dict().items()}, checkpoint_id=checkpoint / STATE)
     (checkpoint / PROGRESS).write_text(f'{{"step": {step}, "pairs": {8 * step}, "streams": 2}}')
     (checkpoint / TOKENIZER).write_bytes(tokenizer.read_bytes())
     files = [path for path in checkpoint.rglob("*") if path.is_file()]
@@ -228,6 +226,34 @@ def test_a_run_that_begins_with_the_weights_of_another_has_its_tokenizer(config:
     assert rows["tokenizer"].startswith(str(checkpoint_path(Path(old), 7) / TOKENIZER))
     config.model.width *= 2
     assert "another architecture" in " ".join(examine(config, 1).problems)
+
+
+def test_a_run_that_upcycles_a_dense_one_says_what_it_takes(config: Config, tmp_path: Path):
+    config.model.expert_layers = []
+    saved(config, 7, tmp_path / "t.model")
+    old = Path(config.run.dir)
+    (checkpoint_path(old, 7) / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    config.init_from, config.run.dir, config.data.tokenizer = str(old), str(tmp_path / "runs" / "next"), None
+    config.model.expert_layers = [1, 3]
+    found = examine(config, 1)
+    assert found.problems == []
+    names = [what for what, _ in found.rows]
+    assert names[names.index("run") + 1 :][:4] == [
+        "  taken as it is",
+        "  copied into 8 experts each",
+        "  new",
+        "  at the start",
+    ]
+    config.model.shared_experts = 1
+    assert "model.shared_experts=1 cannot start from the dense run" in " ".join(examine(config, 1).problems)
+
+
+def test_a_run_with_biases_of_its_routers_goes_on(config: Config, tmp_path: Path):
+    config.router.bias.kind, config.router.aux.load = "shared", 0.0
+    saved(config, 7, tmp_path / "t.model")
+    found = examine(config, 1)
+    assert found.problems == []
+    assert dict(found.rows)["run"].startswith("continues from step 7")
 
 
 def test_a_resume_keeps_the_streams_of_its_data_unless_it_is_told_others(config: Config, tmp_path: Path):
