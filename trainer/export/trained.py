@@ -136,6 +136,10 @@ class TwoModels:
         """uint8 `[b, 3, H, W]` -> float32 `[b, D]`."""
         return self.of_images.images(images)
 
+    def features(self, images: Tensor) -> Tensor:
+        """uint8 `[b, 3, H, W]` -> float32 `[b, width]`."""
+        return self.of_images.features(images)
+
     def texts(self, tokens: Tensor) -> Tensor:
         """int64 `[b, T]` -> float32 `[b, D]`."""
         return self.of_texts.texts(tokens)
