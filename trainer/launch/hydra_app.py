@@ -5,6 +5,7 @@ Our own parts: the defaults of Hydra's settings below, the launchers (trainer.la
 
 import argparse
 import os
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -192,6 +193,8 @@ def _check_overrides(given: Namespace) -> list[Override]:
         is_group = any((folder / override.key_or_group).is_dir() for folder in folders)
         if override.key_or_group in GROUPS or not (elsewhere or is_group):
             check_key(override)
+        if given.config_dir:
+            _check_found_first(override, Path(given.config_dir))
         if not sweep and not given.hydra_help:
             check_one_run(override)
         elif override.is_hydra_override() and override.is_sweep_override():
@@ -199,6 +202,18 @@ def _check_overrides(given: Namespace) -> list[Override]:
                 f"'{override.input_line}': all runs of a sweep start in the same way: give {override.key_or_group} a single value"
             )
     return overrides
+
+
+def _check_found_first(override: Override, own: Path) -> None:
+    """Raise UserError if a choice, or one of a sweep's, names a file of the user's that a file of ours hides."""
+    group = override.key_or_group
+    for name in re.findall(r"[^\s,\[\]'\"]+", override.input_line.partition("=")[2]):
+        mine, ours = (folder / group / f"{name.removesuffix('.yaml')}.yaml" for folder in (own, CONF))
+        if mine.is_file() and ours.is_file() and not mine.samefile(ours):
+            raise UserError(
+                f"'{override.input_line}' would read {ours}, which comes before {mine}: give yours another name, or use "
+                f"--config-path {own}, where your folder comes first"
+            )
 
 
 def _check_settings(settings: DictConfig) -> None:

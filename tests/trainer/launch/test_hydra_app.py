@@ -105,6 +105,17 @@ def test_a_folder_of_the_user_s_own_is_a_path_like_any_other(folder: Path):
         assert composed(where, "experiment=mine", "+optimiser=fast").optim.lr == 0.5
 
 
+@pytest.mark.parametrize("choice", ["experiment=demo", "experiment=[mine,demo]", "experiment=mine,demo"])
+def test_a_file_of_ours_never_hides_one_of_the_user_s_silently(folder: Path, choice: str):
+    (folder / "experiment" / "demo.yaml").write_text("# @package _global_\nseed: 6\n")
+    with pytest.raises(
+        UserError, match=r"comes before cfg/experiment/demo\.yaml: give yours another name, or use --config-path cfg"
+    ):
+        run_app(["--config-dir", "cfg", "-m", choice], no_run)
+    assert composed("--config-path", "cfg", "experiment=demo").seed == 6
+    assert composed("--config-dir", "cfg", "experiment=mine").seed == 5
+
+
 def test_several_choices_of_a_group_go_together(folder: Path):
     (folder / "experiment" / "more.yaml").write_text("# @package _global_\ntrain:\n  steps: 9\n")
     config = composed("--config-dir", "cfg", "experiment=[mine,more]")
