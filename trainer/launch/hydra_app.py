@@ -207,7 +207,7 @@ def _check_overrides(given: Namespace) -> list[Override]:
 def _check_found_first(override: Override, own: Path) -> None:
     """Raise UserError if a choice, or one of a sweep's, names a file of the user's that a file of ours hides."""
     group = override.key_or_group
-    for name in re.findall(r"[^\s,\[\]'\"]+", override.input_line.partition("=")[2]):
+    for name in re.findall(r"[^\s,\[\]'\"]+", (override.input_line or "").partition("=")[2]):
         mine, ours = (folder / group / f"{name.removesuffix('.yaml')}.yaml" for folder in (own, CONF))
         if mine.is_file() and ours.is_file() and not mine.samefile(ours):
             raise UserError(
