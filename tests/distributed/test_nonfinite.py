@@ -106,8 +106,10 @@ def skip(processes: Processes, case: Case) -> list[tuple[float, float, float]]:
         bad = number == case.bad_step
         spoiler.on = bad and processes.rank == 1
         before = held(run)
-        report = trainer.conclude(trainer.step())
-        reports.append((report.loss, report.metrics["train/grad_norm"], report.metrics["train/skipped_steps"]))
+        outcome = trainer.step()
+        report = trainer.conclude(outcome)
+        metrics = trainer.measure(outcome, report)
+        reports.append((report.loss, metrics["train/grad_norm"], metrics["train/skipped_steps"]))
         assert same(before, held(run)) == bad
         assert run.progress.step == number + 1
         assert run.progress.skipped_steps == (number >= case.bad_step)
