@@ -12,7 +12,7 @@ from trainer.data.shapes.write import fewshot_folders, zeroshot_folders
 from trainer.data.shards.captions import CaptionRule, check_captions
 from trainer.data.shards.names import printable
 from trainer.data.shards.opening import Remote
-from trainer.data.shards.patterns import identify, list_shards, name_some
+from trainer.data.shards.patterns import list_shards, name_some, shared_shards
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import UserError
 
@@ -84,8 +84,7 @@ def check_evaluation_data(
 
 def check_apart(what: str, shards: Sequence[str], training: Sequence[str]) -> None:
     """Raise UserError when some evaluation shards are training shards, under any name: a result on them means nothing."""
-    trained = set(identify(training))
-    shared = [shard for shard, identity in zip(shards, identify(shards), strict=True) if identity in trained]
+    shared = shared_shards(shards, training)
     if shared:
         raise UserError(
             f"{what}: {len(shared)} of {len(shards)} evaluation shards are training shards too ({name_some(shared)}): "

@@ -193,7 +193,7 @@ def tasks_of(samples: ExpertSamples, words: Sequence[Sequence[str]]) -> tuple[li
     texts: list[str] = []
     for classified in samples.classified:
         rows = slice(sum(map(len, images)), sum(map(len, images)) + len(classified.images))
-        prompts = classified.prompts()
+        prompts = classified.classes.prompts()
         tasks.append(_classification(classified, rows, slice(len(texts), len(texts) + len(prompts))))
         images.append(classified.images)
         texts += prompts

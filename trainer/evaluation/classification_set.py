@@ -1,6 +1,7 @@
 """A folder of classification data in CLIP_benchmark's layout, read and checked."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,11 @@ class ClassificationSet:
     templates: list[str]
     attributes: dict[str, list[str]]
     shards: list[str]
+
+    def prompts(self, names: Sequence[str] | None = None) -> list[str]:
+        """Each class's name in each template, class by class; names: of some classes, None for all."""
+        # Not str.format: a template may contain other braces.
+        return [template.replace("{c}", name) for name in names or self.classes for template in self.templates]
 
 
 def read_classification_set(folder: str | Path, what: str = "eval.zeroshot") -> ClassificationSet:

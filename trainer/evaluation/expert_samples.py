@@ -42,11 +42,6 @@ class Classified:
     labels: Tensor
     classes: ClassificationSet
 
-    def prompts(self) -> list[str]:
-        """Each class's name in each template, class by class."""
-        # Not str.format: a template may contain other braces.
-        return [template.replace("{c}", name) for name in self.classes.classes for template in self.classes.templates]
-
 
 @dataclass(frozen=True)
 class Shown:
@@ -70,7 +65,7 @@ class ExpertSamples:
         if self.pairs is not None:
             return Shown("images with captions", self.pairs.images, self.pairs.ids, self.pairs.captions)
         first = self.classified[0]
-        return Shown(f"classification set {first.name}", first.images, first.ids, first.prompts())
+        return Shown(f"classification set {first.name}", first.images, first.ids, first.classes.prompts())
 
 
 def read_samples(config: Config, samples: int) -> ExpertSamples:

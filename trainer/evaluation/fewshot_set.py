@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.data.shards.patterns import HELD_OUT, PARTS, TRAINING, identify, list_shards, name_some, part_of
+from trainer.data.shards.patterns import HELD_OUT, PARTS, TRAINING, list_shards, name_some, part_of, shared_shards
 from trainer.errors import UserError
 
 BOTH = "{train: PATTERN, test: PATTERN}"
@@ -53,8 +53,7 @@ def read_fewshot_set(place: Any, what: str) -> FewshotSet:
         )
     else:
         found = _both_parts(place, what)
-    learned = set(identify(found.train))
-    shared = [shard for shard, identity in zip(found.test, identify(found.test), strict=True) if identity in learned]
+    shared = shared_shards(found.test, found.train)
     if shared:
         raise UserError(
             f"{what}: {len(shared)} of {len(found.test)} test shards are training shards of the probe too ({name_some(shared)}): "

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from trainer.config.schema import DataConfig
+from trainer.config.schema import Config, DataConfig
 from trainer.data.batch import EvaluationBatch
 from trainer.data.evaluation import evaluation_batches, read_labels
 from trainer.data.limits import LeftOut
@@ -24,6 +24,19 @@ class Setting:
     text_length: int
     batch_size: int
     processes: Processes
+
+    @classmethod
+    def of(cls, config: Config, encoder: Encoder, tokenizer: Tokenize, processes: Processes) -> "Setting":
+        """That of a run's configuration, whose eval.batch_size all ranks share."""
+        return cls(
+            encoder=encoder,
+            tokenizer=tokenizer,
+            data=config.data,
+            image_size=config.model.image_size,
+            text_length=config.model.text_length,
+            batch_size=config.eval.batch_size // processes.world,
+            processes=processes,
+        )
 
     def batches(self, shards: Sequence[str], left_out: LeftOut, only: frozenset[str] | None = None) -> Iterator[EvaluationBatch]:
         """This rank's slice of the shards: as many batches on each rank, all of `batch_size` rows. A collective.

@@ -47,15 +47,7 @@ def evaluate(config: Config, encoder: Encoder, tokenizer: Tokenize, processes: P
             f"eval.batch_size={config.eval.batch_size} cannot be shared evenly by {processes.world} processes: "
             f"choose a multiple of {processes.world}"
         )
-    setting = Setting(
-        encoder=encoder,
-        tokenizer=tokenizer,
-        data=config.data,
-        image_size=config.model.image_size,
-        text_length=config.model.text_length,
-        batch_size=config.eval.batch_size // processes.world,
-        processes=processes,
-    )
+    setting = Setting.of(config, encoder, tokenizer, processes)
     metrics: dict[str, float] = {}
     for group, judge in _evaluations(config, setting).items():
         found = judge()

@@ -50,8 +50,7 @@ def class_embeddings(dataset: ClassificationSet, setting: Setting) -> Tensor:
     means = []
     for start in range(0, len(dataset.classes), classes_at_once):
         names = dataset.classes[start : start + classes_at_once]
-        # Not str.format: a template may contain other braces.
-        prompts = setting.embed_texts([template.replace("{c}", name) for name in names for template in templates])
+        prompts = setting.embed_texts(dataset.prompts(names))
         means.append(prompts.view(len(names), len(templates), -1).mean(dim=1))
     return normalize(torch.cat(means), dim=-1)
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from model.limoe import LIMoE
-from model.tokenizer import Tokenizer
 from model.trim import Trim
 from trainer.checkpoint.files import CONFIG, TOKENIZER
 from trainer.checkpoint.identity import check_identity
@@ -15,7 +14,7 @@ from trainer.config.compose import load_config, to_config
 from trainer.config.schema import Config
 from trainer.data.sources import load_tokenizer
 from trainer.distributed.device import choose_device
-from trainer.distributed.processes import ALONE, Processes
+from trainer.distributed.processes import ALONE
 from trainer.errors import UserError
 from trainer.evaluation.encoder import ModelEncoder
 from trainer.evaluation.retrieval import retrieval
@@ -110,7 +109,7 @@ class Trained:
             shards = retrieval_shards(located)
             if shards is None:
                 raise UserError("the run has no retrieval set (eval.retrieval, data.val)")
-            setting = _setting(located, self._encoder(model), self._tokenizer, self._processes)
+            setting = Setting.of(located, self._encoder(model), self._tokenizer, self._processes)
             found = retrieval(shards, setting, retrieval_key(located))
         except UserError as problem:  # the data of the run may be elsewhere; the export does not depend on them
             self.unmeasured = str(problem)
@@ -143,18 +142,6 @@ class TwoModels:
     def texts(self, tokens: Tensor) -> Tensor:
         """int64 `[b, T]` -> float32 `[b, D]`."""
         return self.of_texts.texts(tokens)
-
-
-def _setting(config: Config, encoder: TwoModels, tokenizer: Tokenizer, processes: Processes) -> Setting:
-    return Setting(
-        encoder=encoder,
-        tokenizer=tokenizer,
-        data=config.data,
-        image_size=config.model.image_size,
-        text_length=config.model.text_length,
-        batch_size=config.eval.batch_size,
-        processes=processes,
-    )
 
 
 def _parameters(model: LIMoE) -> int:

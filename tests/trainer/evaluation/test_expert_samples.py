@@ -38,14 +38,14 @@ def test_every_class_has_as_many_images_though_they_are_sorted(config: Config):
     assert classified.images[:, 1, 0, 0].tolist() == [0, 1, 5, 6, 10, 11]
     assert [name.rpartition("/")[2] for name in classified.ids] == [f"{n:06d}" for n in (0, 1, 5, 6, 10, 11)]
     assert len(classified.classes.templates) == 8, "four prompts a sample"
-    assert classified.prompts()[:9] == [*(f"{number} one" for number in range(8)), "0 two"]
+    assert classified.classes.prompts()[:9] == [*(f"{number} one" for number in range(8)), "0 two"]
 
 
 def test_what_there_is_not_is_left_out_and_nothing_is_a_mistake(config: Config):
     config.eval.retrieval = False
     found = read_samples(config, 3)
     assert found.pairs is None
-    assert found.shown().texts == found.classified[0].prompts()
+    assert found.shown().texts == found.classified[0].classes.prompts()
     config.eval.zeroshot = None
     with pytest.raises(UserError, match=r"set data\.val, eval\.retrieval or eval\.zeroshot"):
         read_samples(config, 3)

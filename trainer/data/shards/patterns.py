@@ -133,6 +133,12 @@ def _wanted_parts(what: str) -> tuple[str, ...]:
     return ("validation", "test") if what == "data.val" else HELD_OUT
 
 
+def shared_shards(shards: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Those of the shards that are among the others too, under any name."""
+    known = set(identify(others))
+    return [shard for shard, identity in zip(shards, identify(shards), strict=True) if identity in known]
+
+
 def part_of(names: Sequence[str]) -> str | None:
     """The part of a data set, according to the names of a shard's folders and its own; the last that shows one decides."""
     return next((part for part in map(_part_of, reversed(names)) if part), None)
