@@ -26,10 +26,9 @@ import torch
 from torch import Tensor
 
 from model.auxiliary import RoutingSums
-from model.block import Block
 from model.config import BiasConfig
 from model.experts import ExpertLayer
-from model.limoe import LIMoE
+from model.limoe import LIMoE, expert_layers
 from model.stream import IMAGE, MODALITIES, TEXT
 
 
@@ -75,8 +74,7 @@ def bias_metrics(model: LIMoE) -> dict[str, Tensor]:
 
 
 def _biased_layers(model: LIMoE) -> Iterator[tuple[int, ExpertLayer, Tensor]]:
-    """Index, layer and bias of each expert layer that has one; a model with experts has one tower."""
-    for index, block in enumerate(model.towers[0].blocks):  # type: ignore[arg-type]
-        assert isinstance(block, Block)
-        if isinstance(block.mlp, ExpertLayer) and block.mlp.router.bias is not None:
-            yield index, block.mlp, block.mlp.router.bias
+    """Index, layer and bias of each expert layer that has one."""
+    for index, layer in expert_layers(model).items():
+        if layer.router.bias is not None:
+            yield index, layer, layer.router.bias

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from model.block import Encoder
 from model.config import ModelConfig, RouterConfig
 from model.embed import PatchEmbed, TextEmbed
+from model.experts import ExpertLayer
 from model.initialise import initialise
 from model.peers import Peers, SingleProcess
 from model.precision import Float32Module
@@ -125,6 +126,17 @@ class LIMoE(nn.Module):
         """Features to embeddings, L2-normalised in float32 at least."""
         projected = self.heads[MODALITIES[modality]](pooled_bd)
         return F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=-1)
+
+
+def expert_layers(model: LIMoE) -> dict[int, ExpertLayer]:
+    """The expert layers of a model by the index of their block; only a model of one tower has any."""
+    return {
+        index: block.mlp
+        for tower in model.towers
+        if isinstance(tower, Encoder)  # not one that an export left out
+        for index, block in enumerate(tower.blocks)
+        if isinstance(block.mlp, ExpertLayer)
+    }
 
 
 def _pool(stream: TokenStream) -> dict[int, Tensor]:

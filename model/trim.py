@@ -1,14 +1,13 @@
 """A trained model without the parts that a use of it does not need: the other modality, and experts that are not chosen."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from torch import nn
 
 from model.errors import UserError
-from model.experts import ExpertLayer
-from model.limoe import LIMoE
+from model.limoe import LIMoE, expert_layers
 from model.stream import MODALITIES
 
 
@@ -63,8 +62,11 @@ def trim(model: LIMoE, kept: Trim) -> LIMoE:
 
     Raises ValueError for a layer or an expert that the model does not have, and as ExpertLayer.keep.
     """
+    layers = expert_layers(model)
     for index, experts in kept.experts.items():
-        expert_layers(model)[index].keep(experts)
+        if index not in layers:
+            raise ValueError(f"block {index} is no expert layer; those are {', '.join(map(str, layers)) or 'none'}")
+        layers[index].keep(experts)
     if kept.modality is not None:
         _leave_out_the_other(model, kept.modality)
     return model
@@ -77,16 +79,3 @@ def _leave_out_the_other(model: LIMoE, modality: str) -> None:
     model.heads[MODALITIES[other]] = Absent(modality)
     if len(model.towers) > 1:
         model.towers[other] = Absent(modality)
-
-
-class _Layers(dict[int, ExpertLayer]):
-    """Expert layers by the index of their block."""
-
-    def __missing__(self, index: int) -> NoReturn:
-        raise ValueError(f"block {index} is no expert layer; those are {', '.join(map(str, self)) or 'none'}")
-
-
-def expert_layers(model: LIMoE) -> Mapping[int, ExpertLayer]:
-    """The expert layers of a model by the index of their block; asking for another block raises ValueError."""
-    blocks: Sequence[Any] = model.towers[0].blocks  # type: ignore[assignment]  # a model with experts has one tower
-    return _Layers({index: block.mlp for index, block in enumerate(blocks) if isinstance(block.mlp, ExpertLayer)})

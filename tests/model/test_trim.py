@@ -10,9 +10,9 @@ from torch import Tensor
 
 from model.config import BiasConfig, ModelConfig, RouterConfig
 from model.errors import UserError
-from model.limoe import LIMoE
+from model.limoe import LIMoE, expert_layers
 from model.stream import MODALITIES, TEXT, join
-from model.trim import Trim, expert_layers, trim
+from model.trim import Trim, trim
 from tests.model.build import few, pairs, randomise, tiny
 
 ROUTERS = {

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from model.limoe import LIMoE
+from model.limoe import LIMoE, expert_layers
 from model.stream import IMAGE
 from trainer.evaluation.expert_samples import Classified, ExpertSamples, Pairs
 from trainer.evaluation.ranking import hits, similarity
 from trainer.evaluation.retrieval import SCORES_AT_ONCE
-from trainer.evaluation.routing_trace import LayerTrace, expert_layers, knocked_out, trace
+from trainer.evaluation.routing_trace import LayerTrace, knocked_out, trace
 
 KNOCK_OUTS = ("image", "text", "both")
 """The tokens for which an expert is knocked out."""

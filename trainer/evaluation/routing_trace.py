@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.block import Encoder
 from model.experts import ExpertLayer, Experts
-from model.limoe import LIMoE, Output
+from model.limoe import LIMoE, Output, expert_layers
 from model.routing import Assignment, choose_experts
 from model.stream import Segment, TokenStream
 
@@ -43,15 +42,6 @@ class LayerTrace:
     def patch(self, token: int, columns: int) -> tuple[int, int]:
         """Row and column of an image token, from the upper left; columns: patches in a row."""
         return divmod(int(self.position_n[token]), columns)
-
-
-def expert_layers(model: LIMoE) -> dict[int, ExpertLayer]:
-    """The model's expert layers by the index of their block."""
-    found: dict[int, ExpertLayer] = {}
-    for tower in model.towers:
-        assert isinstance(tower, Encoder)
-        found |= {index: block.mlp for index, block in enumerate(tower.blocks) if isinstance(block.mlp, ExpertLayer)}
-    return found
 
 
 @torch.no_grad()

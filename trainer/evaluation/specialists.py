@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.limoe import LIMoE
+from model.limoe import LIMoE, expert_layers
 from model.stream import IMAGE, MODALITIES, TEXT
 from model.tokenizer import WordPiece
-from trainer.evaluation.routing_trace import LayerTrace, expert_layers, trace
+from trainer.evaluation.routing_trace import LayerTrace, trace
 
 PATCHES = 8
 """Patches to show of an expert by default, each from another image."""

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from model.auxiliary import RoutingSums
-from model.limoe import LIMoE
-from model.trim import expert_layers
+from model.limoe import LIMoE, expert_layers
 
 
 @torch.no_grad()

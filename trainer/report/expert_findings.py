@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.limoe import expert_layers
 from model.preprocess import normalise
 from model.stream import IMAGE, MODALITIES, TEXT
 from trainer.checkpoint.trained import Trained
 from trainer.errors import UserError
 from trainer.evaluation.atlas import KNOCK_OUTS, Embedded, TaskAtlas, make_atlas, tasks_of
 from trainer.evaluation.expert_samples import ExpertSamples, Shown
-from trainer.evaluation.routing_trace import expert_layers
 from trainer.evaluation.specialists import Specialists, find_specialists
 
 WORDS = 20

@@ -5,12 +5,12 @@ import torch
 from torch import Tensor
 
 from model.config import RouterConfig
-from model.limoe import LIMoE
+from model.limoe import LIMoE, expert_layers
 from model.stream import IMAGE, TEXT
 from tests.model.build import model, pairs, randomise, tiny
 from tests.trainer.evaluation.planted import NEVER_CHOSEN, TEXT_EXPERT, planted, samples, tokens
 from trainer.evaluation.atlas import Embedded, TaskAtlas, make_atlas, tasks_of
-from trainer.evaluation.routing_trace import expert_layers, knocked_out
+from trainer.evaluation.routing_trace import knocked_out
 
 
 def atlas(batch_size: int = 100) -> dict[str, TaskAtlas]:

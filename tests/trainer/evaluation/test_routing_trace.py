@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 
 from model.config import RouterConfig
-from model.limoe import LIMoE
+from model.limoe import LIMoE, expert_layers
 from model.stream import IMAGE, TEXT
 from tests.model.build import ThreadPeers, model, pairs, play, randomise, tiny
-from trainer.evaluation.routing_trace import expert_layers, knocked_out, trace
+from trainer.evaluation.routing_trace import knocked_out, trace
 
 CONFIG = tiny(layers=3, expert_layers=[0, 2])
 

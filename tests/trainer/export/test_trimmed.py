@@ -12,8 +12,8 @@ from torch import Tensor
 import model
 from model.config import ModelConfig
 from model.errors import UserError
+from model.limoe import expert_layers
 from model.pretrained import Pretrained
-from model.trim import expert_layers
 from tests.trainer.data.shards_on_disk import pair, write_shard
 from tests.trainer.export.runs import config, initial, write_run
 from trainer.config.schema import Config
