@@ -132,15 +132,18 @@ class Trainer:
     def measure(self, outcome: StepOutcome, report: StepReport) -> dict[str, float]:
         """All metrics of a step that was just concluded. It waits for the device: only for steps that are recorded."""
         tensors = (
-            _loss_metrics(outcome.losses)
+            _parts(outcome.losses)
             | routing_metrics(outcome.routing)
             | {"train/logit_scale": outcome.scale}
             | bias_metrics(self.engine.module)
         )
         values = dict(zip(tensors, torch.stack([value.double() for value in tensors.values()]).tolist(), strict=True))
-        values["train/loss_contrastive"] = report.boundary.contrastive
-        loss = report.boundary.contrastive + values["train/loss_aux"]
-        return {"train/loss": loss} | values | self._counts(outcome, report.boundary) | self._performance(outcome, report)
+        losses = {
+            "train/loss": report.loss,
+            "train/loss_contrastive": report.boundary.contrastive,
+            "train/loss_aux": report.boundary.auxiliary,
+        }
+        return losses | values | self._counts(outcome, report.boundary) | self._performance(outcome, report)
 
     def _seed_noise(self) -> None:
         """Depends only on seed, step and rank, so that a resumed run draws what the uninterrupted one would."""
@@ -209,14 +212,9 @@ class Trainer:
         return measured if mfu is None else measured | {"perf/mfu": mfu}
 
 
-def _loss_metrics(micro: list[Losses]) -> dict[str, Tensor]:
-    """Losses averaged over the micro-batches of a step; scalars."""
-    metrics = {
-        "train/loss_contrastive": _mean([losses.contrastive for losses in micro]),
-        "train/loss_aux": _mean([losses.auxiliary for losses in micro]),
-    }
-    metrics |= {f"train/aux/{name}": _mean([losses.parts[name] for losses in micro]) for name in micro[0].parts}
-    return metrics
+def _parts(micro: list[Losses]) -> dict[str, Tensor]:
+    """The auxiliary losses averaged over the micro-batches of a step; scalars."""
+    return {f"train/aux/{name}": _mean([losses.parts[name] for losses in micro]) for name in micro[0].parts}
 
 
 def _mean(values: list[Tensor]) -> Tensor:
