@@ -2,7 +2,6 @@
 
 import gc
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,13 +13,11 @@ import torch
 
 from model.limoe import LIMoE
 from model.objective import training_losses
+from trainer.bench.runs import config_of, measure_each
 from trainer.checkpoint.files import CONFIG, TOKENIZER, checkpoint_path
 from trainer.checkpoint.load import check_sound, load_state
 from trainer.checkpoint.progress import TrainingProgress
 from trainer.checkpoint.save import Checkpointer
-from trainer.config.compose import compose_config
-from trainer.config.schema import Config
-from trainer.distributed.agree import first_reads
 from trainer.distributed.device import dtype_of
 from trainer.distributed.processes import Processes
 from trainer.engine.build import build_engine, start_deepspeed
@@ -67,7 +64,7 @@ class _Subject:
     """A model in training on random pairs."""
 
     def __init__(self, name: str, processes: Processes) -> None:
-        self.config = _config(name, processes)
+        self.config = config_of(name, PAIRS, processes)
         self.processes = processes
         ep = self.config.parallel.expert_parallel
         self.peers = start_deepspeed(processes, ep)
@@ -99,21 +96,9 @@ class _Subject:
         return time.perf_counter() - started
 
 
-def _config(name: str, processes: Processes) -> Config:
-    ep = processes.world if name.startswith("limoe") else 1
-    overrides = [f"model={name}", f"train.batch_size={PAIRS * processes.world}", "parallel.zero_stage=2"]
-    return compose_config([*overrides, f"parallel.expert_parallel={ep}", f"eval.batch_size={processes.world}"])
-
-
 def bench(processes: Processes, models: list[str]) -> str:
     """The table in Markdown. A collective."""
-    folder = Path(first_reads(lambda: tempfile.mkdtemp(prefix="limoe-bench-"), processes))
-    try:
-        rows = [_measure(name, folder / name, processes) for name in models or MODELS]
-    finally:
-        if processes.is_first:
-            shutil.rmtree(folder, ignore_errors=True)
-    return HEADER + "".join(map(_line, rows))
+    return HEADER + "".join(map(_line, measure_each(models or MODELS, _measure, processes)))
 
 
 def _measure(name: str, folder: Path, processes: Processes) -> Row:

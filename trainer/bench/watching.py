@@ -1,8 +1,6 @@
 """The cost of watching a run: steps with everything that is on by default, against steps that nobody watches, in turn."""
 
 import logging
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,12 +12,11 @@ from typing import Any, cast
 import torch
 
 from model.limoe import LIMoE
+from trainer.bench.runs import config_of, measure_each
 from trainer.checkpoint.progress import TrainingProgress
-from trainer.config.compose import compose_config
 from trainer.config.schema import Config
 from trainer.data.batch import Batch
 from trainer.data.loader import TrainingLoader
-from trainer.distributed.agree import first_reads
 from trainer.distributed.processes import Processes
 from trainer.engine.build import build_engine, start_deepspeed
 from trainer.reporting.bar import Progress
@@ -78,21 +75,13 @@ class _RandomPairs:
 
 def bench(processes: Processes, models: list[str]) -> str:
     """The table in Markdown. A collective."""
-    folder = Path(first_reads(lambda: tempfile.mkdtemp(prefix="limoe-bench-"), processes))
     logging.getLogger("trainer").setLevel(logging.INFO)
-    try:
-        rows = [_measure(name, folder / name, processes) for name in models or MODELS]
-    finally:
-        if processes.is_first:
-            shutil.rmtree(folder, ignore_errors=True)
-    return HEADER + "".join(map(_line, rows))
+    return HEADER + "".join(map(_line, measure_each(models or MODELS, _measure, processes)))
 
 
 def _measure(name: str, folder: Path, processes: Processes) -> Row:
-    ep = processes.world if name.startswith("limoe") else 1
-    overrides = [f"model={name}", f"train.batch_size={PAIRS * processes.world}", "parallel.zero_stage=2", "log.wandb=offline"]
-    config = compose_config([*overrides, f"parallel.expert_parallel={ep}", f"eval.batch_size={processes.world}"])
-    peers = start_deepspeed(processes, ep)
+    config = config_of(name, PAIRS, processes, "log.wandb=offline")
+    peers = start_deepspeed(processes, config.parallel.expert_parallel)
     engine: Any = build_engine(config, LIMoE(config.model, config.router, peers).initialise(0), processes, peers)
     trainer = Trainer(config, engine, cast(TrainingLoader, _RandomPairs(config)), TrainingProgress(), processes, peers)
     for _ in range(WARM_UP):
