@@ -37,6 +37,12 @@ def is_export(folder: Path) -> bool:
     return all((folder / name).is_file() for name in pretrained.FILES)
 
 
+def unfilled(config: Config) -> LIMoE:
+    """The model of a run as it is used afterwards, which drops nothing; without values."""
+    with torch.device("meta"):
+        return LIMoE(config.model, config.router.without_drops())
+
+
 def open_checkpoint(checkpoint: Path, kind: str, overrides: list[str]) -> Trained:
     """The weights of a kind (trainer.checkpoint.load.check_weights) in a checkpoint; overrides: keys of the run's configuration.
 
@@ -48,8 +54,7 @@ def open_checkpoint(checkpoint: Path, kind: str, overrides: list[str]) -> Traine
         check_identity(checkpoint, config, "open a run that was trained this way")
         check_sound(checkpoint, ALONE)
         tokenizer, step = load_tokenizer(config, checkpoint / TOKENIZER), read_progress(checkpoint).step
-        with torch.device("meta"):
-            model = LIMoE(config.model, config.router.without_drops())
+        model = unfilled(config)
         model.load_state_dict(dict(load_state(checkpoint, model, None, (kind,)).tensors(kind)), assign=True)
     return Trained(_ready(model, config), tokenizer, config, f"{config.run.name}, step {step}", step)
 

@@ -1,6 +1,5 @@
 """Make a project's workspace in Weights & Biases: `python -m trainer.dashboard project=ENTITY/PROJECT [to=FILE]`."""
 
-import importlib.util
 import json
 import sys
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 import wandb
 
 from model.paths import user_path
-from trainer.config.arguments import Argument, Command
+from trainer.config.arguments import Argument, Command, check_extra
 from trainer.dashboard.panels import SECTIONS, SYSTEM, Panel, Section
 from trainer.distributed.program import exit_with
 from trainer.errors import UserError, reason
@@ -18,7 +17,6 @@ from trainer.files import write_whole
 from trainer.output import reader_may_leave
 from trainer.reporting.wandb_login import quiet_settings
 
-EXTRA = 'pip install "limoe-trainer[dashboard]"'
 NAME = "LIMoE"
 COLUMNS = 3
 COMMAND = Command(
@@ -50,8 +48,7 @@ def read_arguments(arguments: list[str]) -> Wanted:
     entity, _, project = values["project"].rpartition("/")
     if not (entity and project) or "/" in entity:
         raise UserError(f"project={values['project']} must be ENTITY/PROJECT, such as my-team/limoe")
-    if importlib.util.find_spec("wandb_workspaces") is None:
-        raise UserError(f"the dashboard needs wandb-workspaces: {EXTRA}")
+    check_extra("wandb_workspaces", "dashboard", "the dashboard needs wandb-workspaces")
     return Wanted(entity, project, values.get("name", NAME), user_path(values["to"], "to") if "to" in values else None)
 
 

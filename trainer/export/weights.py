@@ -7,6 +7,7 @@ from model.limoe import LIMoE
 from model.precision import float32_parameters
 from model.trim import Trim, trim
 from trainer.checkpoint.load import load_state, read_progress
+from trainer.checkpoint.trained import unfilled
 from trainer.config.schema import Config
 from trainer.engine.state import EMA
 from trainer.export.request import DTYPES, Export
@@ -31,8 +32,7 @@ def read_weights(export: Export, config: Config) -> dict[str, Tensor]:
 
 def build(config: Config, weights: dict[str, Tensor], kept: Trim | None = None) -> LIMoE:
     """The model as model.load makes it of an export; it shares the weights, but for those of a layer that lost experts."""
-    with torch.device("meta"):
-        model = LIMoE(config.model, config.router.without_drops())
+    model = unfilled(config)
     model.load_state_dict(weights, assign=True)
     return trim(model, kept or Trim()).eval().requires_grad_(False)
 

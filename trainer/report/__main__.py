@@ -1,6 +1,5 @@
 """Tables and plots of finished runs: `python -m trainer.report RUN… [output=DIR]`, from what the runs left on disk."""
 
-import importlib.util
 import logging
 import shlex
 import sys
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.paths import user_path
-from trainer.config.arguments import Argument, Command
+from trainer.config.arguments import Argument, Command, check_extra
 from trainer.distributed.program import exit_with
 from trainer.errors import UserError, did_you_mean, reason
 from trainer.files import write_whole
@@ -23,7 +22,6 @@ from trainer.reporting.log_lines import log_to_terminal
 CURVES = ("routing/success/text", "routing/success/image", "eval/zeroshot/top1", "train/loss_contrastive")
 """What is plotted over the steps, if any run has it."""
 RESULTS = "results.md"
-EXTRA = 'pip install "limoe-trainer[report]"'
 
 COMMAND = Command(
     "trainer.report",
@@ -73,8 +71,8 @@ def read_arguments(arguments: list[str]) -> Report:
     if not (last.isdigit() and int(last) > 0):
         raise UserError(f"last={last} must be a number of steps, at least 1")
     output = user_path(values["output"], "output") if "output" in values else None
-    if output is not None and importlib.util.find_spec("matplotlib") is None:
-        raise UserError(f"plots need matplotlib: {EXTRA}; or leave out output=, and only the table is printed")
+    if output is not None:
+        check_extra("matplotlib", "report", "plots need matplotlib", "; or leave out output=, and only the table is printed")
     return Report(groups, metrics, int(last), against, values.get("title", "Results"), output)
 
 

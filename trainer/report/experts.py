@@ -1,6 +1,5 @@
 """What the experts of a trained model do: `python -m trainer.report RUN experts=true [output=DIR]`."""
 
-import importlib.util
 import logging
 import shlex
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from model.paths import user_path
 from trainer.checkpoint.files import checkpoint_itself, complete_checkpoints
 from trainer.checkpoint.load import WEIGHTS_ARGUMENT, checkpoint_of, take_newest
 from trainer.checkpoint.trained import Trained, is_export, open_checkpoint, open_export
-from trainer.config.arguments import Argument, Command
+from trainer.config.arguments import Argument, Command, check_extra
 from trainer.distributed.processes import ALONE
 from trainer.engine.state import WEIGHTS
 from trainer.errors import UserError
@@ -21,7 +20,6 @@ from trainer.report.expert_findings import Findings, check_experts, find
 from trainer.report.expert_page import PAGE, experts_table, write_experts, write_overview
 from trainer.training.inputs import locate_data
 
-EXTRA = 'pip install "limoe-trainer[report]"'
 SAMPLES = 512
 COMMAND = Command(
     "trainer.report",
@@ -78,8 +76,8 @@ def read_request(arguments: list[str]) -> Request:
     if not (samples.isdigit() and int(samples) > 1):
         raise UserError(f"samples={samples} must be a number of images, at least 2")
     output = user_path(values["output"], "output") if "output" in values else None
-    if output is not None and importlib.util.find_spec("matplotlib") is None:
-        raise UserError(f"pictures need matplotlib: {EXTRA}; or leave out output=, and only the tables are printed")
+    if output is not None:
+        check_extra("matplotlib", "report", "pictures need matplotlib", "; or leave out output=, and only the tables are printed")
     return Request(
         list(dict.fromkeys(places)),
         values.get("weights", WEIGHTS),

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from trainer.dashboard import __main__ as command
 from trainer.dashboard.__main__ import read_arguments
 from trainer.dashboard.panels import SECTIONS, SYSTEM
 from trainer.errors import UserError
@@ -23,7 +22,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_without_the_extra_one_line_names_it(monkeypatch):
-    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'needs wandb-workspaces: pip install "limoe-trainer\[dashboard\]"$'):
         read_arguments(["me/limoe"])
 
