@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.slurm_lab import STAND_IN, Job, SlurmLab
+from tests.cluster.slurm_lab import ROOT, STAND_IN, Job, SlurmLab
 
 pytestmark = pytest.mark.cluster
 
@@ -83,9 +83,9 @@ CASES = {
     "signal to the shell": Case(
         "wait 0", 2, "COMPLETED", "0:0", "stopped and saved at step 7", act=command("scancel", "--batch", "--signal=USR1")
     ),
-    # SLURM looks at the time every half a minute; it does not begin to before the program is there.
+    # SLURM looks at the time every half a minute, and warns if the next look would be too late: not before 20 s after the start.
     "time limit": Case(
-        "wait 0", 2, "COMPLETED", "0:0", "stopped and saved at step 7: requeued", ["--time=6", "--signal=B:USR1@350"]
+        "wait 0", 2, "COMPLETED", "0:0", "stopped and saved at step 7: requeued", ["--time=6", "--signal=B:USR1@310"]
     ),
     "signal too early": Case(
         "deaf 0",
@@ -191,6 +191,18 @@ def test_what_the_site_sets_reaches_the_tasks_whatever_sbatch_exports(lab: Slurm
     assert "0: checking for 2\n" in job.text(), "where the program runs, it is checked too"
     assert "0: start 0 of rank 0 at" in job.text()
     assert (job.logs / "rank-1.log").read_text().startswith("start 0 of rank 1 at")
+
+
+def test_a_signal_while_the_site_s_file_is_read_is_not_lost(lab: SlurmLab, tmp_path: Path):
+    slow = '[ "${SLURM_RESTART_COUNT:-0}" != 0 ] || { echo loading modules; sleep 5; }'
+    home = project(tmp_path / "home", f"LIMOE_PYTHON={STAND_IN}\n{slow}\n")
+    (home / "slurm" / "requeue.py").symlink_to(ROOT / "slurm" / "requeue.py")
+    job = lab.submit(tmp_path, ["--ntasks=1"], [], LIMOE_HOME=str(home), PLAY="none 0")
+    lab.wait_for_line(job, "loading modules")
+    lab.call("exec", "scancel", "--batch", "--signal=USR1", job.number)
+    ended = lab.end(job)
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "1"), job.text()
+    assert "asked to stop before it could save at step 0" in job.text()
 
 
 def test_a_mistake_in_the_site_s_file_is_told(lab: SlurmLab, tmp_path: Path):
