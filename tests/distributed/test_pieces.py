@@ -1,6 +1,7 @@
 """A batch in pieces trains like the same batch in one piece that is routed in the same groups, in every layout: with noise, with
 tokens dropped, with clipping, with the average of the weights, and across a checkpoint."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,10 @@ def train_both(processes: Processes, layouts: list[Layout], folder: Path) -> lis
     return results
 
 
-def check(layouts: list[Layout], folder: Path) -> None:
+def check(layouts: list[Layout], run_dir: Path, folder: Path) -> None:
     """Losses, norms, parameters, moments and averages to 1e-6."""
+    for number in range(len(layouts)):
+        shutil.copytree(run_dir, folder / str(number))
     pressed = [layout.with_(**PRESSED) for layout in layouts]
     ranks = run_distributed(train_both, layouts[0].world, pressed, folder)
     for number, layout in enumerate(pressed):
@@ -72,11 +75,11 @@ def check(layouts: list[Layout], folder: Path) -> None:
             torch.testing.assert_close(actual[name], value, rtol=1e-6, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_alone(tmp_path):
-    check([Layout(1, 1, 2).with_(router__top_k=2)], tmp_path)
+def test_alone(run_dir, tmp_path_factory):
+    check([Layout(1, 1, 2).with_(router__top_k=2)], run_dir, tmp_path_factory.mktemp("runs"))
 
 
-def test_in_every_layout(tmp_path):
+def test_in_every_layout(run_dir, tmp_path_factory):
     check(
         [
             Layout(2, 1, 1),
@@ -85,5 +88,6 @@ def test_in_every_layout(tmp_path):
             Layout(2, 2, 3).with_(router__top_k=2, router__priority="order", train__activation_checkpointing="blocks"),
             Layout(2, 1, 3).with_(router__aux__scale=1.0),
         ],
-        tmp_path,
+        run_dir,
+        tmp_path_factory.mktemp("runs"),
     )

@@ -144,6 +144,11 @@ class TrainConfig:
         hint="for example 0.9999; null for no average",
     )
 
+    @property
+    def in_pieces(self) -> bool:
+        """Whether the micro-batches are pieces of one contrastive batch, which pass the model twice (model.pieces)."""
+        return self.accumulate > 1 and self.negatives == "batch"
+
 
 @dataclass
 class OptimConfig:

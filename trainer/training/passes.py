@@ -57,8 +57,8 @@ class Passes:
         Returns the losses of each contrastive batch: of every micro-batch if `train.negatives` says so, else of the whole one.
         A collective.
         """
-        train, noise = self._config.train, Noise(self._config, step, self._peers)
-        if train.accumulate > 1 and train.negatives == "batch":
+        noise = Noise(self._config, step, self._peers)
+        if self._config.train.in_pieces:
             return [self._as_one_batch(pieces, noise)]
         return self._each_for_itself(pieces, noise)
 
