@@ -17,7 +17,6 @@ from model.objective import Losses
 from model.preprocess import normalise
 from trainer.checkpoint.progress import TrainingProgress
 from trainer.config.schema import Config
-from trainer.data.batch import Batch
 from trainer.data.limits import check_bad_shards, check_bad_share, is_bad_share, too_many_bad_shards
 from trainer.data.loader import TrainingLoader
 from trainer.data.order.progress import add_counts
@@ -154,13 +153,16 @@ class Trainer:
             batch = next(self.loader)
             self._data_seconds += time.perf_counter() - started
             self.progress.pairs += self.config.train.batch_size // self.config.train.accumulate
-            yield partial(self._on_device, batch)
+            pixels, texts = batch.images, batch.texts
+            if self.config.train.in_pieces:  # they stay for a second pass, while the workers' shared memory may be small
+                pixels, texts = (tensor.clone() if tensor.is_shared() else tensor for tensor in (pixels, texts))
+            yield partial(self._on_device, pixels, texts)
 
-    def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _on_device(self, pixels: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised images, and tokens."""
         data, device = self.config.data, self.processes.device
-        images = normalise(batch.images.to(device, non_blocking=True), data.mean, data.std, self._dtype)
-        return images, batch.texts.to(device, non_blocking=True)
+        images = normalise(pixels.to(device, non_blocking=True), data.mean, data.std, self._dtype)
+        return images, texts.to(device, non_blocking=True)
 
     def _count(self, applied: bool, finite: bool) -> None:
         progress = self.progress
