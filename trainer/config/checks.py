@@ -194,12 +194,12 @@ def _check_training_batch(config: Config, world: int) -> None:
 
 def _smaller_pieces(config: Config, world: int) -> str:
     """`, or train.accumulate=4`: the next larger number of micro-batches that fits the batch as it is; "" if there is none."""
-    local, workers, group = config.train.batch_size // world, max(1, config.data.workers), config.router.group_size
-    if config.train.batch_size % world:
+    local, over = divmod(config.train.batch_size, world)
+    if over:
         return ""
-    for accumulate in range(config.train.accumulate + 1, local // workers + 1):
+    for accumulate in range(config.train.accumulate + 1, local + 1):
         pairs = local // accumulate
-        if local % accumulate == 0 and pairs % workers == 0 and pairs % min(group or 1, pairs) == 0:
+        if local % accumulate == 0 and pairs % min(config.router.group_size or 1, pairs) == 0:
             return f", or train.accumulate={accumulate}"
     return ""
 
