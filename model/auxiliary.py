@@ -43,6 +43,10 @@ class RoutingSums:
         """The sums over both sets of tokens."""
         return RoutingSums(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
+    def detach(self) -> "RoutingSums":
+        """The same sums without their graph."""
+        return RoutingSums(*(getattr(self, field.name).detach() for field in fields(self)))
+
     @staticmethod
     def unpack(packed: Tensor, experts: int) -> "RoutingSums":
         """The sums of one layer from the vector that `routing_sums` packed."""

@@ -97,7 +97,7 @@ class Encoder(nn.Module):
         for index, block in enumerate(self.blocks):
             layer = block.mlp
             if isinstance(layer, ExpertLayer):
-                used[index] = layer.draw(stream) if assignments is None else assignments[index]
+                used[index] = layer.draw(stream.segments) if assignments is None else assignments[index]
             x_nd, layer_sums = block(x_nd, stream.modality_n, stream.valid_n, stream.segments, used.get(index))
             if layer_sums is not None:
                 sums[index] = layer_sums

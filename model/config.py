@@ -109,7 +109,7 @@ class RouterConfig:
     )
     group_size: int | None = option(
         None,
-        "pairs that compete for the same buffers; null: all pairs of one process's micro-batch",
+        "pairs that compete for the same buffers, at most those of one process's micro-batch; null: all of these",
         at_least=1,
         hint="null: all pairs of one process's micro-batch",
     )

@@ -24,7 +24,7 @@ from model.routing import (
     largest_load,
     normalised_gates,
 )
-from model.stream import MODALITIES, TokenStream
+from model.stream import MODALITIES, Segment, TokenStream
 
 BIAS_ROWS = {"none": 0, "shared": 1, "modality": len(MODALITIES)}
 """Rows of the loss-free bias by its kind."""
@@ -118,16 +118,26 @@ class ExpertLayer(nn.Module):
         device = self.experts.up.device
         self.row_of_expert = row_of_expert if device.type == "meta" else row_of_expert.to(device)
 
-    def draw(self, stream: TokenStream, generator: torch.Generator | None = None) -> Assignment:
-        """A new assignment for a batch, with noise in training; generator: by default torch's own for the stream's device.
+    def draw(self, segments: Sequence[Segment], generators: Sequence[torch.Generator | None] = (None,)) -> Assignment:
+        """A new assignment for a batch of these segments, with noise in training.
+
+        generators: one for each routing group, None for torch's own. The tokens of a group, its images' before its texts', draw
+        one after another: the same numbers, whatever else is in the batch.
 
         The noise is drawn here, not where it is used: a compiled region would draw other numbers from the same seed.
         """
         if not self.training or self.config.noise == 0:
             return Assignment()
-        x_nd = stream.x_nd
-        dtype = torch.promote_types(x_nd.dtype, torch.float32)
-        return Assignment(torch.randn(len(x_nd), self.num_experts, dtype=dtype, device=x_nd.device, generator=generator))
+        weight = self.router.weight
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        group_size = -(-max(segment.count for segment in segments) // len(generators))
+        by_segment: list[list[Tensor]] = [[] for _ in segments]
+        for group, generator in enumerate(generators):
+            tokens = [s.length * min(group_size, max(0, s.count - group * group_size)) for s in segments]
+            noise_ne = torch.randn(sum(tokens), self.num_experts, dtype=dtype, device=weight.device, generator=generator)
+            for of_segment, part_ne in zip(by_segment, noise_ne.split(tokens), strict=True):
+                of_segment.append(part_ne)
+        return Assignment(torch.cat([part_ne for of_segment in by_segment for part_ne in of_segment]))
 
     def forward(self, stream: TokenStream, assignment: Assignment | None = None) -> tuple[Tensor, Tensor]:
         """A stream of N tokens -> outputs `[N, D]` and packed routing sums (model.auxiliary).
@@ -136,7 +146,7 @@ class ExpertLayer(nn.Module):
 
         assignment: filled by the first pass over a batch and followed by later ones; None: a new one.
         """
-        assignment = assignment or self.draw(stream)
+        assignment = assignment or self.draw(stream.segments)
         gates = self._choose(stream, assignment)
         slots = assignment.slots or self._assign(self._by_rows(gates), stream)
         assignment.expert_nk, assignment.slots = gates.expert_nk, slots

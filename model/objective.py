@@ -1,5 +1,6 @@
 """The training loss: contrastive plus auxiliary, both over the global batch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,8 @@ from model.peers import Peers
 class Losses:
     """total: what is differentiated; its mean over processes is the loss of the global batch, and so for contrastive.
 
-    auxiliary and parts are equal on all processes already. routing: sums over all processes by expert layer.
+    auxiliary and parts are equal on all processes already. routing: sums over all processes by expert layer. scale: the logit
+    scale. Only total and routing have a graph.
     """
 
     total: Tensor
@@ -24,6 +26,7 @@ class Losses:
     auxiliary: Tensor
     parts: dict[str, Tensor]
     routing: dict[int, RoutingSums]
+    scale: Tensor
 
 
 def training_losses(output: Output, aux: AuxiliaryConfig, experts: int, peers: Peers) -> Losses:
@@ -31,17 +34,23 @@ def training_losses(output: Output, aux: AuxiliaryConfig, experts: int, peers: P
     if output.images is None or output.texts is None:
         raise ValueError("the contrastive loss needs both images and texts")
     contrastive = contrastive_loss(output.images, output.texts, output.scale, peers)
+    return with_auxiliary(contrastive, output.routing, output.scale, aux, experts, peers)
+
+
+def with_auxiliary(
+    contrastive: Tensor, packed: Mapping[int, Tensor], scale: Tensor, aux: AuxiliaryConfig, experts: int, peers: Peers
+) -> Losses:
+    """The auxiliary losses added to the contrastive one; packed: the routing sums of this process, as in Output."""
     routing: dict[int, RoutingSums] = {}
-    if output.routing:
-        sums = peers.sum(torch.stack(list(output.routing.values())))
-        routing = {layer: RoutingSums.unpack(row, experts) for layer, row in zip(output.routing, sums, strict=True)}
+    if packed:
+        sums = peers.sum(torch.stack(list(packed.values())))
+        routing = {layer: RoutingSums.unpack(row, experts) for layer, row in zip(packed, sums, strict=True)}
     auxiliary, parts = auxiliary_loss(list(routing.values()), aux)
-    if auxiliary is None:
-        return Losses(contrastive, contrastive.detach(), torch.zeros_like(contrastive), parts, routing)
     return Losses(
-        contrastive + auxiliary,
-        contrastive.detach(),
-        auxiliary.detach(),
-        {name: part.detach() for name, part in parts.items()},
-        routing,
+        total=contrastive if auxiliary is None else contrastive + auxiliary,
+        contrastive=contrastive.detach(),
+        auxiliary=torch.zeros_like(contrastive) if auxiliary is None else auxiliary.detach(),
+        parts={name: part.detach() for name, part in parts.items()},
+        routing=routing,
+        scale=scale.detach(),
     )

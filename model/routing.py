@@ -50,6 +50,45 @@ class Assignment:
     expert_nk: Tensor | None = None
     slots: Slots | None = None
 
+    def decisions(self) -> "Decisions":
+        """What the first pass decided, without the noise. Raises ValueError before it."""
+        if self.expert_nk is None or self.slots is None:
+            raise ValueError("nothing is decided before the first pass")
+        expert_nk, choice_of_slot = self.expert_nk, self.slots.choice_of_slot
+        # Experts that choose ask every token alike: a row broadcast to all, of which one is enough.
+        rows = expert_nk[:1] if expert_nk.stride(0) == 0 else expert_nk
+        return Decisions(
+            rows.to(torch.int16),
+            choice_of_slot.to(torch.int32 if expert_nk.numel() < 2**31 else torch.int64),
+            tokens=len(expert_nk),
+        )
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """The decisions of an Assignment in few bytes, to keep until a later pass: 2 for each choice of a token, and 4 for each slot.
+
+    expert_nk: as in Gates, int16, or one row [1, K] that is all tokens' (expert choice); choice_of_slot: as in Slots, int32 where
+    that holds all choices. tokens: N.
+    """
+
+    expert_nk: Tensor
+    choice_of_slot: Tensor
+    tokens: int
+
+    def assignment(self, noise_ne: Tensor | None) -> Assignment:
+        """The assignment that decided so, for another pass over the batch with the same noise."""
+        expert_nk = self.expert_nk.to(torch.int64).expand(self.tokens, -1)
+        return Assignment(noise_ne, expert_nk, _slots(self.choice_of_slot.to(torch.int64), self.tokens, expert_nk.shape[1]))
+
+
+def _slots(choice_of_slot: Tensor, tokens: int, top_k: int) -> Slots:
+    """The slots of all choices, from the choices of all slots: `[E, C]` -> `[N, K]`."""
+    choices = tokens * top_k
+    target = torch.where(choice_of_slot < 0, choices, choice_of_slot).flatten()  # empty slots share a place that is cut off
+    slot_of_choice = target.new_full((choices + 1,), -1).scatter_(0, target, torch.arange(len(target), device=target.device))
+    return Slots(choice_of_slot, slot_of_choice[:choices].view(tokens, top_k))
+
 
 def capacity(tokens: int, experts: int, top_k: int, factor: float) -> int:
     """Slots of one expert's buffer for one routing group, `ceil(factor * K * n / E)`, at least 1 and at most n."""

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from trainer.distributed.processes import Processes
 from trainer.engine.build import build_engine, start_deepspeed
 from trainer.engine.ema import start_ema, update_ema
 from trainer.engine.state import MOMENTS, WEIGHTS, ExpertSharding, read_state, set_optimizer_state, set_weights
+from trainer.training.passes import Passes
 
 BATCH = 16
 """Pairs of a global batch."""
@@ -118,21 +119,21 @@ class TinyRun:
 
     def step(self) -> tuple[float, float]:
         """The next optimizer step: the global loss, and the gradient's norm before clipping."""
-        config, losses, routing = self.config, [], []
-        for micro in range(config.train.accumulate):
-            images, texts = rows_of(self.processes.rank, self.processes.world, *batch(self.progress.step, config, micro))
-            output = self.engine(images, texts)
-            loss = training_losses(output, config.router.aux, config.model.routed_experts, self.peers)
-            self.engine.backward(loss.total)
-            self.engine.step()
-            losses.append(self.processes.sum(loss.total) / self.processes.world)
-            routing.append(loss.routing)
-        update_biases(self.engine.module, sum_over(routing))
+        config = self.config
+        pieces = [partial(self._rows, micro) for micro in range(config.train.accumulate)]
+        batches = Passes(self.engine, config, self.peers).backward(pieces, self.progress.step)
+        losses = [self.processes.sum(losses.total) / self.processes.world for losses in batches]
+        update_biases(self.engine.module, sum_over([losses.routing for losses in batches]))
         if config.train.ema is not None:
             update_ema(self.engine, config.train.ema)
         self.progress.step += 1
         self.progress.optimizer_steps += 1
         return float(torch.stack(losses).mean()), float(self.engine.get_global_grad_norm())
+
+    def _rows(self, micro: int) -> tuple[Tensor, Tensor]:
+        """This rank's share of a micro-batch of the present step."""
+        images, texts = rows_of(self.processes.rank, self.processes.world, *batch(self.progress.step, self.config, micro))
+        return images, texts
 
     def save(self, run_dir: Path, keep: int = 100) -> Path:
         """Write a checkpoint to its end."""
@@ -210,10 +211,13 @@ def plain_torch(config: Config, steps: int, keep: Iterable[int], factors: Mappin
     trained = Trained()
     for step in range(steps):
         losses, routing = [], []
-        for micro in range(config.train.accumulate):
-            output = model(*batch(step, config, micro))
+        batches = [batch(step, config, micro) for micro in range(config.train.accumulate)]
+        if config.train.negatives == "batch":
+            batches = [(torch.cat([images for images, _ in batches]), torch.cat([texts for _, texts in batches]))]
+        for images, texts in batches:
+            output = model(images, texts)
             loss = training_losses(output, config.router.aux, config.model.routed_experts, SingleProcess())
-            (loss.total / config.train.accumulate).backward()
+            (loss.total / len(batches)).backward()
             losses.append(loss.total.item())
             routing.append(loss.routing)
         trained.losses.append(sum(losses) / len(losses))

@@ -7,7 +7,7 @@ import pytest
 
 from model.count import count_parameters
 from tests.distributed.spawn import run_distributed
-from trainer.bench import watching
+from trainer.bench import accumulate, watching
 from trainer.bench.checkpoint import COLUMNS, bench
 from trainer.config.compose import compose_config
 from trainer.distributed.processes import Processes
@@ -57,3 +57,21 @@ def test_it_measures_watched_steps_beside_unwatched_ones_and_leaves_nothing(tmp_
     assert least <= float(cells[3]) <= most
     assert float(cells[6].removesuffix("%")) == pytest.approx(100 * record / (10 * unwatched), rel=0.1)
     assert list(tmp_path.iterdir()) == []
+
+
+def accumulate_in_few_steps(processes: Processes) -> str:
+    """The table of batches in pieces, with one long batch and few steps."""
+    accumulate.PAIRS, accumulate.CUTS, accumulate.WARM_UP, accumulate.STEPS, accumulate.REPEATS = 8, (8,), 1, 1, 2
+    return accumulate.bench(processes, ["limoe_tiny"])
+
+
+def test_it_measures_pieces_beside_micro_batches_and_the_memory_of_a_piece():
+    (row,) = [line for line in run_distributed(accumulate_in_few_steps, 1)[0].splitlines() if "limoe_tiny" in line]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert len(cells) == len(accumulate.COLUMNS)
+    assert cells[1] == "64"
+    assert min(float(cells[column].removesuffix(" ms")) for column in (2, 3)) > 0
+    least, most = map(float, cells[5].split(" … "))
+    assert least <= float(cells[4]) <= most
+    pieces, _, at_once = (float(cells[column].removesuffix(" MiB")) for column in (6, 7, 8))
+    assert pieces < 0.6 * at_once

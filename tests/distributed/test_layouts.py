@@ -99,7 +99,9 @@ def test_second_choices_train_alike_in_every_layout():
 
 
 def test_accumulated_micro_batches_train_alike_in_every_layout():
-    check(*(Layout(2, ep, stage).with_(train__accumulate=2) for ep, stage in ((2, 1), (2, 2), (2, 3), (1, 2))))
+    """As pieces of one batch, for which tests/distributed/test_pieces.py does more, and each for itself."""
+    for negatives, layouts in (("batch", ((2, 1), (1, 2))), ("micro", ((2, 1), (2, 2), (2, 3), (1, 2)))):
+        check(*(Layout(2, ep, stage).with_(train__accumulate=2, train__negatives=negatives) for ep, stage in layouts))
 
 
 @pytest.mark.parametrize("kind", ["blocks", "offload"])

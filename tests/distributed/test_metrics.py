@@ -55,41 +55,44 @@ class Batches(NothingUnusable):
         return Batch(pixels, texts, [""] * len(texts))
 
 
-def trainer_of(processes: Processes) -> Trainer:
+def trainer_of(processes: Processes, layout: Layout = LAYOUT) -> Trainer:
     """One that trains a tiny model."""
-    run = TinyRun(tiny(LAYOUT), processes)
+    run = TinyRun(tiny(layout), processes)
     return Trainer(run.config, run.engine, cast(TrainingLoader, Batches(run)), run.progress, processes, run.peers)
 
 
-def take_a_step(processes: Processes) -> tuple[StepReport, dict[str, float]]:
+def take_a_step(processes: Processes, layout: Layout) -> tuple[StepReport, dict[str, float]]:
     """The report and the metrics of the first step."""
-    trainer = trainer_of(processes)
+    trainer = trainer_of(processes, layout)
     outcome = trainer.step()
     report = trainer.conclude(outcome)
     return report, trainer.measure(outcome, report)
 
 
-def test_a_step_reports_what_one_process_computes_over_all_its_micro_batches():
-    (first, told), (_, others) = run_distributed(take_a_step, LAYOUT.world)
+@pytest.mark.parametrize("negatives", ["batch", "micro"])
+def test_a_step_reports_what_one_process_computes_over_all_its_micro_batches(negatives: str):
+    (first, told), (_, others) = run_distributed(take_a_step, LAYOUT.world, LAYOUT.with_(train__negatives=negatives))
     timed = {name for name in told if name.startswith("perf/")}
     assert {name: told[name] for name in told.keys() - timed} == {name: others[name] for name in others.keys() - timed}
     config = tiny(LAYOUT)
     config.router.group_size = BATCH // ACCUMULATE // LAYOUT.world  # one process drops what the ranks drop
     model = LIMoE(config.model, config.router).initialise(config.seed)
     contrastive, auxiliary, parts, sums = [], [], [], []
-    for micro in range(ACCUMULATE):
-        pixels, texts = pairs(micro, config)
+    batches = [pairs(micro, config) for micro in range(ACCUMULATE)]
+    if negatives == "batch":
+        batches = [(torch.cat([pixels for pixels, _ in batches]), torch.cat([texts for _, texts in batches]))]
+    for pixels, texts in batches:
         output = model(normalise(pixels, config.data.mean, config.data.std, torch.float32), texts)
         losses = training_losses(output, config.router.aux, config.model.experts, SingleProcess())
         contrastive.append(losses.contrastive.item())
         auxiliary.append(losses.auxiliary.item())
         parts.append(losses.parts)
         sums.append(losses.routing)
-    assert told["train/loss_contrastive"] == pytest.approx(sum(contrastive) / ACCUMULATE, rel=1e-5)
-    assert told["train/loss_aux"] == pytest.approx(sum(auxiliary) / ACCUMULATE, rel=1e-5)
+    assert told["train/loss_contrastive"] == pytest.approx(sum(contrastive) / len(batches), rel=1e-5)
+    assert told["train/loss_aux"] == pytest.approx(sum(auxiliary) / len(batches), rel=1e-5)
     assert len(parts[0]) == 6
     for name in parts[0]:
-        assert told[f"train/aux/{name}"] == pytest.approx(sum(part[name].item() for part in parts) / ACCUMULATE, rel=1e-4)
+        assert told[f"train/aux/{name}"] == pytest.approx(sum(part[name].item() for part in parts) / len(batches), rel=1e-4)
     assert told["train/loss"] == first.loss == pytest.approx(told["train/loss_contrastive"] + told["train/loss_aux"])
     assert told["train/lr"] == learning_rate(config.schedule, config.optim.lr, 0, config.train.steps)
     assert told["train/logit_scale"] == pytest.approx(config.model.initial_scale)

@@ -79,7 +79,7 @@ def accumulate(processes: Processes, layouts: list[Layout]) -> list[dict[str, An
     return shares
 
 
-EIGHT = {**BF16, "train__accumulate": 8, "train__batch_size": 64, "optim__clip_norm": 0.0}
+EIGHT = {**BF16, "train__accumulate": 8, "train__negatives": "micro", "train__batch_size": 64, "optim__clip_norm": 0.0}
 
 
 def _added_up_in_float32() -> dict[str, Tensor]:

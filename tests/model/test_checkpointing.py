@@ -17,7 +17,6 @@ from model.limoe import LIMoE
 from model.objective import training_losses
 from model.peers import SingleProcess
 from model.routing import Assignment
-from model.stream import TokenStream
 from tests.model.build import model, pairs, tiny
 
 SPARSE = tiny(layers=3, expert_layers=[0, 2])
@@ -71,8 +70,7 @@ def _careless(block: nn.Module) -> nn.Module:
 
         def anew(x_nd: Tensor) -> Any:
             again = torch.is_grad_enabled() and isinstance(block.mlp, ExpertLayer)
-            stream = TokenStream(x_nd, modality_n, valid_n, segments)
-            return inner(x_nd, modality_n, valid_n, segments, block.mlp.draw(stream) if again else assignment)
+            return inner(x_nd, modality_n, valid_n, segments, block.mlp.draw(segments) if again else assignment)
 
         return checkpoint(anew, x_nd, use_reentrant=True, preserve_rng_state=False)
 

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import torch
 
-from trainer.bench import checkpoint, watching
+from trainer.bench import accumulate, checkpoint, watching
 from trainer.config.arguments import Argument, Command
 from trainer.config.schema import Config
 from trainer.distributed.processes import Processes
 from trainer.distributed.program import exit_with, run_program
-from trainer.errors import UserError
+from trainer.errors import UserError, either
 from trainer.output import reader_may_leave
 
-BENCHMARKS = {"checkpoint": checkpoint.bench, "watching": watching.bench}
+BENCHMARKS = {"accumulate": accumulate.bench, "checkpoint": checkpoint.bench, "watching": watching.bench}
 FOLDER = Path("benchmarks")
 
 
@@ -27,7 +27,7 @@ COMMAND = Command(
     "trainer.bench",
     "Measure against a baseline in the same run, alone or under torchrun, and write the table under benchmarks/.",
     (
-        Argument("name", "NAME", f"the benchmark: {' or '.join(BENCHMARKS)}", required=True, choices=tuple(BENCHMARKS)),
+        Argument("name", "NAME", f"the benchmark: {either(BENCHMARKS)}", required=True, choices=tuple(BENCHMARKS)),
         Argument("models", "A,B", "models to measure, such as dense_s32,limoe_s32 (default: the benchmark's own choice)"),
     ),
     word="name",

@@ -1,13 +1,17 @@
-"""What the benchmarks have in common: the configuration of what they measure, and a folder for what it writes."""
+"""What the benchmarks have in common: configuration and data of what they measure, and a folder for what it writes."""
 
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
+
+import torch
 
 from trainer.config.compose import compose_config
 from trainer.config.schema import Config
+from trainer.data.batch import Batch
+from trainer.data.loader import TrainingLoader
 from trainer.distributed.agree import first_reads
 from trainer.distributed.processes import Processes
 
@@ -19,6 +23,27 @@ def config_of(name: str, pairs: int, processes: Processes, *more: str) -> Config
     ep = processes.world if name.startswith("limoe") else 1
     overrides = [f"model={name}", f"train.batch_size={pairs * processes.world}", "parallel.zero_stage=2", *more]
     return compose_config([*overrides, f"parallel.expert_parallel={ep}", f"eval.batch_size={processes.world}"])
+
+
+class RandomPairs:
+    """A TrainingLoader that gives one micro-batch of random pairs again and again."""
+
+    read = shards_read = truncated = 0
+    shards = 1
+
+    def __init__(self, config: Config, pairs: int) -> None:
+        self.bad: dict[str, int] = {}
+        self.bad_shards: dict[str, int] = {}
+        model = config.model
+        images = torch.randint(0, 256, (pairs, 3, model.image_size, model.image_size), dtype=torch.uint8)
+        self._batch = Batch(images, torch.randint(1, model.vocabulary, (pairs, model.text_length)), [""] * pairs)
+
+    def __next__(self) -> Batch:
+        return self._batch
+
+    def as_loader(self) -> TrainingLoader:
+        """Itself, for who asks for the whole class."""
+        return cast(TrainingLoader, self)
 
 
 def measure_each(models: Sequence[str], measure: Callable[[str, Path, Processes], Row], processes: Processes) -> list[Row]:

@@ -7,16 +7,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, cast
-
-import torch
+from typing import Any
 
 from model.limoe import LIMoE
-from trainer.bench.runs import config_of, measure_each
+from trainer.bench.runs import RandomPairs, config_of, measure_each
 from trainer.checkpoint.progress import TrainingProgress
 from trainer.config.schema import Config
-from trainer.data.batch import Batch
-from trainer.data.loader import TrainingLoader
 from trainer.distributed.processes import Processes
 from trainer.engine.build import build_engine, start_deepspeed
 from trainer.reporting.bar import Progress
@@ -56,23 +52,6 @@ class Row:
     every: int
 
 
-class _RandomPairs:
-    """A TrainingLoader that has one batch."""
-
-    read = shards_read = truncated = 0
-    shards = 1
-
-    def __init__(self, config: Config) -> None:
-        self.bad: dict[str, int] = {}
-        self.bad_shards: dict[str, int] = {}
-        model = config.model
-        images = torch.randint(0, 256, (PAIRS, 3, model.image_size, model.image_size), dtype=torch.uint8)
-        self._batch = Batch(images, torch.randint(1, model.vocabulary, (PAIRS, model.text_length)), [""] * PAIRS)
-
-    def __next__(self) -> Batch:
-        return self._batch
-
-
 def bench(processes: Processes, models: list[str]) -> str:
     """The table in Markdown. A collective."""
     logging.getLogger("trainer").setLevel(logging.INFO)
@@ -83,7 +62,7 @@ def _measure(name: str, folder: Path, processes: Processes) -> Row:
     config = config_of(name, PAIRS, processes, "log.wandb=offline")
     peers = start_deepspeed(processes, config.parallel.expert_parallel)
     engine: Any = build_engine(config, LIMoE(config.model, config.router, peers).initialise(0), processes, peers)
-    trainer = Trainer(config, engine, cast(TrainingLoader, _RandomPairs(config)), TrainingProgress(), processes, peers)
+    trainer = Trainer(config, engine, RandomPairs(config, PAIRS).as_loader(), TrainingProgress(), processes, peers)
     for _ in range(WARM_UP):
         trainer.conclude(trainer.step())
     row = Row(name, [], [], [], config.log.every)

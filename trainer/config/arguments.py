@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from trainer.config.compose import GROUPS
 from trainer.config.keys import KEYS
-from trainer.errors import UserError, did_you_mean
+from trainer.errors import UserError, did_you_mean, either
 from trainer.output import reader_may_leave
 
 WIDTH = 100
@@ -146,5 +146,4 @@ class Command:
     @staticmethod
     def _check(argument: Argument, value: str) -> None:
         if argument.choices and value not in argument.choices:
-            choices = " or ".join(argument.choices)
-            raise UserError(f"{argument.name}={value}: choose {choices}{did_you_mean(value, argument.choices)}")
+            raise UserError(f"{argument.name}={value}: choose {either(argument.choices)}{did_you_mean(value, argument.choices)}")

@@ -192,6 +192,7 @@ def _check_training_batch(config: Config, world: int) -> None:
         raise UserError(
             f"train.batch_size={train.batch_size} (global) is not divisible by {count_processes(world)} x {train.accumulate} "
             f"micro-batches: use a multiple of {fitting}, such as train.batch_size={_multiple(train.batch_size, fitting)}"
+            f"{_smaller_pieces(config, world)}"
         )
     local = train.batch_size // pieces
     if group is not None and local % min(group, local):
@@ -199,6 +200,18 @@ def _check_training_batch(config: Config, world: int) -> None:
             f"router.group_size={group} does not divide the {local} pairs of one process's micro-batch: "
             f"use router.group_size={_divisor(local, group)}"
         )
+
+
+def _smaller_pieces(config: Config, world: int) -> str:
+    """`, or train.accumulate=4`: the next larger number of micro-batches that fits the batch as it is; "" if there is none."""
+    local, over = divmod(config.train.batch_size, world)
+    if over:
+        return ""
+    for accumulate in range(config.train.accumulate + 1, local + 1):
+        pairs = local // accumulate
+        if local % accumulate == 0 and pairs % min(config.router.group_size or 1, pairs) == 0:
+            return f", or train.accumulate={accumulate}"
+    return ""
 
 
 def _check_evaluation_batch(config: Config, world: int) -> None:

@@ -113,7 +113,16 @@ class TrainConfig:
 
     steps: int = option(1000, "optimizer steps in total", at_least=1)
     batch_size: int = option(256, "GLOBAL number of pairs per optimizer step", at_least=1)
-    accumulate: int = option(1, "micro-batches per step; each is its own contrastive batch", at_least=1)
+    accumulate: int = option(
+        1,
+        "pieces that a step's batch passes the model in, to need less memory; each passes twice if they are one batch",
+        at_least=1,
+    )
+    negatives: str = option(
+        "batch",
+        "what a pair is contrasted with: the step's whole batch, or, cheaper with train.accumulate, its micro-batch alone",
+        choices=("batch", "micro"),
+    )
     precision: str = option("bf16", "precision of activations and gradients", choices=("bf16", "fp32"))
     grad_dtype: str = option(
         "fp32",
@@ -134,6 +143,11 @@ class TrainConfig:
         below=1,
         hint="for example 0.9999; null for no average",
     )
+
+    @property
+    def in_pieces(self) -> bool:
+        """Whether the micro-batches are pieces of one contrastive batch, which pass the model twice (model.pieces)."""
+        return self.accumulate > 1 and self.negatives == "batch"
 
 
 @dataclass

@@ -60,11 +60,22 @@ def local_pairs(config: Config, world: int) -> int:
     return max(1, config.train.batch_size // world // config.train.accumulate)
 
 
+def contrasted_pairs(config: Config) -> int:
+    """Pairs of one contrastive batch, over all processes."""
+    train = config.train
+    return train.batch_size if train.negatives == "batch" else train.batch_size // train.accumulate
+
+
 def expert_slots(config: Config, world: int) -> int:
     """Slots that one process fills for each expert of a layer; without routing groups, which round up once each."""
     model, router = config.model, config.router
     tokens = local_pairs(config, world) * (model.image_tokens + model.text_length)
-    return capacity(tokens, model.routed_experts, router.top_k * model.expert_granularity, router.capacity_factor)
+    return capacity(tokens, model.routed_experts, top_k(config), router.capacity_factor)
+
+
+def top_k(config: Config) -> int:
+    """Experts of a layer that each token chooses."""
+    return config.router.top_k * config.model.expert_granularity
 
 
 def estimate_memory(config: Config, world: int) -> Memory:
@@ -109,10 +120,26 @@ def _activations(config: Config, world: int) -> float:
     else:
         inputs = weight * tokens * model.width * model.layers  # "offload" keeps them in host memory
         kept = 2 * largest + (inputs if config.train.activation_checkpointing == "blocks" else 0)
-    together = config.train.batch_size // config.train.accumulate
+    together = contrasted_pairs(config)
     images = 3 * model.image_size**2 * pairs * (1 + weight)
     logits = 2 * 3 * 4 * pairs * together  # both directions: logits, their softmax and gradient, float32
-    return kept + images + logits + 2 * 4 * model.embedding * together
+    embeddings = 2 * 4 * model.embedding * together
+    if not config.train.in_pieces:
+        return kept + images + logits + embeddings
+    # The logits are gone before the second pass begins; what the first one leaves stays, with gradients.
+    return max(kept, logits) + images + 2 * embeddings + _left_by_pieces(config, world)
+
+
+def _left_by_pieces(config: Config, world: int) -> float:
+    """What a process's pieces leave after their first pass: embeddings and their gradients, and how they were routed."""
+    model, router = config.model, config.router
+    pairs = config.train.accumulate * local_pairs(config, world)
+    embeddings = 2 * 2 * 4 * model.embedding * pairs
+    if not model.expert_layers:
+        return embeddings
+    slots = config.train.accumulate * model.routed_experts * expert_slots(config, world)
+    choices = 0 if router.choice == "expert" else pairs * (model.image_tokens + model.text_length) * top_k(config)
+    return embeddings + len(model.expert_layers) * (4 * slots + 2 * choices)  # the dtypes of model.routing.Decisions
 
 
 @dataclass(frozen=True)
@@ -120,11 +147,13 @@ class HostMemory:
     """Bytes of a process's tensors in host memory when training is on a GPU.
 
     start: the model, before it goes to the device, and in a resume what the process reads of its weights; checkpoint: the copy
-    that is written while training continues, on the rank with the largest share.
+    that is written while training continues, on the rank with the largest share; pairs: those of a step in pieces, which wait
+    for their second pass.
     """
 
     start: float
     checkpoint: float
+    pairs: float
 
 
 def estimate_host_memory(config: Config, world: int) -> HostMemory:
@@ -136,7 +165,16 @@ def estimate_host_memory(config: Config, world: int) -> HostMemory:
     names = {name for name, parameter in model.named_parameters() if id(parameter) in experts}
     sizes = {name: parameter.numel() // (ep if name in names else 1) for name, parameter in model.named_parameters()}
     share = largest_share(sizes, deal(sizes, names, world, ep), world)
-    return HostMemory(start=4 * (sum(sizes.values()) + share), checkpoint=_state_bytes(config) * share)
+    return HostMemory(
+        start=4 * (sum(sizes.values()) + share),
+        checkpoint=_state_bytes(config) * share,
+        pairs=_pair_bytes(config) * config.train.accumulate * local_pairs(config, world) if config.train.in_pieces else 0,
+    )
+
+
+def _pair_bytes(config: Config) -> int:
+    """A pair as the loader gives it: uint8 pixels and int64 tokens."""
+    return 3 * config.model.image_size**2 + 8 * config.model.text_length
 
 
 def checkpoint_bytes(config: Config) -> int:

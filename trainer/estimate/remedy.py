@@ -50,7 +50,7 @@ def find_remedy(config: Config, world: int, has: float, works: Callable[[Config]
 
 
 def _candidates(config: Config, world: int) -> Iterator[tuple[Config, list[str]]]:
-    """Changed configurations, the cheapest first: recomputing, then sending more, then another contrastive batch."""
+    """Changed configurations, the cheapest first: recomputing, then sending more, then smaller pieces of the batch."""
     train, parallel = config.train, config.parallel
     saving = {"none": ["none", "blocks", "offload"], "blocks": ["blocks", "offload"]}.get(
         train.activation_checkpointing, ["offload"]

@@ -6,7 +6,14 @@ from model.count import count_parameters, step_flops
 from trainer.config.checks import check_description
 from trainer.config.schema import Config
 from trainer.errors import UserError
-from trainer.estimate.memory import estimate_host_memory, estimate_memory, expert_slots, local_pairs, readable_bytes
+from trainer.estimate.memory import (
+    contrasted_pairs,
+    estimate_host_memory,
+    estimate_memory,
+    expert_slots,
+    local_pairs,
+    readable_bytes,
+)
 from trainer.estimate.traffic import estimate_leaving, estimate_sent
 
 
@@ -41,7 +48,26 @@ def describe(config: Config, world: int) -> list[tuple[str, str]]:
         rows.append(("experts", f"{model.routed_experts} per layer{shared}, {readable(counts.experts)} parameters in total"))
         slots, pairs = expert_slots(config, world), local_pairs(config, world)
         rows.append(("slots per expert", f"{slots} for {pairs} pairs per process"))
-    return [*rows, *memory_rows(config, world), *sent_rows(config, world), *leaving_rows(config, world)]
+    return [
+        *rows,
+        *batch_rows(config, world),
+        *memory_rows(config, world),
+        *sent_rows(config, world),
+        *leaving_rows(config, world),
+    ]
+
+
+def batch_rows(config: Config, world: int) -> list[tuple[str, str]]:
+    """How a step's batch is cut, if it is."""
+    train, pairs = config.train, local_pairs(config, world)
+    if train.accumulate == 1:
+        return []
+    if train.in_pieces:
+        return [
+            ("contrastive batch", f"{train.batch_size:,} pairs, {train.accumulate} pieces of {pairs} per process"),
+            ("  costs", "a second forward pass of each piece"),
+        ]
+    return [("contrastive batches", f"{train.accumulate} of {contrasted_pairs(config):,} pairs per step, {pairs} per process")]
 
 
 def leaving_rows(config: Config, world: int) -> list[tuple[str, str]]:
@@ -72,7 +98,8 @@ def memory_rows(config: Config, world: int) -> list[tuple[str, str]]:
         ("  activations", f"about {readable_bytes(memory.activations)} for {pairs} pairs{how}"),
         (
             "host memory per process",
-            f"{readable_bytes(host.start)} at the start, {readable_bytes(host.checkpoint)} while a checkpoint is written",
+            f"{readable_bytes(host.start)} at the start, {readable_bytes(host.checkpoint)} while a checkpoint is written"
+            + (f", {readable_bytes(host.pairs)} for the pairs of a step" if host.pairs else ""),
         ),
     ]
 

@@ -64,7 +64,7 @@ def estimate_leaving(config: Config, world: int, local: int) -> Leaving:
 def _exchanged(config: Config, world: int) -> float:
     """Bytes of the slots that a rank exchanges per step, including its own."""
     model, train, weight = config.model, config.train, weight_bytes(config)
-    passes = 6 if train.activation_checkpointing != "none" else 4  # there and back: forward, (recomputed,) backward
+    passes = 2 * _model_passes(config)  # there and back each time
     return (
         passes
         * len(model.expert_layers)
@@ -76,11 +76,17 @@ def _exchanged(config: Config, world: int) -> float:
     )
 
 
+def _model_passes(config: Config) -> int:
+    """How often a micro-batch goes through the model, the backward pass included."""
+    train = config.train
+    return 2 + (train.activation_checkpointing != "none") + train.in_pieces
+
+
 def _bytes_around(config: Config) -> int:
     """Bytes exchanged per step for each parameter: of its gradient, and of itself."""
     accumulate, stage = config.train.accumulate, config.parallel.zero_stage
     gradient, weight = gradient_bytes(config), weight_bytes(config)
     if stage == 3:  # weights gathered for each pass, gradients scattered
-        return accumulate * (gradient + weight * (3 if config.train.activation_checkpointing != "none" else 2))
+        return accumulate * (gradient + weight * _model_passes(config))
     # Gradients reduced everywhere, which is twice a scatter (stage 2: after every micro-batch), and the new weights gathered.
     return 2 * gradient * (accumulate if stage == 2 else 1) + weight

@@ -41,7 +41,7 @@ from trainer.engine.state import WEIGHTS, named_tensors
 from trainer.errors import UserError
 from trainer.estimate.memory import checkpoint_bytes, estimate_memory, local_pairs, readable_bytes
 from trainer.estimate.remedy import find_remedy, needed_bytes
-from trainer.estimate.rows import memory_rows, sent_rows
+from trainer.estimate.rows import batch_rows, memory_rows, sent_rows
 from trainer.evaluation.benchmark import benchmark_sets
 from trainer.evaluation.fewshot_set import fewshot_sets
 from trainer.evaluation.suite import classification_sets, retrieval_key, retrieval_shards
@@ -131,6 +131,7 @@ def examine(config: Config, world: int) -> Findings:
         _look_at_architecture(config, weights, found)
         found.attempt(partial(_check_rates, config))
         _look_at_disk(config, found)
+        found.rows += batch_rows(config, world)
         found.rows += memory_rows(config, world)
         found.rows += sent_rows(config, world)
         works = partial(_check_shards, shards, world, progress) if shards else lambda config: None
@@ -334,8 +335,8 @@ def _look_at_memory(config: Config, world: int, has: float, works: Callable[[Con
         advice = "no other layout of these processes fits either: use more processes, or a smaller model"
     else:
         advice = f"add {' '.join(remedy.overrides)}, which needs about {readable_bytes(remedy.bytes)}"
-        if any(override.startswith("train.accumulate=") for override in remedy.overrides):
-            advice += " (each micro-batch is then a separate contrastive batch; more processes would keep it whole)"
+        if config.train.negatives == "micro" and any(o.startswith("train.accumulate=") for o in remedy.overrides):
+            advice += " (each micro-batch is then a separate contrastive batch; train.negatives=batch would keep it whole)"
     found.problems.append(
         f"a process needs about {readable_bytes(needed)} ({readable_bytes(memory.state)} of weights, gradients and optimizer, "
         f"{readable_bytes(memory.activations)} of activations for {local_pairs(config, world)} pairs, and CUDA itself), "

@@ -14,6 +14,8 @@ from trainer.config.schema import Config
 OF_WANDB = ("log.name", "log.group", "log.tags", "log.notes", "log.job_type", "log.system_metrics", "log.artifacts")
 CANNOT_MATTER = ("resume", "init_from", "upcycle_noise", "run.dir", "run.dry", "log.progress", *OF_WANDB)
 """Keys about where a run starts and how it is shown; what it learns does not depend on them."""
+BEFORE_THEY_EXISTED = {"train.negatives": "micro"}
+"""What runs with several micro-batches did before there was a key, where that is not its default."""
 SHOWN = 12
 _log = logging.getLogger(__name__)
 
@@ -39,12 +41,13 @@ def tell_changes(config: Config, checkpoint: Path) -> None:
 def differing(before: DictConfig, config: Config) -> dict[str, tuple[Any, Any]]:
     """The values in a saved configuration and in the current one, by the keys in which they differ.
 
-    A key that did not exist then had its default.
+    A key that did not exist then had its default, or what BEFORE_THEY_EXISTED says.
     """
     asked = OmegaConf.structured(config)
+    formerly = BEFORE_THEY_EXISTED if _value(before, "train.accumulate", 1) > 1 else {}
     changes = {}
     for key, default in _leaves(OmegaConf.to_container(OmegaConf.structured(Config))):
-        was, now = _value(before, key, default), _value(asked, key, default)
+        was, now = _value(before, key, formerly.get(key, default)), _value(asked, key, default)
         if was != now and key not in CANNOT_MATTER:
             changes[key] = (was, now)
     return changes

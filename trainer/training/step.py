@@ -2,7 +2,9 @@
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 from model.auxiliary import RoutingSums, routing_metrics, sum_over
 from model.balance import bias_metrics, update_biases
 from model.count import step_flops
-from model.objective import Losses, training_losses
+from model.objective import Losses
 from model.preprocess import normalise
 from trainer.checkpoint.progress import TrainingProgress
 from trainer.config.schema import Config
@@ -23,6 +25,7 @@ from trainer.distributed.peers import DistributedPeers
 from trainer.distributed.processes import Processes
 from trainer.engine.ema import update_ema
 from trainer.training.boundary import Boundary, Standing, agree
+from trainer.training.passes import Passes, Piece
 from trainer.training.schedule import learning_rate
 
 
@@ -31,11 +34,9 @@ class StepOutcome:
     """The outcome of a step on this rank, not yet exchanged; its tensors are still on the device."""
 
     losses: list[Losses]
-    """Of each micro-batch."""
+    """Of each contrastive batch: the whole, or the micro-batches if `train.negatives` says so."""
     routing: dict[int, RoutingSums]
     """Over all micro-batches and ranks, by expert layer."""
-    scale: Tensor
-    """The logit scale that the last micro-batch saw."""
     rate: float
     applied: bool
     """Whether the optimizer took the step, on all ranks or on none."""
@@ -75,30 +76,24 @@ class Trainer:
         self.processes = processes
         self.peers = peers
         self._dtype = dtype_of(config.train.precision)
+        self._passes = Passes(engine, config, peers)
+        self._data_seconds = 0.0  # of the present step
         self._broken = 0  # shards, when they were last looked at
         self._flops = step_flops(config.model, config.router, config.train.batch_size)
 
     def step(self) -> StepOutcome:
         """Draw the next step's batch and train on it, together with the other ranks."""
         started = time.perf_counter()
-        self._seed_noise()
         rate = self._set_learning_rate()
-        losses, data_seconds, scale = [], 0.0, torch.zeros(())
-        for _ in range(self.config.train.accumulate):
-            images, texts, waited = self._next_batch()
-            output = self.engine(images, texts)
-            losses.append(training_losses(output, self.config.router.aux, self.config.model.routed_experts, self.peers))
-            self.engine.backward(losses[-1].total)
-            self.engine.step()
-            data_seconds += waited
-            scale = output.scale.detach()
+        self._data_seconds = 0.0
+        losses = self._passes.backward(self._micro_batches(), self.progress.step)
         applied = not self.engine.optimizer.overflow
-        routing = sum_over([micro.routing for micro in losses])
+        routing = sum_over([batch.routing for batch in losses])
         if applied:
             update_biases(self.engine.module, routing)
             if self.config.train.ema is not None:
                 update_ema(self.engine, self.config.train.ema)
-        return StepOutcome(losses, routing, scale, rate, applied, started, data_seconds)
+        return StepOutcome(losses, routing, rate, applied, started, self._data_seconds)
 
     def conclude(
         self, outcome: StepOutcome, stop_signal: int = 0, written: bool = False, minutes_over: bool = False
@@ -134,7 +129,7 @@ class Trainer:
         tensors = (
             _parts(outcome.losses)
             | routing_metrics(outcome.routing)
-            | {"train/logit_scale": outcome.scale}
+            | {"train/logit_scale": outcome.losses[-1].scale}
             | bias_metrics(self.engine.module)
         )
         values = dict(zip(tensors, torch.stack([value.double() for value in tensors.values()]).tolist(), strict=True))
@@ -145,25 +140,29 @@ class Trainer:
         }
         return losses | values | self._counts(outcome, report.boundary) | self._performance(outcome, report)
 
-    def _seed_noise(self) -> None:
-        """Depends only on seed, step and rank, so that a resumed run draws what the uninterrupted one would."""
-        torch.manual_seed((self.config.seed * 1_000_003 + self.progress.step) * self.processes.world + self.processes.rank)
-
     def _set_learning_rate(self) -> float:
         rate = learning_rate(self.config.schedule, self.config.optim.lr, self.progress.step, self.config.train.steps)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate * group["rate_factor"]
         return rate
 
-    def _next_batch(self) -> tuple[Tensor, Tensor, float]:
-        """Normalised images, tokens, and the seconds spent waiting for them."""
-        started = time.perf_counter()
-        batch = next(self.loader)
-        waited = time.perf_counter() - started
-        self.progress.pairs += self.config.train.batch_size // self.config.train.accumulate
+    def _micro_batches(self) -> Iterator[Piece]:
+        """The step's micro-batches, drawn when their turn comes."""
+        for _ in range(self.config.train.accumulate):
+            started = time.perf_counter()
+            batch = next(self.loader)
+            self._data_seconds += time.perf_counter() - started
+            self.progress.pairs += self.config.train.batch_size // self.config.train.accumulate
+            pixels, texts = batch.images, batch.texts
+            if self.config.train.in_pieces:  # they stay for a second pass, while the workers' shared memory may be small
+                pixels, texts = (tensor.clone() if tensor.is_shared() else tensor for tensor in (pixels, texts))
+            yield partial(self._on_device, pixels, texts)
+
+    def _on_device(self, pixels: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised images, and tokens."""
         data, device = self.config.data, self.processes.device
-        images = normalise(batch.images.to(device, non_blocking=True), data.mean, data.std, self._dtype)
-        return images, batch.texts.to(device, non_blocking=True), waited
+        images = normalise(pixels.to(device, non_blocking=True), data.mean, data.std, self._dtype)
+        return images, texts.to(device, non_blocking=True)
 
     def _count(self, applied: bool, finite: bool) -> None:
         progress = self.progress
@@ -212,9 +211,9 @@ class Trainer:
         return measured if mfu is None else measured | {"perf/mfu": mfu}
 
 
-def _parts(micro: list[Losses]) -> dict[str, Tensor]:
-    """The auxiliary losses averaged over the micro-batches of a step; scalars."""
-    return {f"train/aux/{name}": _mean([losses.parts[name] for losses in micro]) for name in micro[0].parts}
+def _parts(batches: list[Losses]) -> dict[str, Tensor]:
+    """The auxiliary losses averaged over the contrastive batches of a step; scalars."""
+    return {f"train/aux/{name}": _mean([losses.parts[name] for losses in batches]) for name in batches[0].parts}
 
 
 def _mean(values: list[Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.config.checks import check_evaluation, check_layout, layout_problems
@@ -68,6 +68,7 @@ def test_what_can_run_is_let_through(world: int, values: dict[str, Any]):
         (1, {"parallel__timeout_minutes": 0}, ("parallel.timeout_minutes=0",)),
         (2, {"train__batch_size": 15}, ("train.batch_size=15", "2 processes", "multiple of 2")),
         (4, {"train__batch_size": 8, "train__accumulate": 4}, ("train.batch_size=8", "4 processes x 4", "multiple of 16")),
+        (2, {"train__batch_size": 64, "train__accumulate": 3}, ("such as train.batch_size=66, or train.accumulate=4",)),
         (4, {"train__batch_size": 0}, ("train.batch_size=0", "at least 1")),
         (3, {"train__batch_size": 12}, ("eval.batch_size=256", "3 processes", "multiple of 3")),
         (1, {"eval__batch_size": 0}, ("eval.batch_size=0",)),
@@ -173,6 +174,7 @@ SIZES = st.integers(1, 24)
 KEY_AND_VALUE = re.compile(r"\b([a-z]+(?:\.[a-z_]+)+)=(\[[\d,]*\]|\d+)")
 
 
+@settings(deadline=None)
 @given(
     world=st.integers(1, 8),
     values=st.fixed_dictionaries(

@@ -12,6 +12,7 @@ from trainer.estimate.memory import (
     STATE_BYTES,
     bucket_elements,
     checkpoint_bytes,
+    estimate_host_memory,
     estimate_memory,
     readable_bytes,
 )
@@ -92,6 +93,26 @@ def test_checkpointing_keeps_less_and_offloading_still_less():
         for how in ("none", "blocks", "offload")
     ]
     assert kept[0] > 3 * kept[1] > 3 * kept[2] > 0
+
+
+def test_pieces_need_what_their_micro_batch_needs_and_little_that_grows_with_the_batch():
+    def activations(batch: int, accumulate: int, *more: str) -> float:
+        sizes = [f"train.batch_size={batch}", f"train.accumulate={accumulate}"]
+        return estimate_memory(compose_config(["model=limoe_b16", *sizes, *more]), 8).activations
+
+    small, in_pieces, at_once = activations(512, 1), activations(16384, 32), activations(16384, 1)
+    assert small < in_pieces < 1.2 * small < 0.1 * at_once
+    assert activations(16384, 32, "train.negatives=micro") == pytest.approx(small)
+    # Two float32 embeddings and their gradients of each pair, here and gathered; a token's 4 bytes a slot and 2 a choice.
+    pairs, tokens = 512 // 8, 196 + 16
+    left = 2 * 2 * 4 * 768 + 6 * tokens * (4 + 2)
+    assert activations(1024, 16) - activations(512, 8) == pytest.approx(pairs * left + 512 * 2 * 2 * 4 * 768)
+
+
+def test_the_pairs_of_a_step_in_pieces_wait_in_host_memory():
+    overrides = ["model=limoe_b16", "train.batch_size=1024", "train.accumulate=4"]
+    assert estimate_host_memory(compose_config(overrides), 8).pairs == 128 * (3 * 224 * 224 + 8 * 16)
+    assert estimate_host_memory(compose_config([*overrides, "train.negatives=micro"]), 8).pairs == 0
 
 
 def test_a_checkpoint_has_a_weight_and_two_moments_of_each_parameter():

@@ -79,11 +79,14 @@ def test_every_recipe_fits_the_gpus_that_its_head_names(experiment: Path):
     assert needed_bytes(config, world) <= GPU_MEMORY_GIB["H100"] * GIB
 
 
-def test_the_recipe_of_b16_says_what_one_node_needs():
-    (command,) = re.findall(r"On one node: (\S+)", (EXPERIMENTS[0].parent / "limoe_b16.yaml").read_text())
+@pytest.mark.parametrize(
+    ("pattern", "world", "gpu"), [(r"two nodes: ([^\s,]+)", 16, "H100"), (r"40 GiB: ([^\s,]+)", 8, "A100-40")]
+)
+def test_the_recipe_of_b16_says_what_else_fits(pattern: str, world: int, gpu: str):
+    (command,) = re.findall(pattern, (EXPERIMENTS[0].parent / "limoe_b16.yaml").read_text())
     config = compose_config(["experiment=limoe_b16", "data.train=x", command])
-    check_layout(config, 8)
-    assert needed_bytes(config, 8) <= GPU_MEMORY_GIB["H100"] * GIB
+    check_layout(config, world)
+    assert needed_bytes(config, world) <= GPU_MEMORY_GIB[gpu] * GIB
 
 
 @pytest.mark.parametrize(("told", "gib"), [(80, 80.0), (39.5, 39.5), ("H100", 79.0), ("a100", 79.0)])

@@ -63,7 +63,8 @@ def test_experts_over_two_of_four_nodes():
         (["parallel.zero_stage=3"], 3),
         (["train.accumulate=2"], 3),
         (["parallel.zero_stage=2", "train.accumulate=2"], 5),
-        (["parallel.zero_stage=3", "train.accumulate=2"], 6),
+        (["parallel.zero_stage=3", "train.accumulate=2", "train.negatives=micro"], 6),
+        (["parallel.zero_stage=3", "train.accumulate=2"], 8),  # the weights of a piece's first pass too
         (["parallel.zero_stage=3", "train.activation_checkpointing=blocks"], 4),
     ],
 )
@@ -96,20 +97,22 @@ def test_describe_tells_it_when_it_knows_the_nodes(monkeypatch: pytest.MonkeyPat
         leaving_rows(config(), 8)
 
 
-def test_a_step_sends_each_token_there_and_back_twice():
+def test_a_step_sends_each_token_there_and_back_in_every_pass():
     built = compose_config(["model=limoe_b16", "parallel.expert_parallel=8", "train.batch_size=512", "train.accumulate=2"])
     pairs = local_pairs(built, 8)
     assert pairs == 32
     tokens = pairs * (196 + 16)  # a capacity factor of 1: as many slots as tokens
     sent = estimate_sent(built, 8)
-    assert sent.tokens == pytest.approx(2 * 6 * 4 * tokens * 768 * 2 * 7 / 8)
+    assert sent.tokens == pytest.approx(2 * 6 * 6 * tokens * 768 * 2 * 7 / 8)
+    built.train.negatives = "micro"
+    assert estimate_sent(built, 8).tokens == pytest.approx(2 * 6 * 4 * tokens * 768 * 2 * 7 / 8)
     assert sent.embeddings == pytest.approx(2 * 2 * pairs * 2 * 768 * 4 * 7)
     recomputed = compose_config(["model=limoe_b16", "parallel.expert_parallel=8", "train.activation_checkpointing=blocks"])
     stored = compose_config(["model=limoe_b16", "parallel.expert_parallel=8"])
     assert estimate_sent(recomputed, 8).tokens == pytest.approx(1.5 * estimate_sent(stored, 8).tokens)
 
 
-@pytest.mark.parametrize(("stage", "accumulate", "times"), [(1, 1, 3), (1, 4, 3), (2, 4, 9), (3, 1, 3), (3, 4, 12)])
+@pytest.mark.parametrize(("stage", "accumulate", "times"), [(1, 1, 3), (1, 4, 3), (2, 4, 9), (3, 1, 3), (3, 4, 16)])
 def test_zero_sends_weights_and_gradients(stage: int, accumulate: int, times: int):
     built = compose_config(
         ["model=dense_tiny", f"parallel.zero_stage={stage}", f"train.accumulate={accumulate}", "train.grad_dtype=bf16"]

@@ -57,6 +57,26 @@ def test_a_key_that_was_not_there_then_had_its_default(tmp_path: Path, caplog: p
     assert record.getMessage().endswith("another configuration: optim.lr: 0.001 -> 0.5")
 
 
+@pytest.mark.parametrize(
+    ("accumulate", "now", "told"),
+    [
+        (2, {}, "train.negatives: micro -> batch"),
+        (2, {"train__negatives": "micro"}, None),
+        (1, {"train__accumulate": 1}, None),
+        (1, {"train__accumulate": 2}, "train.accumulate: 1 -> 2"),
+    ],
+)
+def test_micro_batches_were_batches_of_their_own_before_there_was_a_key(
+    accumulate: int, now: dict[str, object], told: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    checkpoint = tmp_path / "step-00000010"
+    checkpoint.mkdir()
+    (checkpoint / CONFIG).write_text(f"train: {{accumulate: {accumulate}}}\n")
+    tell_changes(changed(**{"train__accumulate": accumulate} | now), checkpoint)
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == ([f"resuming from step-00000010 with another configuration: {told}"] if told else [])
+
+
 def test_an_average_that_ends_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     first, second = told(tmp_path, changed(train__ema=0.99), Config(), caplog)
     assert first.endswith("train.ema: 0.99 -> null")

@@ -1,0 +1,100 @@
+"""A step's pairs through the model and back: each micro-batch for itself, or all of them as pieces of one batch."""
+
+import random
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.limoe import expert_layers
+from model.objective import Losses, training_losses
+from model.pieces import FirstPass, replayed, whole_losses
+from model.routing import Assignment
+from model.stream import IMAGE, TEXT, Segment
+from trainer.config.schema import Config
+from trainer.distributed.peers import DistributedPeers
+
+Piece = Callable[[], tuple[Tensor, Tensor]]
+"""Puts the images and texts of a micro-batch on the device: each time they pass the model, so that they need not stay there."""
+
+
+class Noise:
+    """The noise of the routers in one step on one rank: a function of seed, step, rank and routing group, and of nothing else.
+
+    So a resumed run draws what the uninterrupted one would, a second pass what the first one did, and a batch in pieces what the
+    same batch in one piece would if it is routed in the same groups.
+    """
+
+    def __init__(self, config: Config, step: int, peers: DistributedPeers) -> None:
+        self._seed = (config.seed * 1_000_003 + step) * peers.world + peers.rank
+        self._device = peers.processes.device
+        local = config.train.batch_size // peers.world // config.train.accumulate
+        self._groups = -(-local // (config.router.group_size or local))  # of a piece
+
+    def generators(self, piece: int = 0) -> list[torch.Generator]:
+        """One for each routing group of a piece, at their beginning."""
+        first = piece * self._groups
+        return [self._generator(group) for group in range(first, first + self._groups)]
+
+    def _generator(self, group: int) -> torch.Generator:
+        # Mixed: the generator of a CPU reads the lower half of a seed alone, and neighbours are other ranks' and steps'.
+        seed = random.Random(f"{self._seed}/group/{group}").getrandbits(63) if group else self._seed
+        return torch.Generator(self._device).manual_seed(seed)
+
+
+class Passes:
+    """Runs a step's micro-batches through the engine's model, forwards and back."""
+
+    def __init__(self, engine: Any, config: Config, peers: DistributedPeers) -> None:
+        self._engine = engine
+        self._config = config
+        self._peers = peers
+
+    def backward(self, pieces: Iterable[Piece], step: int) -> list[Losses]:
+        """Add up the gradients of a step's `train.accumulate` micro-batches; the engine takes its step after the last of them.
+
+        Returns the losses of each contrastive batch: of every micro-batch if `train.negatives` says so, else of the whole one.
+        A collective.
+        """
+        noise = Noise(self._config, step, self._peers)
+        if self._config.train.in_pieces:
+            return [self._as_one_batch(pieces, noise)]
+        return self._each_for_itself(pieces, noise)
+
+    def _each_for_itself(self, pieces: Iterable[Piece], noise: Noise) -> list[Losses]:
+        generators, found = noise.generators(), []
+        for piece in pieces:
+            images, texts = piece()
+            output = self._engine(images, texts, self._draw(images, texts, generators))
+            losses = training_losses(output, self._config.router.aux, self._config.model.routed_experts, self._peers)
+            self._engine.backward(losses.total)
+            self._engine.step()
+            found.append(losses)
+        return found
+
+    def _as_one_batch(self, pieces: Iterable[Piece], noise: Noise) -> Losses:
+        """In the three parts of model.pieces."""
+        seen = [(piece, self._first_pass(piece, noise.generators(number))) for number, piece in enumerate(pieces)]
+        first_passes = [first for _, first in seen]
+        losses, gradients = whole_losses(first_passes, self._config.router.aux, self._config.model.routed_experts, self._peers)
+        for number, ((piece, first), gradient) in enumerate(zip(seen, gradients, strict=True)):
+            images, texts = piece()
+            drawn = self._draw(images, texts, noise.generators(number))
+            assignments = {layer: first.decisions[layer].assignment(drawn[layer].noise_ne) for layer in drawn}
+            # Not divided by the number of pieces: they add up to the batch, where micro-batches are averaged.
+            self._engine.backward(replayed(self._engine(images, texts, assignments), gradient), scale_wrt_gas=False)
+            self._engine.step()
+        return losses
+
+    @torch.no_grad()
+    def _first_pass(self, piece: Piece, generators: list[torch.Generator]) -> FirstPass:
+        images, texts = piece()
+        # Past the engine, which would expect a backward pass.
+        return FirstPass.of(self._engine.module(images, texts, self._draw(images, texts, generators)))
+
+    def _draw(self, images: Tensor, texts: Tensor, generators: list[torch.Generator]) -> dict[int, Assignment]:
+        """New assignments of all expert layers for one pass, by layer."""
+        image_tokens = self._config.model.image_tokens
+        segments = (Segment(IMAGE, len(images), image_tokens), Segment(TEXT, *texts.shape))
+        return {index: layer.draw(segments, generators) for index, layer in expert_layers(self._engine.module).items()}
