@@ -55,9 +55,9 @@ class Batches(NothingUnusable):
         return Batch(pixels, texts, [""] * len(texts))
 
 
-def trainer_of(processes: Processes) -> Trainer:
+def trainer_of(processes: Processes, layout: Layout = LAYOUT) -> Trainer:
     """One that trains a tiny model."""
-    run = TinyRun(tiny(LAYOUT), processes)
+    run = TinyRun(tiny(layout), processes)
     return Trainer(run.config, run.engine, cast(TrainingLoader, Batches(run)), run.progress, processes, run.peers)
 
 

@@ -13,6 +13,7 @@ from model.balance import bias_metrics, update_biases
 from model.count import step_flops
 from model.objective import Losses, training_losses
 from model.preprocess import normalise
+from model.regions import region
 from trainer.checkpoint.progress import TrainingProgress
 from trainer.config.schema import Config
 from trainer.data.limits import check_bad_shards, check_bad_share, is_bad_share, too_many_bad_shards
@@ -23,6 +24,7 @@ from trainer.distributed.peers import DistributedPeers
 from trainer.distributed.processes import Processes
 from trainer.engine.ema import update_ema
 from trainer.training.boundary import Boundary, Standing, agree
+from trainer.training.own_time import OwnTime, straggler_metrics
 from trainer.training.schedule import learning_rate
 
 
@@ -75,6 +77,7 @@ class Trainer:
         self.processes = processes
         self.peers = peers
         self._dtype = dtype_of(config.train.precision)
+        self._own_time = OwnTime(config.parallel, engine.module, processes.device)
         self._broken = 0  # shards, when they were last looked at
         self._flops = step_flops(config.model, config.router, config.train.batch_size)
 
@@ -86,10 +89,14 @@ class Trainer:
         losses, data_seconds, scale = [], 0.0, torch.zeros(())
         for _ in range(self.config.train.accumulate):
             images, texts, waited = self._next_batch()
-            output = self.engine(images, texts)
-            losses.append(training_losses(output, self.config.router.aux, self.config.model.routed_experts, self.peers))
-            self.engine.backward(losses[-1].total)
-            self.engine.step()
+            with region("forward"), self._own_time.computing():
+                output = self.engine(images, texts)
+            with region("loss"):
+                losses.append(training_losses(output, self.config.router.aux, self.config.model.routed_experts, self.peers))
+            with region("backward"):
+                self.engine.backward(losses[-1].total)
+            with region("optimizer"):
+                self.engine.step()
             data_seconds += waited
             scale = output.scale.detach()
         applied = not self.engine.optimizer.overflow
@@ -108,6 +115,7 @@ class Trainer:
         For the other arguments see `Standing`. Raises UserError when too many samples or shards were unusable.
         """
         loader = self.loader
+        self._own_time.step_is_done(outcome.data_seconds)
         mine = Standing(
             contrastive=_mean([losses.contrastive for losses in outcome.losses]),
             auxiliary=_mean([losses.auxiliary for losses in outcome.losses]),
@@ -119,8 +127,10 @@ class Trainer:
             stop_signal=stop_signal,
             written=written,
             minutes_over=minutes_over,
+            own_seconds=self._own_time.means(),
         )
-        boundary = agree(mine, self.processes)
+        with region("agree"):
+            boundary = agree(mine, self.processes)
         if is_bad_share(boundary.read, boundary.bad, self.config.data.max_bad_share):
             self._refuse_bad(boundary.read)
         self._judge_shards(boundary.shards_read, boundary.bad_shards)
@@ -131,6 +141,7 @@ class Trainer:
 
     def measure(self, outcome: StepOutcome, report: StepReport) -> dict[str, float]:
         """All metrics of a step that was just concluded. It waits for the device: only for steps that are recorded."""
+        self._own_time.forget()  # the report has them
         tensors = (
             _parts(outcome.losses)
             | routing_metrics(outcome.routing)
@@ -158,7 +169,8 @@ class Trainer:
     def _next_batch(self) -> tuple[Tensor, Tensor, float]:
         """Normalised images, tokens, and the seconds spent waiting for them."""
         started = time.perf_counter()
-        batch = next(self.loader)
+        with region("data"):
+            batch = next(self.loader)
         waited = time.perf_counter() - started
         self.progress.pairs += self.config.train.batch_size // self.config.train.accumulate
         data, device = self.config.data, self.processes.device
@@ -208,6 +220,7 @@ class Trainer:
             "perf/pairs_per_second": report.pairs_per_second,
             "perf/memory_gib": memory_gib(self.processes.device),
         }
+        measured |= straggler_metrics(report.boundary.own_seconds)
         mfu = utilisation(self._flops, report.seconds, self.processes.world, self.processes.device)
         return measured if mfu is None else measured | {"perf/mfu": mfu}
 
