@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from model.config import ModelConfig, RouterConfig
 from trainer.config.keys import wrong_values
+from trainer.config.profile import check_profile
 from trainer.config.schema import Config, ScheduleConfig, TrainConfig
 from trainer.errors import UserError
 
@@ -247,6 +248,7 @@ CHECKS = (
     _Check(("model", "parallel"), _check_parallel),
     _Check(("train", "router.group_size", "data.workers"), _check_training_batch),
     _Check(("train.precision", "train.grad_dtype"), lambda config, world: _check_gradients(config.train)),
+    _Check(("train.profile", "train.profile_ranks", "train.steps"), lambda config, world: check_profile(config.train, world)),
     _Check(("eval.batch_size",), _check_evaluation_batch),
     _Check(("log.artifacts", "checkpoint.best"), lambda config, world: _check_artifacts(config)),
     _Check(("schedule", "train.steps"), lambda config, world: check_schedule(config.schedule, config.train.steps)),

@@ -17,6 +17,7 @@ import wandb
 import trainer
 from trainer.config.schema import LogConfig
 from trainer.errors import UserError, reason
+from trainer.reporting.artifacts import Files
 from trainer.reporting.background import Background
 from trainer.reporting.summaries import best_of, best_values, better
 from trainer.reporting.wandb_id import is_shared, run_id_of
@@ -107,8 +108,11 @@ class WandbRun:
 
     def checkpoint(self, path: Path, step: int, kind: str) -> None:
         """Name a checkpoint as an artifact of the run: a reference to the files where they are. kind: "best" or "last"."""
-        if self._background is not None:
-            self._background.do(partial(self._try, f"could not name {path}", partial(self._refer, path, step, kind)))
+        self._refer(Files("checkpoint", "model", path, {"step": step}, (kind, f"step-{step}")))
+
+    def profile(self, path: Path) -> None:
+        """Name the folder of profiles as an artifact of the run, likewise."""
+        self._refer(Files("profile", "profile", path))
 
     def finish(self, exit_code: int = 0, stopped: bool = False) -> None:
         """Upload what is left, for a minute at most, and mark the run as finished (0), preempted (`stopped`) or failed."""
@@ -191,11 +195,9 @@ class WandbRun:
                 {name: {str(best_of(name)): self._earlier[name], "last": value} for name, value in best_ones.items()}
             )
 
-    def _refer(self, path: Path, step: int, kind: str, run: wandb.Run) -> None:
-        artifact = wandb.Artifact(f"checkpoint-{run.id}", type="model", metadata={"step": step, "path": str(path)})
-        # Without a checksum, which would read it all; the checkpoint has its own (`complete`).
-        artifact.add_reference(path.resolve().as_uri(), checksum=False)
-        run.log_artifact(artifact, aliases=[kind, f"step-{step}"])
+    def _refer(self, files: Files) -> None:
+        if self._background is not None:
+            self._background.do(partial(self._try, f"could not name {files.path}", files.name))
 
     def _finish(self, exit_code: int, stopped: bool) -> None:
         if self._run is None:
