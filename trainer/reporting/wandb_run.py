@@ -19,6 +19,7 @@ from trainer.config.schema import LogConfig
 from trainer.errors import UserError, reason
 from trainer.reporting.artifacts import Files
 from trainer.reporting.background import Background
+from trainer.reporting.leet import prepare_leet
 from trainer.reporting.summaries import best_of, best_values, better
 from trainer.reporting.wandb_id import is_shared, run_id_of
 from trainer.reporting.wandb_login import choose_mode, quiet_settings
@@ -130,6 +131,8 @@ class WandbRun:
             mode = choose_mode(log.wandb)
             while mode != "disabled" and self._run is None:
                 mode = self._attempt(run_id, is_new, mode)
+            if self._run is not None:
+                prepare_leet(self._run_dir / "wandb")
             if self._run is not None and earlier is not None:
                 self._earlier = best_values(earlier.read_text(errors="replace").splitlines())
             self._mode = mode
