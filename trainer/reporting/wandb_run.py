@@ -32,7 +32,7 @@ _INIT_SECONDS = 30.0
 _FINISH_SECONDS = 60.0  # After that, what is left to upload stays on disk for `wandb sync`.
 _GRACE_SECONDS = 10.0  # wandb's own time limits end a little later
 _POLL_SECONDS = 1.0
-_QUIET: dict[str, Any] = {
+QUIET: dict[str, Any] = {
     "silent": True,
     "quiet": True,
     "console": "off",
@@ -249,7 +249,7 @@ class NodeMetrics:
                 host=where["host"],  # or the run would be shown as this node's
                 x_skip_transaction_log=True,
                 disable_git=True,
-                **_QUIET,
+                **QUIET,
             )
             run = wandb.init(
                 entity=where["entity"],
@@ -278,7 +278,7 @@ def _init(log: LogConfig, run_dir: Path, run_name: str, config: dict[str, Any], 
         git_root=os.fspath(_code()),
         x_label=socket.gethostname() if mode == "shared" else None,
         x_disable_stats=log.system_metrics == "none",
-        **_QUIET,
+        **QUIET,
     )
     run = wandb.init(
         project=log.project or given.project or PROJECT,
