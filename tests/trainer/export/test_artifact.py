@@ -92,7 +92,7 @@ def test_a_run_that_is_still_training_keeps_its_writer(run_dir: Path):
         "import sys, pathlib, trainer.training.lock as lock; lock.claim(pathlib.Path(sys.argv[1])); print(flush=True); input()"
     )
     with subprocess.Popen([sys.executable, "-c", program, run_dir], stdin=-1, stdout=-1, text=True) as training:
-        assert training.stdout.readline()
+        assert training.stdout.read(1)
         with pytest.raises(UserError, match=r"still training.*export again when it has ended"):
             export_newest([f"run={run_dir}", "artifact=reference"])
         training.communicate("\n")
