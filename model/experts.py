@@ -13,6 +13,7 @@ from model.dispatch import combine, dispatch
 from model.mlp import MLP
 from model.peers import Peers
 from model.precision import Float32Module
+from model.regions import region
 from model.routing import (
     Assignment,
     Gates,
@@ -147,14 +148,22 @@ class ExpertLayer(nn.Module):
         assignment: filled by the first pass over a batch and followed by later ones; None: a new one.
         """
         assignment = assignment or self.draw(stream.segments)
-        gates = self._choose(stream, assignment)
-        slots = assignment.slots or self._assign(self._by_rows(gates), stream)
-        assignment.expert_nk, assignment.slots = gates.expert_nk, slots
-        buffers = dispatch(stream.x_nd, slots.choice_of_slot, slots.slot_of_choice)
-        outputs = self.peers.from_experts(self.experts(self.peers.to_experts(buffers)))
         config = self.config
-        gate_nk = normalised_gates(gates, slots.kept_nk, config.gates) if config.normalise_gates else gates.gate_nk
-        y_nd = combine(outputs, gate_nk, slots.choice_of_slot, slots.slot_of_choice)
+        with region("route"):
+            gates = self._choose(stream, assignment)
+            slots = assignment.slots or self._assign(self._by_rows(gates), stream)
+            assignment.expert_nk, assignment.slots = gates.expert_nk, slots
+        with region("dispatch"):
+            buffers = dispatch(stream.x_nd, slots.choice_of_slot, slots.slot_of_choice)
+        with region("exchange"):
+            buffers = self.peers.to_experts(buffers)
+        with region("experts"):
+            buffers = self.experts(buffers)
+        with region("exchange"):
+            buffers = self.peers.from_experts(buffers)
+        with region("combine"):
+            gate_nk = normalised_gates(gates, slots.kept_nk, config.gates) if config.normalise_gates else gates.gate_nk
+            y_nd = combine(buffers, gate_nk, slots.choice_of_slot, slots.slot_of_choice)
         if self.shared is not None:
             y_nd = y_nd + self.shared(stream.x_nd)
         sigma = (config.noise or 1.0) / self.num_experts

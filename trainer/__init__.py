@@ -1,6 +1,7 @@
 """How it is learned: commands at the top, rooms below."""
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -21,3 +22,5 @@ def _check_model(home: Path) -> None:
 
 
 _check_model(Path(__file__).resolve().parents[1])
+# PyTorch reads it when it is imported: its profiler (train.profile) would print a line at each start and end.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")

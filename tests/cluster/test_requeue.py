@@ -156,6 +156,7 @@ def test_the_job_ends_as_it_should(lab: SlurmLab, jobs: dict[str, Job], name: st
     assert text.count("train.sbatch: start ") == case.starts, text
     assert case.says in text
     assert text.count(": requeued\n") <= case.starts - 1
+    assert text.count("checking for ") == 1, "the table of the run is printed once, not at every start"
 
 
 def test_overrides_arrive_as_they_were_typed(lab: SlurmLab, jobs: dict[str, Job]):

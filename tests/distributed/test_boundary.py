@@ -36,6 +36,7 @@ NOTHING = Boundary(
     stop_signal=0,
     all_written=False,
     minutes_over=False,
+    own_seconds={},
 )
 
 
@@ -53,6 +54,14 @@ NOTHING = Boundary(
         ([{"written": True}] * WORLD, {"all_written": True}),
         ([{"minutes_over": True}, {}, {}], {"minutes_over": True}),
         ([{}, {"minutes_over": True}, {"minutes_over": True}], {}),
+        (
+            [
+                {"own_seconds": {"a": 0.1, "b": 1e-9}},
+                {"own_seconds": {"a": 3.0, "b": 0.0}},
+                {"own_seconds": {"a": 0.0, "b": 1e9}},
+            ],
+            {"own_seconds": {"a": [0.1, 3.0, 0.0], "b": [1e-9, 0.0, 1e9]}},
+        ),
     ],
 )
 def test_every_rank_learns_the_same(standings: list[dict[str, Any]], expected: dict[str, Any]):

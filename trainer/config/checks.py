@@ -10,6 +10,7 @@ from typing import Any
 
 from model.config import ModelConfig, RouterConfig
 from trainer.config.keys import wrong_values
+from trainer.config.profile import check_profile
 from trainer.config.schema import Config, ScheduleConfig, TrainConfig
 from trainer.errors import UserError
 
@@ -275,6 +276,7 @@ CHECKS = (
     _Check(("model", "parallel"), _check_parallel),
     _Check(("train", "router.group_size"), _check_training_batch),
     _Check(("train.precision", "train.grad_dtype"), lambda config, world: _check_gradients(config.train)),
+    _Check(("train.profile", "train.profile_ranks", "train.steps"), lambda config, world: check_profile(config.train, world)),
     _Check(("eval.batch_size",), _check_evaluation_batch),
     _Check(("log.artifacts", "checkpoint.best"), lambda config, world: _check_artifacts(config)),
     _Check(("optim.lr_factors",), lambda config, world: _check_factors(config.optim.lr_factors)),

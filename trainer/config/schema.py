@@ -143,6 +143,10 @@ class TrainConfig:
         below=1,
         hint="for example 0.9999; null for no average",
     )
+    profile: str | None = option(
+        None, "FIRST:LAST: steps that torch.profiler records into the run directory, such as 100:105; null: none", filled=True
+    )
+    profile_ranks: list[int] = option([0], "ranks on which it does", at_least=0)
 
     @property
     def in_pieces(self) -> bool:

@@ -100,6 +100,9 @@ SECTIONS = (
         (
             Panel("Pairs per second", "perf/pairs_per_second"),
             Panel("Seconds: step, and waiting for data in it", "perf/(step|data)_seconds"),
+            Panel("Fastest and slowest rank: seconds of waiting for data", "perf/ranks/data_seconds/(min|max)"),
+            Panel("Fastest and slowest rank: seconds of its own computing", "perf/ranks/compute_seconds/(min|max)"),
+            Panel("Which rank is the slowest", "perf/ranks/.+/worst_rank"),
             Panel("Share of the GPUs' peak", "perf/mfu"),
             Panel("Peak memory, GiB", "perf/memory_gib"),
             Panel("Checkpoints", "perf/checkpoint_.+"),

@@ -21,7 +21,14 @@ def export_newest(arguments: list[str]) -> list[str]:
 
     def work(export: Export) -> list[str]:
         with reading(*export.checkpoints):
-            return print_curve(export) if export.is_curve else write_export(export)
+            if export.is_curve:
+                return print_curve(export)
+            if export.artifact is None:
+                return write_export(export)
+            from trainer.export.artifact import check_artifact, name_artifact  # not everybody waits for wandb's import
+
+            check_artifact(export)
+            return [*write_export(export), name_artifact(export)]
 
     return take_newest(lambda: read_arguments(arguments), work)
 

@@ -38,6 +38,13 @@ COMMAND = Command(
             f"ones; top:N,M,…[:SET]: write nothing, print a table of sizes and recall. SET: {VAL} (the run's own retrieval set, "
             f"the default), shards, or a .txt file of texts, one on each line",
         ),
+        Argument(
+            "artifact",
+            "HOW",
+            "reference or upload: make the export an artifact of the run in Weights & Biases, by a reference to its files or by "
+            "a copy of them (default: neither)",
+            choices=("reference", "upload"),
+        ),
     ),
     word="run",
 )
@@ -65,7 +72,7 @@ class Export:
     """What a command line asks for.
 
     checkpoints: oldest first, several are averaged; kind: of weights, `model` or `ema`; modality: the only one to keep, None for
-    both; experts: which to keep, None for all.
+    both; experts: which to keep, None for all; artifact: `reference` or `upload`, None for no artifact in W&B.
     """
 
     checkpoints: list[Path]
@@ -74,6 +81,12 @@ class Export:
     output: Path
     modality: str | None = None
     experts: ExpertChoice | None = None
+    artifact: str | None = None
+
+    @property
+    def run_dir(self) -> Path:
+        """Of the run that it comes from."""
+        return _run_of(self.checkpoints[-1])
 
     @property
     def is_whole(self) -> bool:
@@ -92,12 +105,16 @@ def read_arguments(arguments: list[str]) -> Export:
     experts = _experts(values["experts"]) if "experts" in values else None
     if experts is not None and len(experts.top) > 1 and "output" in values:
         raise UserError(f"{experts.typed}: several numbers only print a table; choose one of them to write output=")
+    if experts is not None and len(experts.top) > 1 and "artifact" in values:
+        raise UserError(f"{experts.typed}: several numbers only print a table; choose one of them for artifact=")
     newest = checkpoint_of(values["run"])
     checkpoints = [newest] if "average" not in values else _last(values["average"], values["run"])
     with reading(*checkpoints):
         kinds = {check_weights(values.get("weights", WEIGHTS), checkpoint) for checkpoint in checkpoints}
     output = user_path(values["output"], "output").absolute() if "output" in values else _run_of(newest) / "export"
-    return Export(checkpoints, kinds.pop(), values.get("dtype", "fp32"), output, values.get("modality"), experts)
+    return Export(
+        checkpoints, kinds.pop(), values.get("dtype", "fp32"), output, values.get("modality"), experts, values.get("artifact")
+    )
 
 
 def _last(average: str, run: str) -> list[Path]:

@@ -40,6 +40,11 @@ def run_id_of(run_dir: Path) -> tuple[str, bool]:
     return run_id, run_id != kept
 
 
+def kept_run_id(run_dir: Path) -> str:
+    """The id of the run that was recorded in the directory; "" if there is none."""
+    return _word_in(run_dir / "wandb_run_id")
+
+
 def _word_in(path: Path) -> str:
     return path.read_text().strip() if path.exists() else ""
 

@@ -17,7 +17,9 @@ import wandb
 import trainer
 from trainer.config.schema import LogConfig
 from trainer.errors import UserError, reason
+from trainer.reporting.artifacts import Files
 from trainer.reporting.background import Background
+from trainer.reporting.leet import prepare_leet
 from trainer.reporting.summaries import best_of, best_values, better
 from trainer.reporting.wandb_id import is_shared, run_id_of
 from trainer.reporting.wandb_login import choose_mode, quiet_settings
@@ -30,7 +32,7 @@ _INIT_SECONDS = 30.0
 _FINISH_SECONDS = 60.0  # After that, what is left to upload stays on disk for `wandb sync`.
 _GRACE_SECONDS = 10.0  # wandb's own time limits end a little later
 _POLL_SECONDS = 1.0
-_QUIET: dict[str, Any] = {
+QUIET: dict[str, Any] = {
     "silent": True,
     "quiet": True,
     "console": "off",
@@ -107,8 +109,11 @@ class WandbRun:
 
     def checkpoint(self, path: Path, step: int, kind: str) -> None:
         """Name a checkpoint as an artifact of the run: a reference to the files where they are. kind: "best" or "last"."""
-        if self._background is not None:
-            self._background.do(partial(self._try, f"could not name {path}", partial(self._refer, path, step, kind)))
+        self._refer(Files("checkpoint", "model", path, {"step": step}, (kind, f"step-{step}")))
+
+    def profile(self, path: Path) -> None:
+        """Name the folder of profiles as an artifact of the run, likewise."""
+        self._refer(Files("profile", "profile", path))
 
     def finish(self, exit_code: int = 0, stopped: bool = False) -> None:
         """Upload what is left, for a minute at most, and mark the run as finished (0), preempted (`stopped`) or failed."""
@@ -126,6 +131,8 @@ class WandbRun:
             mode = choose_mode(log.wandb)
             while mode != "disabled" and self._run is None:
                 mode = self._attempt(run_id, is_new, mode)
+            if self._run is not None:
+                prepare_leet(self._run_dir / "wandb")
             if self._run is not None and earlier is not None:
                 self._earlier = best_values(earlier.read_text(errors="replace").splitlines())
             self._mode = mode
@@ -191,11 +198,9 @@ class WandbRun:
                 {name: {str(best_of(name)): self._earlier[name], "last": value} for name, value in best_ones.items()}
             )
 
-    def _refer(self, path: Path, step: int, kind: str, run: wandb.Run) -> None:
-        artifact = wandb.Artifact(f"checkpoint-{run.id}", type="model", metadata={"step": step, "path": str(path)})
-        # Without a checksum, which would read it all; the checkpoint has its own (`complete`).
-        artifact.add_reference(path.resolve().as_uri(), checksum=False)
-        run.log_artifact(artifact, aliases=[kind, f"step-{step}"])
+    def _refer(self, files: Files) -> None:
+        if self._background is not None:
+            self._background.do(partial(self._try, f"could not name {files.path}", files.name))
 
     def _finish(self, exit_code: int, stopped: bool) -> None:
         if self._run is None:
@@ -244,7 +249,7 @@ class NodeMetrics:
                 host=where["host"],  # or the run would be shown as this node's
                 x_skip_transaction_log=True,
                 disable_git=True,
-                **_QUIET,
+                **QUIET,
             )
             run = wandb.init(
                 entity=where["entity"],
@@ -273,7 +278,7 @@ def _init(log: LogConfig, run_dir: Path, run_name: str, config: dict[str, Any], 
         git_root=os.fspath(_code()),
         x_label=socket.gethostname() if mode == "shared" else None,
         x_disable_stats=log.system_metrics == "none",
-        **_QUIET,
+        **QUIET,
     )
     run = wandb.init(
         project=log.project or given.project or PROJECT,

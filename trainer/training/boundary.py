@@ -1,6 +1,7 @@
 """The end of a step, where the ranks exchange their states: one reduction, however much there is to report."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -33,6 +34,8 @@ class Standing:
     """Whether it is done with the checkpoint that was being written."""
     minutes_over: bool = False
     """Whether `checkpoint.every_minutes` have passed. Clocks differ between ranks: rank 0's counts."""
+    own_seconds: Mapping[str, float] = field(default_factory=dict)
+    """What it spent its own time on (trainer.training.own_time); the same names on every rank."""
 
 
 @dataclass(frozen=True)
@@ -50,27 +53,34 @@ class Boundary:
     """The greatest of the signals that asked ranks to stop; 0 for none."""
     all_written: bool
     minutes_over: bool
+    own_seconds: dict[str, list[float]]
+    """By rank."""
 
 
 def agree(mine: Standing, processes: Processes) -> Boundary:
     """Combine the states of all ranks. A collective: one sum of a small float64 tensor, in which counts are exact."""
+    rank, world = processes.rank, processes.world
     # Of several signals the greatest counts, which a sum cannot show: each has its own element.
     asked = [mine.stop_signal == number for number in SIGNALS]
     of_data = [mine.read, mine.bad, mine.shards_read, mine.bad_shards, mine.truncated]
-    counts = [*of_data, mine.written, mine.minutes_over and processes.is_first, *asked]
+    # Each rank fills its place in a table and leaves the others' at zero, so that the sum has everybody's.
+    table = [seconds if owner == rank else 0.0 for seconds in mine.own_seconds.values() for owner in range(world)]
+    counts = [*of_data, mine.written, mine.minutes_over and processes.is_first, *asked, *table]
     contrastive = mine.contrastive.double().view(1)
     auxiliary = torch.zeros_like(contrastive) if mine.auxiliary is None else mine.auxiliary.double().view(1)
     told = torch.cat([contrastive, auxiliary, contrastive.new_tensor(list(map(float, counts)))])
-    loss, extra, read, bad, shards_read, bad_shards, truncated, written, minutes_over, *by_signal = processes.sum(told).tolist()
+    loss, extra, read, bad, shards_read, bad_shards, truncated, written, minutes_over, *rest = processes.sum(told).tolist()
+    by_signal, seconds = rest[: len(asked)], rest[len(asked) :]
     return Boundary(
-        contrastive=loss / processes.world,
-        auxiliary=extra / processes.world,
+        contrastive=loss / world,
+        auxiliary=extra / world,
         read=int(read),
         bad=int(bad),
         shards_read=int(shards_read),
         bad_shards=int(bad_shards),
         truncated=int(truncated),
         stop_signal=max((int(number) for number, ranks in zip(SIGNALS, by_signal, strict=True) if ranks), default=0),
-        all_written=written == processes.world,
+        all_written=written == world,
         minutes_over=minutes_over > 0,
+        own_seconds={name: seconds[n * world : (n + 1) * world] for n, name in enumerate(mine.own_seconds)},
     )

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from model.limoe import expert_layers
 from model.objective import Losses, training_losses
 from model.pieces import FirstPass, replayed, whole_losses
+from model.regions import region
 from model.routing import Assignment
 from model.stream import IMAGE, TEXT, Segment
 from trainer.config.schema import Config
@@ -46,10 +48,18 @@ class Noise:
 class Passes:
     """Runs a step's micro-batches through the engine's model, forwards and back."""
 
-    def __init__(self, engine: Any, config: Config, peers: DistributedPeers) -> None:
+    def __init__(
+        self,
+        engine: Any,
+        config: Config,
+        peers: DistributedPeers,
+        computing: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        """computing: entered around each forward pass."""
         self._engine = engine
         self._config = config
         self._peers = peers
+        self._computing = computing
 
     def backward(self, pieces: Iterable[Piece], step: int) -> list[Losses]:
         """Add up the gradients of a step's `train.accumulate` micro-batches; the engine takes its step after the last of them.
@@ -66,10 +76,14 @@ class Passes:
         generators, found = noise.generators(), []
         for piece in pieces:
             images, texts = piece()
-            output = self._engine(images, texts, self._draw(images, texts, generators))
-            losses = training_losses(output, self._config.router.aux, self._config.model.routed_experts, self._peers)
-            self._engine.backward(losses.total)
-            self._engine.step()
+            with region("forward"), self._computing():
+                output = self._engine(images, texts, self._draw(images, texts, generators))
+            with region("loss"):
+                losses = training_losses(output, self._config.router.aux, self._config.model.routed_experts, self._peers)
+            with region("backward"):
+                self._engine.backward(losses.total)
+            with region("optimizer"):
+                self._engine.step()
             found.append(losses)
         return found
 
@@ -77,21 +91,29 @@ class Passes:
         """In the three parts of model.pieces."""
         seen = [(piece, self._first_pass(piece, noise.generators(number))) for number, piece in enumerate(pieces)]
         first_passes = [first for _, first in seen]
-        losses, gradients = whole_losses(first_passes, self._config.router.aux, self._config.model.routed_experts, self._peers)
+        with region("loss"):
+            losses, gradients = whole_losses(
+                first_passes, self._config.router.aux, self._config.model.routed_experts, self._peers
+            )
         for number, ((piece, first), gradient) in enumerate(zip(seen, gradients, strict=True)):
             images, texts = piece()
             drawn = self._draw(images, texts, noise.generators(number))
             assignments = {layer: first.decisions[layer].assignment(drawn[layer].noise_ne) for layer in drawn}
-            # Not divided by the number of pieces: they add up to the batch, where micro-batches are averaged.
-            self._engine.backward(replayed(self._engine(images, texts, assignments), gradient), scale_wrt_gas=False)
-            self._engine.step()
+            with region("forward"), self._computing():
+                output = self._engine(images, texts, assignments)
+            with region("backward"):
+                # Not divided by the number of pieces: they add up to the batch, where micro-batches are averaged.
+                self._engine.backward(replayed(output, gradient), scale_wrt_gas=False)
+            with region("optimizer"):
+                self._engine.step()
         return losses
 
     @torch.no_grad()
     def _first_pass(self, piece: Piece, generators: list[torch.Generator]) -> FirstPass:
         images, texts = piece()
-        # Past the engine, which would expect a backward pass.
-        return FirstPass.of(self._engine.module(images, texts, self._draw(images, texts, generators)))
+        with region("first pass"), self._computing():
+            # Past the engine, which would expect a backward pass.
+            return FirstPass.of(self._engine.module(images, texts, self._draw(images, texts, generators)))
 
     def _draw(self, images: Tensor, texts: Tensor, generators: list[torch.Generator]) -> dict[int, Assignment]:
         """New assignments of all expert layers for one pass, by layer."""

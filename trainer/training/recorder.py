@@ -18,6 +18,7 @@ from trainer.evaluation.suite import is_constant
 from trainer.reporting.journal import Journal
 from trainer.reporting.wandb_run import NodeMetrics, Nodes, WandbRun
 from trainer.training.directory import METRICS
+from trainer.training.profiler import PROFILE
 
 WANDB_PLACE = "limoe/wandb"
 """The key in the ranks' store under which rank 0 says where the run is in W&B."""
@@ -86,6 +87,8 @@ class Recorder:
         finally:
             if self._wandb:
                 self._name_checkpoint(self._wandb)
+                if (self._run_dir / PROFILE).is_dir():
+                    self._wandb.profile(self._run_dir / PROFILE)
                 self._wandb.finish(self.exit_code, stopped=self.exit_code in (EXIT_STOPPED, EXIT_INTERRUPTED))
             if self._node:
                 self._node.finish()

@@ -4,7 +4,7 @@ import logging
 import shlex
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from trainer.config.schema import Config
 from trainer.distributed.device import dtype_of
@@ -19,6 +19,7 @@ from trainer.reporting.leet import leet_command
 from trainer.reporting.tables import layout_table, summary_table
 from trainer.training.directory import leave_nonfinite
 from trainer.training.opening import OpenRun, open_run
+from trainer.training.profiler import StepProfiler
 from trainer.training.saver import Saver, due
 from trainer.training.step import StepReport, Trainer
 
@@ -50,6 +51,7 @@ class Run:
         self.progress = opened.progress
         self.first_step = opened.progress.step
         self.trainer = Trainer(opened.config, opened.engine, opened.loader, opened.progress, opened.processes, opened.peers)
+        self.profiler = StepProfiler(opened.config.train, opened.run_dir, opened.processes, self.first_step)
         self.saver = Saver(opened)
         self.metrics: dict[str, float] = {}
         """Of the last evaluation."""
@@ -61,7 +63,7 @@ class Run:
         """Train to the last step, or until asked to stop; returns the process's exit code."""
         started = time.monotonic()
         self._tell_if_done()
-        with self._progress_bar() as bar:
+        with self._progress_bar() as bar, closing(self.profiler):
             signal = self._first_evaluation(bar)
             while not signal and self.progress.step < self.config.train.steps:
                 signal = self._advance(bar)
@@ -109,8 +111,9 @@ class Run:
         number = self.progress.step + 1
         self.opened.position.at(number)
         self.processes.watchdog.note(f"training step {number}")
-        outcome = self.trainer.step()
-        report = self.trainer.conclude(outcome, self.opened.stop.signal, self.saver.is_written, self.saver.minutes_over)
+        with self.profiler.step(number):
+            outcome = self.trainer.step()
+            report = self.trainer.conclude(outcome, self.opened.stop.signal, self.saver.is_written, self.saver.minutes_over)
         self._check_finite()
         ends = number == self.config.train.steps or report.boundary.stop_signal != 0
         told = ends or due(number, self.config.log.every) or number == self.first_step + 1
@@ -119,6 +122,8 @@ class Run:
             self.success = _success(metrics)
             self.opened.recorder.write(number, metrics)
         bar.update(number, loss=report.loss, success=self.success, pairs_per_second=report.pairs_per_second, report=told)
+        if profiled := self.profiler.told(number):
+            bar.message(profiled)
         if report.boundary.all_written:
             self.saver.collect()
         return report

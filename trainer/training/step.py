@@ -15,6 +15,7 @@ from model.balance import bias_metrics, update_biases
 from model.count import step_flops
 from model.objective import Losses
 from model.preprocess import normalise
+from model.regions import region
 from trainer.checkpoint.progress import TrainingProgress
 from trainer.config.schema import Config
 from trainer.data.limits import check_bad_shards, check_bad_share, is_bad_share, too_many_bad_shards
@@ -25,6 +26,7 @@ from trainer.distributed.peers import DistributedPeers
 from trainer.distributed.processes import Processes
 from trainer.engine.ema import update_ema
 from trainer.training.boundary import Boundary, Standing, agree
+from trainer.training.own_time import OwnTime, straggler_metrics
 from trainer.training.passes import Passes, Piece
 from trainer.training.schedule import learning_rate
 
@@ -76,7 +78,8 @@ class Trainer:
         self.processes = processes
         self.peers = peers
         self._dtype = dtype_of(config.train.precision)
-        self._passes = Passes(engine, config, peers)
+        self._own_time = OwnTime(config.parallel, engine.module, processes.device)
+        self._passes = Passes(engine, config, peers, self._own_time.computing)
         self._data_seconds = 0.0  # of the present step
         self._broken = 0  # shards, when they were last looked at
         self._flops = step_flops(config.model, config.router, config.train.batch_size)
@@ -103,6 +106,7 @@ class Trainer:
         For the other arguments see `Standing`. Raises UserError when too many samples or shards were unusable.
         """
         loader = self.loader
+        self._own_time.step_is_done(outcome.data_seconds)
         mine = Standing(
             contrastive=_mean([losses.contrastive for losses in outcome.losses]),
             auxiliary=_mean([losses.auxiliary for losses in outcome.losses]),
@@ -114,8 +118,10 @@ class Trainer:
             stop_signal=stop_signal,
             written=written,
             minutes_over=minutes_over,
+            own_seconds=self._own_time.means(),
         )
-        boundary = agree(mine, self.processes)
+        with region("agree"):
+            boundary = agree(mine, self.processes)
         if is_bad_share(boundary.read, boundary.bad, self.config.data.max_bad_share):
             self._refuse_bad(boundary.read)
         self._judge_shards(boundary.shards_read, boundary.bad_shards)
@@ -126,6 +132,7 @@ class Trainer:
 
     def measure(self, outcome: StepOutcome, report: StepReport) -> dict[str, float]:
         """All metrics of a step that was just concluded. It waits for the device: only for steps that are recorded."""
+        self._own_time.forget()  # the report has them
         tensors = (
             _parts(outcome.losses)
             | routing_metrics(outcome.routing)
@@ -150,7 +157,8 @@ class Trainer:
         """The step's micro-batches, drawn when their turn comes."""
         for _ in range(self.config.train.accumulate):
             started = time.perf_counter()
-            batch = next(self.loader)
+            with region("data"):
+                batch = next(self.loader)
             self._data_seconds += time.perf_counter() - started
             self.progress.pairs += self.config.train.batch_size // self.config.train.accumulate
             pixels, texts = batch.images, batch.texts
@@ -207,6 +215,7 @@ class Trainer:
             "perf/pairs_per_second": report.pairs_per_second,
             "perf/memory_gib": memory_gib(self.processes.device),
         }
+        measured |= straggler_metrics(report.boundary.own_seconds)
         mfu = utilisation(self._flops, report.seconds, self.processes.world, self.processes.device)
         return measured if mfu is None else measured | {"perf/mfu": mfu}
 

@@ -1,10 +1,18 @@
 """Weights & Biases, without a network."""
 
+import fcntl
 import http.server
+import os
+import pty
+import re
+import select
 import shlex
 import shutil
+import signal
 import socket
+import struct
 import subprocess
+import termios
 import threading
 import time
 from pathlib import Path
@@ -16,7 +24,7 @@ import wandb
 from tests.trainer.reporting.wandb_records import last_summary, recorded, records
 from trainer.config.schema import LogConfig
 from trainer.errors import UserError
-from trainer.reporting.leet import leet_command
+from trainer.reporting.leet import FIRST_PAGE, leet_command
 from trainer.reporting.wandb_run import Nodes, WandbRun
 
 KEY = "0123456789" * 4
@@ -196,8 +204,52 @@ def test_the_command_for_the_curves_runs_as_typed(run_dir, monkeypatch):
 def test_the_command_is_relative_where_it_can_be(run_dir, monkeypatch):
     monkeypatch.chdir(run_dir.parent)
     assert leet_command(run_dir).endswith(" leet 'a run/wandb'")
+    assert leet_command(run_dir).startswith("env 'WANDB_CONFIG_DIR=a run/wandb' ")
     monkeypatch.setenv("PATH", "/nowhere")
-    assert leet_command(run_dir).split(" leet ")[0] != "wandb"
+    assert not leet_command(run_dir).split(" leet ")[0].endswith(" wandb")
+
+
+def test_the_viewer_s_choices_of_somebody_else_stay(run_dir):
+    start(run_dir, "offline").finish()
+    chosen = {name: run_dir / "wandb" / name for name in (".wandb-leet.json", "wandb-leet.json")}
+    assert all(path.is_file() for path in chosen.values())
+    for path in chosen.values():
+        path.write_text("{}")
+    time.sleep(1.0)  # As above.
+    start(run_dir, "offline").finish()
+    assert [path.read_text() for path in chosen.values()] == ["{}", "{}"]
+
+
+def shown_by_leet(run_dir: Path, columns: int, seconds: float = 30.0) -> str:
+    """What `wandb leet` writes to a terminal of that width until it has drawn our first page, or for so long."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    environment = os.environ | {"TERM": "xterm-256color"}
+    process = subprocess.Popen(
+        shlex.split(leet_command(run_dir)), stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, env=environment
+    )
+    os.close(theirs)
+    text, until = "", time.monotonic() + seconds
+    while time.monotonic() < until and not all(name in text for name in FIRST_PAGE):
+        if select.select([ours], [], [], 0.2)[0]:
+            text += re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", os.read(ours, 1 << 16).decode(errors="replace"))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    os.close(ours)
+    return text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", [80, 140])
+def test_leet_opens_on_loss_and_success_and_their_names_are_whole(run_dir, columns):
+    run = start(run_dir, "offline")
+    for step in (1, 2, 3):
+        many = {f"eval/retrieval/{way}_r{k}": 0.5 for way in ("i2t", "t2i") for k in (1, 5, 10)}
+        run.log(step, many | dict.fromkeys(FIRST_PAGE, 1.0 / step))
+    run.finish()
+    text = shown_by_leet(run_dir, columns)
+    assert [name for name in FIRST_PAGE if name not in text] == []
+    assert "eval/retrieval" not in text
 
 
 VARIABLES = {
