@@ -1,9 +1,13 @@
 """What W&B shows besides curves."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import wandb
+from torch import Tensor
 
+from trainer.reporting.example_tables import Cell, ExampleTable, picture
 from trainer.reporting.loads import Loads
 
 SPREAD_EDGES = [step / 4 for step in range(17)]
@@ -25,6 +29,25 @@ def heat_maps(loads: Loads) -> dict[str, Any]:
                 shown[f"experts/{layer}/load/{modality}"] = _histogram(load_e, edges)
             shown[f"experts/{layer}/spread/{modality}"] = _histogram(_spread(load_e), SPREAD_EDGES)
     return shown
+
+
+def wandb_tables(tables: Mapping[str, ExampleTable]) -> dict[str, wandb.Table]:
+    """`predictions/zeroshot` and the like, with a column that says which rows are right."""
+    return {f"predictions/{name}": _table(table) for name, table in tables.items()}
+
+
+def wandb_images(paths: Mapping[str, Path]) -> dict[str, wandb.Image]:
+    """Pictures from files, by name."""
+    return {name: wandb.Image(str(path)) for name, path in paths.items()}
+
+
+def _table(table: ExampleTable) -> wandb.Table:
+    rows = [[is_hit, *map(_cell, cells)] for cells, is_hit in zip(table.rows, table.hits, strict=True)]
+    return wandb.Table(columns=["right", *table.columns], data=rows)
+
+
+def _cell(cell: Cell) -> Any:
+    return wandb.Image(picture(cell), file_type="jpg") if isinstance(cell, Tensor) else cell
 
 
 def _histogram(values: list[Any], edges: list[float]) -> wandb.Histogram:

@@ -114,6 +114,10 @@ class WandbRun:
         """Send an alert: a message to those who have asked W&B for such."""
         self._do("could not send an alert", partial(_alert, alert))
 
+    def show(self, step: int, media: Callable[[], Mapping[str, Any]]) -> None:
+        """Log pictures or tables of a step (trainer.reporting.wandb_media), which `media` makes in the background."""
+        self._do(f"failed at step {step}", lambda run: run.log({"step": step, **media()}))
+
     def checkpoint(self, path: Path, step: int, kind: str) -> None:
         """Name a checkpoint as an artifact of the run: a reference to the files where they are. kind: "best" or "last"."""
         self._do(f"could not name {path}", partial(self._refer, path, step, kind))

@@ -2,7 +2,9 @@
 
 import logging
 import socket
+from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,13 +16,15 @@ from trainer.distributed.environment import slurm_job_from_environment
 from trainer.distributed.processes import Processes
 from trainer.distributed.program import EXIT_FAILURE
 from trainer.distributed.signals import EXIT_INTERRUPTED, EXIT_STOPPED
-from trainer.errors import UserError
+from trainer.errors import UserError, reason
 from trainer.evaluation.suite import is_constant
 from trainer.reporting.alerts import Alert, Alerts
+from trainer.reporting.example_tables import ExampleTable, write_page
 from trainer.reporting.journal import Journal
 from trainer.reporting.loads import LOADS, Loads, curves, rounded
+from trainer.reporting.wandb_media import wandb_tables
 from trainer.reporting.wandb_run import NodeMetrics, Nodes, WandbRun
-from trainer.training.directory import METRICS
+from trainer.training.directory import METRICS, PREDICTIONS
 
 _log = logging.getLogger(__name__)
 WANDB_PLACE = "limoe/wandb"
@@ -92,6 +96,17 @@ class Recorder:
         self._wandb.log(step, {name: value for name, value in metrics.items() if not is_constant(name)}, loads)
         for alert in self._alerts.look(step, metrics):
             self.alert(alert)
+
+    def write_tables(self, step: int, tables: Mapping[str, ExampleTable]) -> None:
+        """Show examples of an evaluation: as a page in the run directory, and in W&B."""
+        if not (self._wandb and tables):
+            return
+        self._wandb.show(step, partial(wandb_tables, tables))
+        path = self._run_dir / PREDICTIONS / f"step-{step:08d}.html"
+        try:
+            write_page(f"{self._config.run.name}, step {step}", tables, path)
+        except OSError as problem:
+            _log.warning("cannot write %s (%s): training continues without it", path, reason(problem))
 
     def alert(self, alert: Alert, is_told: bool = False) -> None:
         """Ask for attention, in the terminal and in W&B. is_told: the terminal has it already."""

@@ -15,6 +15,7 @@ from trainer.errors import UserError
 from trainer.evaluation.encoder import ModelEncoder
 from trainer.evaluation.suite import evaluate, summary_rows
 from trainer.reporting.bar import Progress, duration
+from trainer.reporting.example_tables import ExampleTable
 from trainer.reporting.leet import leet_command
 from trainer.reporting.tables import layout_table, summary_table
 from trainer.training.directory import leave_nonfinite
@@ -146,14 +147,16 @@ class Run:
         self.processes.watchdog.note(f"evaluating after step {step}")
         model = self.opened.engine.module
         model.eval()
+        tables: dict[str, ExampleTable] = {}
         try:
             encoder = ModelEncoder(model, self.config.data, dtype_of(self.config.train.precision), self._heed_stop)
-            self.metrics = evaluate(self.config, encoder, self.opened.pairs.tokenizer, self.processes)
+            self.metrics = evaluate(self.config, encoder, self.opened.pairs.tokenizer, self.processes, tables)
         except EvaluationStopped:
             return max(self.processes.gather_objects(self.opened.stop.signal))
         finally:
             model.train()
         self.opened.recorder.write(step, self.metrics)
+        self.opened.recorder.write_tables(step, tables)
         shown = ", ".join(f"{what} {value}" for what, value, _ in summary_rows(self.metrics)[:3])
         if shown:
             bar.message(f"step {step}: {shown}")
