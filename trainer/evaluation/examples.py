@@ -74,10 +74,12 @@ def best_classes(scores_bc: Tensor, labels_b: Tensor) -> list[tuple[int, int, li
 def zeroshot_table(drawn: Sequence[tuple[int, Tensor, Any]], classes: Sequence[str]) -> ExampleTable:
     """The image, its class, the best classes with their cosines, and the place of the true one. Notes: of `best_classes`."""
     rows: list[list[Cell]] = []
+    hits: list[bool] = []
     for _, image, (label, place, best, scores) in drawn:
+        hits.append(place == 1)
         rows.append([image, classes[label], *_answers([classes[index] for index in best], scores), place])
     answers = min(FOUND, len(classes))
-    return ExampleTable(["image", "truth", *_headings(answers), "place of the truth"], rows, [row[-1] == 1 for row in rows])
+    return ExampleTable(["image", "truth", *_headings(answers), "place of the truth"], rows, hits)
 
 
 def retrieval_table(
@@ -91,6 +93,7 @@ def retrieval_table(
     texts = [caption for of_image in captions for caption in of_image]
     owner_t = torch.tensor([image for image, of_image in enumerate(captions) for _ in of_image], device=captions_td.device)
     rows: list[list[Cell]] = []
+    hits: list[bool] = []
     for number, image, _ in drawn:
         own_t = owner_t == number
         to_texts_t = similarity(images_nd[number : number + 1], captions_td)[0]
@@ -98,19 +101,22 @@ def retrieval_table(
         to_images_n = similarity(captions_td[first : first + 1], images_nd)[0]
         scores, best = to_texts_t.topk(min(FOUND, len(texts)))
         found = int(to_images_n.argmax())
+        own_place = 1 + int((to_texts_t > to_texts_t[own_t].max()).sum())
+        place_for_first = 1 + int((to_images_n > to_images_n[number]).sum())
+        hits.append(own_place == place_for_first == 1)
         rows.append(
             [
                 image,
                 " · ".join(captions[number][:CAPTIONS]),
                 *_answers([texts[index] for index in best.tolist()], scores.tolist()),
-                1 + int((to_texts_t > to_texts_t[own_t].max()).sum()),
-                1 + int((to_images_n > to_images_n[number]).sum()),
+                own_place,
+                place_for_first,
                 "(itself)" if found == number else captions[found][0],
             ]
         )
     headings = ["place of its own", "place for its first caption", "image found for that"]
     answers = _headings(min(FOUND, len(texts)))
-    return ExampleTable(["image", "captions", *answers, *headings], rows, [row[-3] == row[-2] == 1 for row in rows])
+    return ExampleTable(["image", "captions", *answers, *headings], rows, hits)
 
 
 def _headings(answers: int) -> list[str]:

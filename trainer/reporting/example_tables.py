@@ -67,10 +67,10 @@ def _row(cells: Sequence[Cell], is_hit: bool) -> str:
 
 def _cell(cell: Cell) -> str:
     if isinstance(cell, Tensor):
-        shown = picture(cell)
-        shown.thumbnail((SIDE, SIDE))
+        small = picture(cell)
+        small.thumbnail((SIDE, SIDE))
         file = io.BytesIO()
-        shown.save(file, "JPEG", quality=85)
+        small.save(file, "JPEG", quality=85)
         return f'<td><img alt="" src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"></td>'
     if isinstance(cell, str):
         return f"<td>{escape(cell)}</td>"

@@ -22,7 +22,7 @@ from trainer.reporting.alerts import Alert, Alerts
 from trainer.reporting.example_tables import ExampleTable, write_page
 from trainer.reporting.journal import Journal
 from trainer.reporting.loads import LOADS, Loads, curves, rounded
-from trainer.reporting.wandb_media import wandb_tables
+from trainer.reporting.wandb_media import wandb_images, wandb_tables
 from trainer.reporting.wandb_run import NodeMetrics, Nodes, WandbRun
 from trainer.training.directory import METRICS, PREDICTIONS
 
@@ -107,6 +107,11 @@ class Recorder:
             write_page(f"{self._config.run.name}, step {step}", tables, path)
         except OSError as problem:
             _log.warning("cannot write %s (%s): training continues without it", path, reason(problem))
+
+    def write_images(self, step: int, pictures: Mapping[str, Path]) -> None:
+        """Show pictures, which are in the run directory, in W&B too."""
+        if self._wandb and pictures:
+            self._wandb.show(step, partial(wandb_images, pictures))
 
     def alert(self, alert: Alert, is_told: bool = False) -> None:
         """Ask for attention, in the terminal and in W&B. is_told: the terminal has it already."""

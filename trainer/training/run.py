@@ -4,7 +4,7 @@ import logging
 import shlex
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from trainer.config.schema import Config
 from trainer.distributed.device import dtype_of
@@ -19,6 +19,7 @@ from trainer.reporting.example_tables import ExampleTable
 from trainer.reporting.leet import leet_command
 from trainer.reporting.tables import layout_table, summary_table
 from trainer.training.directory import leave_nonfinite
+from trainer.training.expert_pictures import Draw, ExpertPictures
 from trainer.training.opening import OpenRun, open_run
 from trainer.training.saver import Saver, due
 from trainer.training.step import StepReport, Trainer
@@ -26,14 +27,15 @@ from trainer.training.step import StepReport, Trainer
 _log = logging.getLogger(__name__)
 
 
-def train(config: Config, processes: Processes) -> int:
+def train(config: Config, processes: Processes, draw: Draw | None = None) -> int:
     """A whole run in one process of many; returns the process's exit code. All ranks do the same things in the same order.
 
+    draw: what draws the pictures of the experts, if log.every_images asks for them.
     Raises UserError for problems with the configuration, the data, the run directory or the disk, and when training
     cannot continue.
     """
-    with open_run(config, processes) as opened:
-        opened.recorder.exit_code = code = Run(opened).train()
+    with open_run(config, processes) as opened, closing(ExpertPictures(opened, draw)) as experts:
+        opened.recorder.exit_code = code = Run(opened, experts).train()
     return code
 
 
@@ -44,8 +46,9 @@ class EvaluationStopped(Exception):
 class Run:
     """One training run, open."""
 
-    def __init__(self, opened: OpenRun) -> None:
+    def __init__(self, opened: OpenRun, experts: ExpertPictures) -> None:
         self.opened = opened
+        self.experts = experts
         self.config = opened.config
         self.processes = opened.processes
         self.progress = opened.progress
@@ -99,6 +102,8 @@ class Run:
             signal = self._evaluate(bar)
             if not signal:
                 self.progress.evaluation_due, best = False, self.saver.is_best(self.metrics)
+        if not signal and self.experts.is_due(report.step, ends):
+            signal = self._show_experts()
         if ends or signal or best or self.saver.is_due(report.step, report.boundary):
             self.saver.save()
         if ends or signal:
@@ -152,7 +157,7 @@ class Run:
             encoder = ModelEncoder(model, self.config.data, dtype_of(self.config.train.precision), self._heed_stop)
             self.metrics = evaluate(self.config, encoder, self.opened.pairs.tokenizer, self.processes, tables)
         except EvaluationStopped:
-            return max(self.processes.gather_objects(self.opened.stop.signal))
+            return self._signal()
         finally:
             model.train()
         self.opened.recorder.write(step, self.metrics)
@@ -161,6 +166,19 @@ class Run:
         if shown:
             bar.message(f"step {step}: {shown}")
         return 0
+
+    def _show_experts(self) -> int:
+        """Make pictures of the experts; 0, or the signal that asked a rank to stop meanwhile, which leaves them out."""
+        self.processes.watchdog.note(f"looking at the experts after step {self.progress.step}")
+        try:
+            self.experts.make(self._heed_stop)
+        except EvaluationStopped:
+            return self._signal()
+        return 0
+
+    def _signal(self) -> int:
+        """The greatest signal that any rank was sent."""
+        return max(self.processes.gather_objects(self.opened.stop.signal))
 
     def _heed_stop(self) -> None:
         if self.processes.any(self.opened.stop.signal != 0):
