@@ -5,7 +5,6 @@ The same images each time, whatever the processes and the batches: they are draw
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
 from typing import Any
 
 import torch
@@ -45,7 +44,7 @@ class Sample:
         """Add these rows of a batch, with something about each that belongs to it."""
         if not self.most:
             return
-        for row, note in zip(rows, repeat(None) if notes is None else notes, strict=False):
+        for row, note in zip(rows, [None] * len(rows) if notes is None else notes, strict=True):
             name = batch.ids[row]
             self.ids.append(name)
             place = self.draw.place(name)

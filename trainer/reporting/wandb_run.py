@@ -112,11 +112,11 @@ class WandbRun:
 
     def alert(self, alert: Alert) -> None:
         """Send an alert: a message to those who have asked W&B for such."""
-        self._do("could not send an alert", partial(_alert, alert))
+        self._do("could not send an alert", partial(_alert, alert), is_extra=True)
 
     def show(self, step: int, media: Callable[[], Mapping[str, Any]]) -> None:
         """Log pictures or tables of a step (trainer.reporting.wandb_media), which `media` makes in the background."""
-        self._do(f"failed at step {step}", lambda run: run.log({"step": step, **media()}))
+        self._do(f"has no pictures of step {step}", lambda run: run.log({"step": step, **media()}), is_extra=True)
 
     def checkpoint(self, path: Path, step: int, kind: str) -> None:
         """Name a checkpoint as an artifact of the run: a reference to the files where they are. kind: "best" or "last"."""
@@ -178,19 +178,20 @@ class WandbRun:
             nodes.tell("")
         return mode
 
-    def _do(self, failure: str, work: Callable[[wandb.Run], None]) -> None:
+    def _do(self, failure: str, work: Callable[[wandb.Run], None], is_extra: bool = False) -> None:
         if self._background is not None:
-            self._background.do(partial(self._try, failure, work))
+            self._background.do(partial(self._try, failure, work, is_extra))
 
-    def _try(self, failure: str, work: Callable[[wandb.Run], None]) -> None:
-        """In the background: do something with the run, and go on without it after a failure."""
+    def _try(self, failure: str, work: Callable[[wandb.Run], None], is_extra: bool) -> None:
+        """In the background: do something with the run, and after a failure go on without it, or, of an extra, without that."""
         if self._run is None:
             return
         try:
             work(self._run)
         except Exception as problem:  # See `_begin`.
             _log.warning("wandb %s (%s): training continues without it", failure, reason(problem))
-            self._run = None
+            if not is_extra:
+                self._run = None
 
     def _write(self, step: int, metrics: dict[str, float], loads: Loads, run: wandb.Run) -> None:
         for name in metrics.keys() - self._defined:

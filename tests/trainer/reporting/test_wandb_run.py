@@ -17,7 +17,9 @@ from tests.trainer.reporting.wandb_records import last_summary, recorded, record
 from trainer.config.schema import LogConfig
 from trainer.errors import UserError
 from trainer.reporting.alerts import Alert
+from trainer.reporting.example_tables import ExampleTable
 from trainer.reporting.leet import leet_command
+from trainer.reporting.wandb_media import wandb_tables
 from trainer.reporting.wandb_run import Nodes, WandbRun
 
 KEY = "0123456789" * 4
@@ -372,6 +374,23 @@ def test_loads_are_heat_maps_and_alerts_are_sent(run_dir):
     (alert,) = records(run_dir, "alert")
     assert (alert["title"], alert["level"]) == ("Tokens find no slot", "WARN")
     assert alert["text"] == "step 1: only 31% of the text tokens"
+
+
+def test_pictures_that_cannot_be_shown_leave_the_curves(run_dir, caplog):
+    def media():
+        raise OSError("no room for pictures")
+
+    run = start(run_dir, "offline")
+    run.show(1, media)
+    run.show(1, lambda: wandb_tables({"zeroshot": ExampleTable(["truth", "cosine"], [["a cat", 0.5]], [True])}))
+    run.log(2, {"train/loss": 3.25})
+    run.finish()
+    assert [record.getMessage() for record in caplog.records if record.name == "trainer.reporting.wandb_run"] == [
+        "wandb has no pictures of step 1 (no room for pictures): training continues without it"
+    ]
+    table, row = (record["item"] for record in records(run_dir, "history"))
+    assert (table["predictions/zeroshot._type"], table["predictions/zeroshot.nrows"], table["step"]) == ("table-file", 1, 1)
+    assert row["train/loss"] == 3.25
 
 
 def test_a_resumed_run_keeps_its_best_values(run_dir):
