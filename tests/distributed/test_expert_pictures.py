@@ -29,6 +29,7 @@ SETTINGS = [
     "eval.zeroshot=null",
     "eval.fewshot=null",
     "schedule.warmup_steps=1",
+    "model.experts=4",
     f"train.steps={STEPS}",
     "checkpoint.every_steps=0",
     f"log.image_samples={SAMPLES}",
@@ -118,5 +119,5 @@ def test_they_are_in_the_run_directory_and_in_wandb(tmp_path: Path, cache: Path)
     assert tables["predictions/retrieval._type"] == "table-file"
     assert (run_dir / "predictions" / "step-00000002.html").stat().st_size > 1000
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    by_expert = [row for row in rows if "routing/layer01/expert07/load/text" in row]
+    by_expert = [row for row in rows if "routing/layer01/expert03/load/text" in row]
     assert [row["step"] for row in by_expert] == [1, 2]

@@ -207,8 +207,12 @@ def test_a_run_evaluates_at_its_first_and_last_step_and_between_and_leaves_all_i
     }
     shown = [{name: value for name, value in row.items() if not is_constant(name)} for row in rows]
     history = [record["item"] for record in records(run_dir, "history")]
-    curves = [{name: value for name, value in item.items() if not name.startswith(("_", "experts/"))} for item in history]
+    tables = [item for item in history if "predictions/zeroshot._type" in item]
+    assert [item["step"] for item in tables] == [row["step"] for row in evaluated]
+    others = [item for item in history if item not in tables]
+    curves = [{name: value for name, value in item.items() if not name.startswith(("_", "experts/"))} for item in others]
     assert curves == shown
+    assert len(list((run_dir / "predictions").glob("step-*.html"))) == len(evaluated)
     loads = [json.loads(line) for line in (run_dir / "loads.jsonl").read_text().splitlines()]
     assert [row["step"] for row in loads] == [row["step"] for row in stepped]
     for metrics, load in zip(stepped, loads, strict=True):
@@ -219,5 +223,5 @@ def test_a_run_evaluates_at_its_first_and_last_step_and_between_and_leaves_all_i
     assert heat_maps == [pytest.approx(load["layer01"]["text"], abs=1e-4) for load in loads]
     best = max(row["eval/zeroshot/top1"] for row in evaluated)
     assert last_summary(run_dir)["eval/zeroshot/top1"] == {"max": best, "last": evaluated[-1]["eval/zeroshot/top1"]}
-    (artifact,) = records(run_dir, "artifact")
+    (artifact,) = (record for record in records(run_dir, "artifact") if record["type"] == "model")
     assert {f"step-{STEPS}", "last"} <= set(artifact["aliases"])
