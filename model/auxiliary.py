@@ -18,6 +18,8 @@ from model.routing import Gates, log_gates
 from model.stream import IMAGE, MODALITIES, TEXT, TokenStream
 
 M = len(MODALITIES)
+DEAD = 0.01
+"""An expert is dead in a step if fewer tokens want it than this share of an even one."""
 
 
 @dataclass(frozen=True)
@@ -148,20 +150,24 @@ def auxiliary_loss(layers: list[RoutingSums], config: AuxiliaryConfig) -> tuple[
     return config.scale * weighted.mean(), means
 
 
-def _relative_maximum(values_e: Tensor) -> Tensor:
-    return values_e.max() / values_e.mean().clamp(min=1e-9)
+def relative_load(load_xe: Tensor) -> Tensor:
+    """Choices for each expert, `[..., E]`, over an even share of them: 1 is balanced, 0 is for an expert that nobody wants."""
+    return load_xe / load_xe.mean(-1, keepdim=True).clamp(min=1e-9)
 
 
 @torch.no_grad()
 def routing_metrics(layers: dict[int, RoutingSums]) -> dict[str, Tensor]:
-    """What users watch, by layer and modality (scalars): success rate, entropy, experts used, largest load.
+    """What users watch, by layer and modality (scalars): success rate, entropy, experts used, load.
 
     success: share of the modality's tokens that got a slot; text_share: the texts' share of all tokens; entropy: mean entropy
     of a token's gates, nats; experts_used: exp(entropy of the mean gate); load/max: the most popular expert's share of all
-    choices times E (1 is even), and the same for the choices of one modality (load/image, load/text).
+    choices times E (1 is even), and the same for the choices of one modality (load/image, load/text); load/cv: standard
+    deviation of the experts' loads over their mean; dead_experts: how many hardly any token wants (`DEAD`), and their sum over
+    the layers.
     """
     metrics: dict[str, Tensor] = {}
     successes: dict[str, list[Tensor]] = {name: [] for name in MODALITIES}
+    dead: list[Tensor] = []
     for index, sums in layers.items():
         prefix = f"routing/layer{index:02d}"
         tokens = sums.tokens_m.clamp(min=1)
@@ -173,12 +179,20 @@ def routing_metrics(layers: dict[int, RoutingSums]) -> dict[str, Tensor]:
                 f"{prefix}/experts_used/{name}": used[m],
             }
             successes[name].append(success[m])
-        metrics[f"{prefix}/load/max"] = _relative_maximum(sums.load_me.sum(0))
+        load_e, load_me = relative_load(sums.load_me.sum(0)), relative_load(sums.load_me)
+        dead.append((load_e < DEAD).sum())
         metrics |= {
-            f"{prefix}/load/{name}": _relative_maximum(load_e) for name, load_e in zip(MODALITIES, sums.load_me, strict=True)
+            f"{prefix}/load/max": load_e.max(),
+            f"{prefix}/load/cv": load_e.std(unbiased=False),  # their mean is 1
+            f"{prefix}/dead_experts": dead[-1],
         }
+        metrics |= {f"{prefix}/load/{name}": load_me[m].max() for m, name in enumerate(MODALITIES)}
     if not layers:
         return {}
     tokens = next(iter(layers.values())).tokens_m  # the same in every layer
     means = {f"routing/success/{name}": torch.stack(values).mean() for name, values in successes.items()}
-    return means | {"routing/text_share": tokens[TEXT] / tokens.sum().clamp(min=1)} | metrics
+    whole = {
+        "routing/text_share": tokens[TEXT] / tokens.sum().clamp(min=1),
+        "routing/dead_experts": torch.stack(dead).sum(),
+    }
+    return means | whole | metrics

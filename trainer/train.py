@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 def train(config: Config, processes: "Processes") -> int:
     """A whole training run in this process; returns its exit code."""
+    from trainer.report.expert_page import draw_experts
     from trainer.training import run
 
-    return run.train(config, processes)
+    return run.train(config, processes, draw_experts)
 
 
 def run_or_check(config: Config) -> NoReturn:

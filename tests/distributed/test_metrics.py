@@ -173,7 +173,7 @@ MEASURED = [
     *(f"routing/success/{name}" for name in MODALITIES),
     "routing/text_share",
     *(f"routing/layer01/{what}/{name}" for what in ("success", "entropy", "experts_used") for name in MODALITIES),
-    "routing/layer01/load/max",
+    *("routing/layer01/load/max", "routing/layer01/load/cv", "routing/layer01/dead_experts", "routing/dead_experts"),
     *("perf/pairs_per_second", "perf/step_seconds", "perf/data_seconds", "perf/memory_gib"),
 ]
 
@@ -210,8 +210,21 @@ def test_a_run_evaluates_at_its_first_and_last_step_and_between_and_leaves_all_i
     }
     shown = [{name: value for name, value in row.items() if not is_constant(name)} for row in rows]
     history = [record["item"] for record in records(run_dir, "history")]
-    assert [{name: value for name, value in item.items() if name[0] != "_"} for item in history] == shown
+    tables = [item for item in history if "predictions/zeroshot._type" in item]
+    assert [item["step"] for item in tables] == [row["step"] for row in evaluated]
+    others = [item for item in history if item not in tables]
+    curves = [{name: value for name, value in item.items() if not name.startswith(("_", "experts/"))} for item in others]
+    assert curves == shown
+    assert len(list((run_dir / "predictions").glob("step-*.html"))) == len(evaluated)
+    loads = [json.loads(line) for line in (run_dir / "loads.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in loads] == [row["step"] for row in stepped]
+    for metrics, load in zip(stepped, loads, strict=True):
+        for modality, load_e in load["layer01"].items():
+            assert sum(load_e) == pytest.approx(len(load_e), abs=1e-3), "the even share is 1"
+            assert max(load_e) == pytest.approx(metrics[f"routing/layer01/load/{modality}"], abs=1e-4)
+    heat_maps = [item["experts/layer01/load/text.values"] for item in history if "experts/layer01/load/text.values" in item]
+    assert heat_maps == [pytest.approx(load["layer01"]["text"], abs=1e-4) for load in loads]
     best = max(row["eval/zeroshot/top1"] for row in evaluated)
     assert last_summary(run_dir)["eval/zeroshot/top1"] == {"max": best, "last": evaluated[-1]["eval/zeroshot/top1"]}
-    (artifact,) = records(run_dir, "artifact")
+    (artifact,) = (record for record in records(run_dir, "artifact") if record["type"] == "model")
     assert {f"step-{STEPS}", "last"} <= set(artifact["aliases"])

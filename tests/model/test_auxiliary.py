@@ -1,6 +1,7 @@
 """Auxiliary losses and routing metrics against loops over tokens."""
 
 import math
+import statistics
 from dataclasses import fields
 
 import pytest
@@ -204,8 +205,12 @@ def test_metrics(seed: int, top_k: int) -> None:
                 counts[MODALITIES[modality_n[token]]][expert] += valid
         for name, count_e in counts.items():
             expected[f"routing/layer{index:02d}/load/{name}"] = max(count_e) / (max(1, sum(count_e)) / EXPERTS)
+        wanted = counts["max"]
+        expected[f"routing/layer{index:02d}/load/cv"] = statistics.pstdev(wanted) / max(1e-9, statistics.mean(wanted))
+        expected[f"routing/layer{index:02d}/dead_experts"] = sum(count == 0 for count in wanted)  # 1% of these few is none
     expected |= {f"routing/success/{name}": sum(values) / 2 for name, values in success.items()}
     texts = sum(valid and MODALITIES[m] == "text" for valid, m in zip(valid_n, modality_n, strict=True))
+    expected["routing/dead_experts"] = sum(expected[f"routing/layer{index:02d}/dead_experts"] for index in layers)
     expected["routing/text_share"] = texts / max(1, sum(valid_n))
     assert {name: value.item() for name, value in metrics.items()} == pytest.approx(expected)
     assert not any(value.requires_grad for value in metrics.values())

@@ -92,6 +92,8 @@ class Checkpointer:
         self._last = last
         self._write: _Write | None = None
         self._stuck: _Write | None = None
+        self.problem: str | None = None
+        """The line about the last checkpoint, if it could not be written."""
         self._aside = processes.aside(config.timeout_minutes)
 
     @property
@@ -132,7 +134,7 @@ class Checkpointer:
         if problem is not None:
             self._fail(write, problem, must_succeed or self._config.on_failure == "stop")
             return None
-        self._last = write.final
+        self._last, self.problem = write.final, None
         return SaveReport(write.progress.step, write.blocked + time.monotonic() - started, write.seconds, write.bytes)
 
     def _problem_of(self, write: _Write, until: float) -> str | None:
@@ -155,6 +157,7 @@ class Checkpointer:
             f"the checkpoint of step {write.progress.step} could not be written to {self._run_dir / 'checkpoints'} "
             f"({problem}); {left}"
         )
+        self.problem = line
         if stop:
             raise UserError(f"{line}: make room, then run the same command again")
         if self._processes.is_first:

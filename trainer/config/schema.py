@@ -245,6 +245,33 @@ class EvalConfig:
 
 
 @dataclass
+class AlertsConfig:
+    """When a run asks for attention, in the terminal and in Weights & Biases; null: never for this reason."""
+
+    records: int = option(
+        10,
+        "records of the metrics in a row that make something last: as many bad ones begin, as many good ones end it",
+        at_least=1,
+    )
+    success: float | None = option(
+        0.5,
+        "a smaller share of a modality's tokens that get a slot, for so many records after the warm-up",
+        at_least=0,
+        at_most=1,
+    )
+    dead_experts: int | None = option(
+        1, "as many experts of all layers that hardly any token wants, for so many records after the warm-up", at_least=1
+    )
+    skipped_steps: int | None = option(1, "as many steps skipped since the record before", at_least=1)
+    data_share: float | None = option(
+        0.5, "a larger share of the step spent waiting for data, for so many records", above=0, at_most=1
+    )
+    straggler: float | None = option(
+        0.2, "a rank that takes longer than the quickest by a larger share of the step, for so many records", above=0
+    )
+
+
+@dataclass
 class LogConfig:
     """Where metrics and progress are shown."""
 
@@ -275,7 +302,21 @@ class LogConfig:
         "the checkpoint that becomes an artifact in Weights & Biases when the run ends or is stopped: a reference to its files",
         choices=("none", "last", "best"),
     )
+    experts: bool = option(
+        False, "record a curve for each expert too: its load, by layer and modality, as routing/layer03/expert05/load/text"
+    )
+    every_images: int | None = option(
+        None,
+        "steps between two sets of pictures of the experts (what each takes, what is lost without it), besides the one at the "
+        "end; 0: only that; null: none",
+        at_least=0,
+    )
+    image_samples: int = option(
+        256, "images with captions that these pictures are made from, and images of each classification set", at_least=2
+    )
+    prediction_rows: int = option(16, "images in a table of predictions, of each set and evaluation; 0: no tables", at_least=0)
     progress: str = option("auto", "auto: a bar on a terminal, lines elsewhere", choices=("auto", "bar", "lines", "none"))
+    alerts: AlertsConfig = field(default_factory=AlertsConfig)
 
 
 @dataclass

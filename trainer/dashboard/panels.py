@@ -57,6 +57,7 @@ SECTIONS = (
             Panel("Text: entropy by layer", f"{LAYER}/entropy/text"),
             Panel("Image: entropy by layer", f"{LAYER}/entropy/image"),
             Panel("Texts' share of the tokens", "routing/text_share"),
+            Panel("Dead experts of all layers", "routing/dead_experts"),
         ),
     ),
     Section(
@@ -65,8 +66,18 @@ SECTIONS = (
             Panel("Load of the busiest expert", f"{LAYER}/load/max"),
             Panel("Text: load of its busiest expert", f"{LAYER}/load/text"),
             Panel("Image: load of its busiest expert", f"{LAYER}/load/image"),
+            Panel("Balance: deviation of the load over its mean", f"{LAYER}/load/cv"),
+            Panel("Dead experts", f"{LAYER}/dead_experts"),
             Panel("Spread of the biases", f"{LAYER}/bias/.+"),
         ),
+    ),
+    Section(
+        "Routing by expert (log.experts=true)",
+        (
+            Panel("Text: load of each expert", rf"{LAYER}/expert\d+/load/text"),
+            Panel("Image: load of each expert", rf"{LAYER}/expert\d+/load/image"),
+        ),
+        is_open=False,
     ),
     Section(
         "Evaluation",

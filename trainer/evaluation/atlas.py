@@ -13,7 +13,9 @@ from torch.nn.functional import normalize
 
 from model.limoe import LIMoE, expert_layers
 from model.stream import IMAGE
+from trainer.distributed.processes import ALONE, Processes
 from trainer.evaluation.expert_samples import Classified, ExpertSamples, Pairs
+from trainer.evaluation.rank_rows import RankRows, filled
 from trainer.evaluation.ranking import hits, similarity
 from trainer.evaluation.retrieval import SCORES_AT_ONCE
 from trainer.evaluation.routing_trace import LayerTrace, knocked_out, trace
@@ -34,38 +36,44 @@ class Embedded:
         inputs: Tensor,
         batch_size: int,
         prepare: Callable[[Tensor], Tensor] = lambda batch: batch,
+        processes: Processes = ALONE,
     ) -> None:
-        """inputs: all of them, row by row, on the CPU; prepare: a batch of them to what the model takes."""
+        """inputs: all of them, row by row, on the CPU; batch_size: at most, on each rank; prepare: a batch of them to what the
+        model takes; processes: those that share the model, and the work. This is a collective, and so is `without`.
+        """
         self._model, self._modality, self._inputs = model, modality, inputs
         self._batch_size, self._prepare = batch_size, prepare
-        self._layers = expert_layers(model)
-        rows: list[Tensor] = []
+        self._layers, self._ranks = expert_layers(model), RankRows(len(inputs), processes)
+        embedded: list[Tensor] = []
         uses: dict[int, list[Tensor]] = {layer: [] for layer in self._layers}
-        for start in range(0, len(inputs), batch_size):
-            batch = inputs[start : start + batch_size]
-            output, traces = trace(model, **self._given(batch))
-            rows.append(self._embeddings(output.images, output.texts))
+        for rows, _ in self._ranks.batches(batch_size):
+            output, traces = trace(model, **self._given(rows))
+            embedded.append(self._embeddings(output.images, output.texts))
             for layer, found in traces.items():
-                uses[layer].append(_uses(found, modality, len(batch), self._layers[layer].num_experts))
-        self.rows = torch.cat(rows)
+                uses[layer].append(_uses(found, modality, len(rows), self._layers[layer].num_experts))
+        self._mine = torch.cat(embedded)
+        self.rows = self._ranks.gather(self._mine)
         """Float32 `[n, D]`, unit vectors."""
-        self.uses = {layer: torch.cat(of_layer) for layer, of_layer in uses.items()}
+        self.uses = {layer: self._ranks.gather(torch.cat(of_layer).to(torch.uint8)).bool() for layer, of_layer in uses.items()}
         """By layer, bool `[n, E]`: whether the expert took any token of the image or text."""
 
     @torch.no_grad()
     def without(self, layer: int, expert: int) -> Tensor:
         """The embeddings with an expert of a layer knocked out, `[n, D]`. What it took no token of is not computed again."""
-        changed = self.rows.clone()
-        touched = self.uses[layer][:, expert].nonzero().flatten()
+        touched = self.uses[layer][:, expert].nonzero().flatten().tolist()
+        mine = [row for row in touched if row in self._ranks.mine]
+        # As many calls on each rank: those of the one that has most to do.
+        most = max(sum(row in self._ranks.of(rank) for row in touched) for rank in range(self._ranks.processes.world))
+        changed, first = self._mine.clone(), self._ranks.mine.start
         with knocked_out(self._layers[layer], expert):
-            for start in range(0, len(touched), self._batch_size):  # Tensor.split makes a part of nothing, too
-                some = touched[start : start + self._batch_size]
-                output = self._model(**self._given(self._inputs[some.cpu()]))
-                changed[some] = self._embeddings(output.images, output.texts)
-        return changed
+            for rows, count in filled(mine, most, self._batch_size):
+                output = self._model(**self._given(rows))
+                places = [row - first for row in rows[:count]]
+                changed[places] = self._embeddings(output.images, output.texts)[:count]
+        return self._ranks.gather(changed)
 
-    def _given(self, batch: Tensor) -> dict[str, Tensor]:
-        return {"images" if self._modality == IMAGE else "texts": self._prepare(batch)}
+    def _given(self, rows: list[int]) -> dict[str, Tensor]:
+        return {"images" if self._modality == IMAGE else "texts": self._prepare(self._inputs[rows])}
 
     def _embeddings(self, images: Tensor | None, texts: Tensor | None) -> Tensor:
         found = images if self._modality == IMAGE else texts

@@ -8,8 +8,10 @@ from torch import Tensor
 from trainer.data.limits import LeftOut
 from trainer.data.shards.patterns import list_shards
 from trainer.distributed.agree import first_reads, raise_together
+from trainer.evaluation.examples import Sample, retrieval_table
 from trainer.evaluation.ranking import chance, hits, similarity
 from trainer.evaluation.setting import Setting
+from trainer.evaluation.shots import Draw
 
 KS = (1, 5, 10)
 SCORES_AT_ONCE = 2**22  # scores of one chunk: 32 MiB in double
@@ -27,12 +29,15 @@ def retrieval(shards: Any, setting: Setting, what: str = "eval.retrieval") -> di
     """
     listed = first_reads(lambda: list_shards(shards, what), setting.processes)
     left_out = LeftOut()
-    images_nd, captions = embed_captioned_images(listed, setting, left_out)
+    sample = Sample(Draw(listed), setting.examples)
+    images_nd, captions = embed_captioned_images(listed, setting, left_out, sample=sample)
     nothing = "; ".join([f"{what}: {shards} contains no image with a caption", *left_out.told()])
     raise_together(None if captions else nothing, setting.processes)
     owner_t = torch.tensor([image for image, of_image in enumerate(captions) for _ in of_image], device=images_nd.device)
     captions_td = setting.embed_texts([caption for of_image in captions for caption in of_image])
     image_n = torch.arange(len(images_nd), device=images_nd.device)
+    if drawn := sample.together(setting.processes):
+        setting.tables.append(retrieval_table(drawn, images_nd, captions_td, captions))
     return {
         **_recall("i2t", images_nd, image_n, captions_td, owner_t, setting),
         **_recall("t2i", captions_td, owner_t, images_nd, image_n, setting),
@@ -44,15 +49,20 @@ def retrieval(shards: Any, setting: Setting, what: str = "eval.retrieval") -> di
 
 
 def embed_captioned_images(
-    shards: list[str], setting: Setting, left_out: LeftOut, least: int = 1
+    shards: list[str], setting: Setting, left_out: LeftOut, least: int = 1, sample: Sample | None = None
 ) -> tuple[Tensor, list[list[str]]]:
-    """All ranks' images with `least` captions or more, float32 `[n, D]`, and the captions of each; the same on every rank."""
+    """All ranks' images with `least` captions or more, float32 `[n, D]`, and the captions of each; the same on every rank.
+
+    sample: gets these images.
+    """
     rows, kept, captions = [], [], []
     for batch in setting.batches(shards, left_out):
         rows.append(setting.embed_images(batch.images))
         # Filling rows have no captions either.
         kept.append(torch.tensor([len(of_image) >= least for of_image in batch.captions]))
         captions += [of_image for of_image in batch.captions if len(of_image) >= least]
+        if sample is not None:
+            sample.add(batch, kept[-1].nonzero().flatten().tolist())
     if not rows:  # then there is none on any rank: all have the same number of batches
         return torch.empty(0, 0, device=setting.processes.device), []
     device = rows[0].device

@@ -5,7 +5,7 @@ Both are asked of a model in evaluation mode through hooks that last as long as 
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,6 +38,10 @@ class LayerTrace:
     def taken_nk(self, modality: int) -> Tensor:
         """Bool `[N, K]`: the choices of a modality's tokens that an expert took."""
         return self.kept_nk & (self.valid_n & (self.modality_n == modality)).unsqueeze(1)
+
+    def first(self, samples: int) -> "LayerTrace":
+        """The same of the first images and texts of the batch alone; tokens of the others count as pads."""
+        return replace(self, valid_n=self.valid_n & (self.sample_n < samples))
 
     def patch(self, token: int, columns: int) -> tuple[int, int]:
         """Row and column of an image token, from the upper left; columns: patches in a row."""

@@ -1,7 +1,7 @@
 """What every evaluator is given."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -11,11 +11,16 @@ from trainer.data.evaluation import evaluation_batches, read_labels
 from trainer.data.limits import LeftOut
 from trainer.distributed.processes import Processes
 from trainer.evaluation.encoder import Encoder, Tokenize, encode_texts
+from trainer.reporting.example_tables import ExampleTable
 
 
 @dataclass(frozen=True)
 class Setting:
-    """The model to evaluate and its inputs. image_size: side in pixels; text_length: tokens; batch_size: this rank's."""
+    """The model to evaluate and its inputs, and what is to be seen of it.
+
+    image_size: side in pixels; text_length: tokens; batch_size: this rank's; examples: most images in a table of examples (0: no
+    tables); tables: those of the sets that were evaluated, the same on every rank.
+    """
 
     encoder: Encoder
     tokenizer: Tokenize
@@ -24,9 +29,13 @@ class Setting:
     text_length: int
     batch_size: int
     processes: Processes
+    examples: int = 0
+    tables: list[ExampleTable] = field(default_factory=list)
 
     @classmethod
-    def of(cls, config: Config, encoder: Encoder, tokenizer: Tokenize, processes: Processes) -> "Setting":
+    def of(
+        cls, config: Config, encoder: Encoder, tokenizer: Tokenize, processes: Processes, with_examples: bool = False
+    ) -> "Setting":
         """That of a run's configuration, whose eval.batch_size all ranks share."""
         return cls(
             encoder=encoder,
@@ -36,6 +45,7 @@ class Setting:
             text_length=config.model.text_length,
             batch_size=config.eval.batch_size // processes.world,
             processes=processes,
+            examples=config.log.prediction_rows if with_examples else 0,
         )
 
     def batches(self, shards: Sequence[str], left_out: LeftOut, only: frozenset[str] | None = None) -> Iterator[EvaluationBatch]:

@@ -37,11 +37,12 @@ class Draw:
 
     def choose(self, samples: Iterable[str], shots: int, seed: int) -> list[str]:
         """The `shots` samples of a class that come first with this seed, in that order."""
-        return heapq.nsmallest(shots, samples, key=lambda sample: self._place(sample, seed))
+        return heapq.nsmallest(shots, samples, key=lambda sample: self.place(sample, seed))
+
+    def place(self, sample: str, seed: int = 0) -> tuple[bytes, str]:
+        """Where a sample stands among all; the first ones are drawn."""
+        name = f"{seed}/{sample[self._folder :]}"
+        return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), sample
 
     def _first(self, samples: Iterable[str]) -> set[str]:
         return {sample for seed in range(SEEDS) for sample in self.choose(samples, max(SHOTS) + SPARES, seed)}
-
-    def _place(self, sample: str, seed: int) -> tuple[bytes, str]:
-        name = f"{seed}/{sample[self._folder :]}"
-        return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), sample

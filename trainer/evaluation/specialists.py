@@ -6,6 +6,7 @@ Sums over the samples that were added, and a bounded number of patches; which ba
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from torch import Tensor
 from model.limoe import LIMoE, expert_layers
 from model.stream import IMAGE, MODALITIES, TEXT
 from model.tokenizer import WordPiece
+from trainer.distributed.processes import ALONE, Processes
+from trainer.evaluation.rank_rows import RankRows
 from trainer.evaluation.routing_trace import LayerTrace, trace
 
 PATCHES = 8
@@ -62,7 +65,7 @@ class Specialists:
         """Those of them that some expert took."""
         self._taken_me = torch.zeros(len(MODALITIES), experts, dtype=torch.int64)
         self._gates_me = torch.zeros(len(MODALITIES), experts, dtype=torch.float64)
-        self._word_e: dict[str, Tensor] = defaultdict(lambda: torch.zeros(experts, dtype=torch.float64))
+        self._word_e: dict[str, Tensor] = defaultdict(partial(torch.zeros, experts, dtype=torch.float64))
         self._word: dict[str, float] = defaultdict(float)
         self._patches: list[list[SurePatch]] = [[] for _ in range(experts)]
         self._patch = patch
@@ -101,6 +104,19 @@ class Specialists:
     def patches(self, expert: int) -> list[SurePatch]:
         """The patches that the expert took with its largest gates, largest first, no two of one image."""
         return self._patches[expert]
+
+    def merge(self, other: "Specialists") -> None:
+        """Add what was found for other samples of the same layer."""
+        for name in MODALITIES:
+            self.tokens[name] += other.tokens[name]
+            self.kept[name] += other.kept[name]
+        self._taken_me += other._taken_me
+        self._gates_me += other._gates_me
+        for word, taken_e in other._word_e.items():
+            self._word_e[word] += taken_e
+            self._word[word] += other._word[word]
+        for kept, others in zip(self._patches, other._patches, strict=True):
+            self._keep_best(kept, others)
 
     def add(
         self,
@@ -152,9 +168,12 @@ class Specialists:
                 if gate < 0 or (len(kept) == self._most and gate <= kept[-1].gate):
                     break
                 row, column = divmod(int(place_b[image]), columns)
-                kept.append(self._cut(gate, first_image + image, images[image], row, column))
-                kept.sort(key=lambda patch: (-patch.gate, patch.image))
-                del kept[self._most :]
+                self._keep_best(kept, [self._cut(gate, first_image + image, images[image], row, column)])
+
+    def _keep_best(self, kept: list[SurePatch], others: Sequence[SurePatch]) -> None:
+        kept.extend(others)
+        kept.sort(key=lambda patch: (-patch.gate, patch.image))
+        del kept[self._most :]
 
     def _cut(self, gate: float, number: int, image: Tensor, row: int, column: int) -> SurePatch:
         size, side = image.shape[-1], self._patch
@@ -173,18 +192,25 @@ def find_specialists(
     words: Sequence[Sequence[WordPiece]],
     batch_size: int,
     prepare: Callable[[Tensor], Tensor],
+    processes: Processes = ALONE,
 ) -> dict[int, Specialists]:
     """The experts of each expert layer, by its index, over images uint8 `[n, 3, H, W]` and texts int64 `[t, L]` on the CPU.
 
-    words: of each text, what its tokens are pieces of; prepare: a batch of images or texts to what the model takes.
+    words: of each text, what its tokens are pieces of; batch_size: at most, on each rank; prepare: a batch of images or texts to
+    what the model takes; processes: those that share the model, and the work. A collective, with the result on every rank.
     """
-    found = {index: Specialists(layer.num_experts, model.config.patch) for index, layer in expert_layers(model).items()}
-    for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size]
-        for index, traced in trace(model, images=prepare(batch))[1].items():
-            found[index].add(traced, images=batch, first_image=start)
-    for start in range(0, len(texts), batch_size):
-        end = start + batch_size
-        for index, traced in trace(model, texts=prepare(texts[start:end]))[1].items():
-            found[index].add(traced, words=words[start:end])
-    return found
+
+    def nobody() -> dict[int, Specialists]:
+        return {index: Specialists(layer.num_experts, model.config.patch) for index, layer in expert_layers(model).items()}
+
+    found, together = nobody(), nobody()
+    for rows, count in RankRows(len(images), processes).batches(batch_size):
+        for index, traced in trace(model, images=prepare(images[rows]))[1].items():
+            found[index].add(traced.first(count), images=images[rows], first_image=rows[0])
+    for rows, count in RankRows(len(texts), processes).batches(batch_size):
+        for index, traced in trace(model, texts=prepare(texts[rows]))[1].items():
+            found[index].add(traced.first(count), words=[words[row] for row in rows])
+    for of_rank in processes.gather_objects(found):
+        for index, layer in together.items():
+            layer.merge(of_rank[index])
+    return together

@@ -17,6 +17,7 @@ from trainer.evaluation.retrieval import retrieval
 from trainer.evaluation.selection import selection
 from trainer.evaluation.setting import Setting
 from trainer.evaluation.zeroshot import zeroshot
+from trainer.reporting.example_tables import ExampleTable
 
 RETRIEVAL_ROWS = {
     "i2t_r1": "image to text R@1",
@@ -35,23 +36,33 @@ FEWSHOT_ROWS = (10, 5, 1)
 """Numbers of shots, of which the table shows the first that was evaluated."""
 
 
-def evaluate(config: Config, encoder: Encoder, tokenizer: Tokenize, processes: Processes) -> dict[str, float]:
+def evaluate(
+    config: Config,
+    encoder: Encoder,
+    tokenizer: Tokenize,
+    processes: Processes,
+    tables: dict[str, ExampleTable] | None = None,
+) -> dict[str, float]:
     """Run what `config.eval` asks for on all ranks together: metric names to values, the same on every rank. A collective.
 
     `eval/zeroshot/top1` for the classification set `default`, `eval/zeroshot_<name>/top1` for another; `eval/fewshot/10shot`
     likewise; `eval/retrieval/i2t_r1`, and `eval/retrieval_<name>/i2t_r1` for a set of the suite. The value for random guessing is
-    `<metric>_chance`. Raises UserError for a setting or data that cannot be used.
+    `<metric>_chance`. tables: gets examples of each set that has some, by the name of its group (`zeroshot`), as many as
+    log.prediction_rows says. Raises UserError for a setting or data that cannot be used.
     """
     if config.eval.batch_size < 1 or config.eval.batch_size % processes.world:
         raise UserError(
             f"eval.batch_size={config.eval.batch_size} cannot be shared evenly by {processes.world} processes: "
             f"choose a multiple of {processes.world}"
         )
-    setting = Setting.of(config, encoder, tokenizer, processes)
+    setting = Setting.of(config, encoder, tokenizer, processes, with_examples=tables is not None)
     metrics: dict[str, float] = {}
     for group, judge in _evaluations(config, setting).items():
         found = judge()
         metrics |= {f"{group}/{'top1_chance' if metric == 'chance' else metric}": value for metric, value in found.items()}
+        if tables is not None:
+            tables |= {group.removeprefix("eval/"): table for table in setting.tables}
+            setting.tables.clear()
     return metrics
 
 

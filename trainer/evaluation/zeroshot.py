@@ -10,8 +10,10 @@ from trainer.data.batch import EvaluationBatch
 from trainer.data.limits import LeftOut
 from trainer.distributed.agree import first_reads, raise_together
 from trainer.evaluation.classification_set import ClassificationSet, read_classification_set
+from trainer.evaluation.examples import Sample, best_classes, zeroshot_table
 from trainer.evaluation.ranking import chance, hits, similarity
 from trainer.evaluation.setting import Setting
+from trainer.evaluation.shots import Draw
 
 PROMPTS_AT_ONCE = 8192  # 1000 classes by 80 prompts would be 300 MiB of embeddings on every rank
 
@@ -31,15 +33,21 @@ def zeroshot(folder: str | Path, setting: Setting, what: str = "eval.zeroshot") 
     dataset = first_reads(lambda: read_classification_set(folder, what), setting.processes)
     classes_cd = class_embeddings(dataset, setting)
     judge = _Judge(dataset, classes_cd.device)
+    sample = Sample(Draw(dataset.shards), setting.examples)
     left_out = LeftOut()
     for batch in setting.batches(dataset.shards, left_out):
         raise_together(_label_problem(batch, dataset, f"{what}={folder}"), setting.processes)
         images_bd = setting.embed_images(batch.images)
         valid_b = batch.valid.to(images_bd.device)
-        judge.count(similarity(images_bd[valid_b], classes_cd), batch.labels.to(images_bd.device)[valid_b])
+        scores_bc, labels_b = similarity(images_bd[valid_b], classes_cd), batch.labels.to(images_bd.device)[valid_b]
+        judge.count(scores_bc, labels_b)
+        if sample.most:
+            sample.add(batch, batch.valid.nonzero().flatten().tolist(), best_classes(scores_bc, labels_b))
     images = int(setting.processes.sum(judge.images_c).sum())
     unlabelled = f"{what}: the test shards of {folder} contain no usable image with its class index in .cls"
     raise_together(None if images else "; ".join([unlabelled, *left_out.told()]), setting.processes)
+    if drawn := sample.together(setting.processes):
+        setting.tables.append(zeroshot_table(drawn, dataset.classes))
     return judge.result(setting.processes.sum(judge.images_c), setting.processes.sum(judge.hits_mc)) | left_out.metrics()
 
 

@@ -1,81 +1,27 @@
-"""The experts of one model, measured: specialists and atlas together, and all of it as plain numbers."""
+"""The experts of a trained model, measured, and all of it as plain numbers."""
 
-import logging
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from model.limoe import expert_layers
-from model.preprocess import normalise
-from model.stream import IMAGE, MODALITIES, TEXT
+from model.stream import MODALITIES
 from trainer.checkpoint.trained import Trained
 from trainer.errors import UserError
-from trainer.evaluation.atlas import KNOCK_OUTS, Embedded, TaskAtlas, make_atlas, tasks_of
-from trainer.evaluation.expert_samples import ExpertSamples, Shown
-from trainer.evaluation.specialists import Specialists, find_specialists
+from trainer.evaluation.atlas import KNOCK_OUTS, TaskAtlas
+from trainer.evaluation.expert_findings import Findings, Looked, measure_experts
+from trainer.evaluation.expert_samples import ExpertSamples
+from trainer.evaluation.specialists import Specialists
 
 WORDS = 20
 """Typical words of an expert among the numbers."""
 DIGITS = 6
 
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Findings:
-    """name, step: of the model; shown: what the specialists are shown with; atlas: by task, empty if it was not asked for."""
-
-    name: str
-    step: int | None
-    shown: Shown
-    specialists: dict[int, Specialists]
-    atlas: list[TaskAtlas]
-
 
 def find(trained: Trained, samples: ExpertSamples, with_atlas: bool) -> Findings:
     """Measure every expert of a model. Raises UserError for one without expert layers."""
-    model, config = trained.model, trained.config
     check_experts(trained)
-    device = model.scale.log_scale.device
-    length, batch_size = config.model.text_length, config.eval.batch_size
-
-    def prepare(batch: Tensor) -> Tensor:
-        batch = batch.to(device)
-        return batch if batch.dtype == torch.int64 else normalise(batch, config.data.mean, config.data.std, torch.float32)
-
-    shown = samples.shown()
-    words = [trained.tokenizer.words(text, length) for text in shown.texts]
-    tokens = trained.tokenizer(shown.texts, length)
-    findings = Findings(
-        trained.name, trained.step, shown, find_specialists(model, shown.images, tokens, words, batch_size, prepare), []
-    )
-    if not with_atlas:
-        return findings
-    captions = samples.pairs.captions if samples.pairs is not None else []
-    # All words of a caption that the model sees.
-    tasks, images, texts = tasks_of(
-        samples, [[piece.word for piece in trained.tokenizer.words(caption, length)] for caption in captions]
-    )
-    experts = {index: layer.num_experts for index, layer in expert_layers(model).items()}
-    total = sum(experts.values())
-    _log.info("knocking out %d experts, over %d images and %d texts", total, len(images), len(texts))
-
-    def told(layer: int, expert: int) -> None:
-        if expert == 0:
-            _log.info("knocking out the experts of block %d", layer)
-
-    findings.atlas.extend(
-        make_atlas(
-            Embedded(model, IMAGE, images, batch_size, prepare),
-            Embedded(model, TEXT, trained.tokenizer(texts, length), batch_size, prepare),
-            tasks,
-            experts,
-            told,
-        )
-    )
-    return findings
+    looked = Looked(trained.model, trained.tokenizer, trained.config, trained.name, trained.step)
+    return measure_experts(looked, samples, with_atlas)
 
 
 def check_experts(trained: Trained) -> None:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 from model.stream import MODALITIES
 from trainer.errors import UserError, reason
+from trainer.evaluation.expert_findings import Findings
 from trainer.evaluation.specialists import Specialists
 from trainer.files import write_whole
-from trainer.report.expert_findings import Findings, numbers
+from trainer.report.expert_findings import numbers
 from trainer.report.expert_panels import label, layer_panels, step_panels
+from trainer.report.load_history import LoadsOverTime, read_loads
 from trainer.report.tables import markdown
 
 if TYPE_CHECKING:
@@ -51,10 +53,12 @@ def points(change: float) -> str:
 def page(findings: Findings, command: str, pictures: Mapping[int, Sequence[str]]) -> str:
     """The page as Markdown. pictures: of each layer, the names of those that were drawn, without theme and ending."""
     shown = findings.shown
+    all_are_kept = all(layer.kept == layer.tokens for layer in findings.specialists.values())
+    where_all_are_kept = ", where no token is dropped" if all_are_kept else ""
     parts = [
         f"# Experts of {findings.name}",
         f"Shares, words and patches are of {len(shown.images)} images and {len(shown.texts)} texts ({shown.what}), in "
-        f"evaluation, where no token is dropped. An expert's number is blue where it takes more of the image tokens than of the "
+        f"evaluation{where_all_are_kept}. An expert's number is blue where it takes more of the image tokens than of the "
         f"text tokens, and orange where it takes more of these.",
     ]
     if findings.atlas:
@@ -74,15 +78,26 @@ def page(findings: Findings, command: str, pictures: Mapping[int, Sequence[str]]
     return "\n\n".join(parts) + "\n"
 
 
-def write_experts(findings: Findings, command: str, folder: Path) -> None:
-    """Write the page, the numbers and the pictures of one model. Raises UserError when they cannot be written."""
+def draw_experts(findings: Findings, command: str, folder: Path, loads: Path) -> dict[str, Path]:
+    """`write_experts` for a run that trains; the light pictures by name, such as `layer03/atlas`."""
+    pictures = write_experts(findings, command, folder, loads)
+    return {name.replace("-", "/", 1): folder / f"{name}-light.png" for names in pictures.values() for name in names}
+
+
+def write_experts(findings: Findings, command: str, folder: Path, loads: Path | None = None) -> dict[int, list[str]]:
+    """Write the page, the numbers and the pictures of one model; the pictures' names, without theme and ending, by layer.
+
+    loads: the run's loads.jsonl, which is drawn too. Raises UserError when they cannot be written.
+    """
+    over_time = read_loads(loads) if loads is not None and loads.is_file() else None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        pictures = {index: _draw(index, layer, findings, folder) for index, layer in findings.specialists.items()}
+        pictures = {index: _draw(index, layer, findings, folder, over_time) for index, layer in findings.specialists.items()}
         write_whole(folder / NUMBERS, (json.dumps(numbers(findings), ensure_ascii=False) + "\n").encode())
         write_whole(folder / PAGE, page(findings, command, pictures).encode())
     except OSError as problem:
         raise _cannot_write(folder, problem) from problem
+    return pictures
 
 
 def write_overview(found: Sequence[Findings], folders: Sequence[str], command: str, output: Path) -> None:
@@ -117,7 +132,7 @@ def _are_alike(found: Sequence[Findings]) -> bool:
     return len(kinds) == 1 and bool(found[0].atlas)
 
 
-def _draw(index: int, layer: Specialists, findings: Findings, folder: Path) -> list[str]:
+def _draw(index: int, layer: Specialists, findings: Findings, folder: Path, over_time: LoadsOverTime | None) -> list[str]:
     """Draw the pictures of one layer in both themes; returns their names."""
     block, drawer = f"block {index}", _pictures()
     pictures: dict[str, Callable[[Theme], Figure]] = {
@@ -127,15 +142,24 @@ def _draw(index: int, layer: Specialists, findings: Findings, folder: Path) -> l
     if panels := layer_panels(index, findings.atlas):
         title = f"{block}: points lost without each expert"
         pictures["atlas"] = lambda theme: drawer.picture_of_atlas(title, panels, layer, theme)
+    name = f"layer{index:02d}"
+    if over_time is not None and name in over_time.layers:
+        pictures["load"] = lambda theme: _load_picture().picture_of_load(f"{block}: load of each expert", over_time, name, theme)
     for what, draw in pictures.items():
-        _save(folder, f"layer{index:02d}-{what}", draw)
-    return [f"layer{index:02d}-{what}" for what in pictures]
+        _save(folder, f"{name}-{what}", draw)
+    return [f"{name}-{what}" for what in pictures]
 
 
 def _pictures() -> ModuleType:
     from trainer.report import expert_pictures  # matplotlib is an extra
 
     return expert_pictures
+
+
+def _load_picture() -> ModuleType:
+    from trainer.report import load_picture  # as above
+
+    return load_picture
 
 
 def _save(folder: Path, name: str, draw: "Callable[[Theme], Figure]") -> None:

@@ -22,6 +22,9 @@ from trainer.evaluation.specialists import PATCHES, Specialists, SurePatch
 from trainer.report.expert_panels import Panel
 from trainer.report.theme import Theme
 
+# A word in a script that the font lacks. Set once: this may run in a thread, and a change of the filters there is one for all.
+warnings.filterwarnings("ignore", message="Glyph .* missing")
+
 WIDTH = 5.2
 """Inches: narrow, so that it can be read on a phone."""
 DOTS_PER_INCH = 160
@@ -133,9 +136,7 @@ def picture_of_atlas(title: str, panels: Sequence[Panel], layer: Specialists, th
 
 def save(figure: Figure, path: Path, theme: Theme) -> None:
     """Write a picture as PNG."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a word in a script that the font lacks
-        figure.savefig(path, dpi=DOTS_PER_INCH, facecolor=theme.page)
+    figure.savefig(path, dpi=DOTS_PER_INCH, facecolor=theme.page)
 
 
 def _draw_patch(axes: Axes, patch: SurePatch, theme: Theme) -> None:

@@ -14,9 +14,10 @@ from trainer.config.arguments import Argument, Command, check_extra
 from trainer.distributed.processes import ALONE
 from trainer.engine.state import WEIGHTS
 from trainer.errors import UserError
+from trainer.evaluation.expert_findings import Findings
 from trainer.evaluation.expert_samples import read_samples
 from trainer.output import reader_may_leave
-from trainer.report.expert_findings import Findings, check_experts, find
+from trainer.report.expert_findings import check_experts, find
 from trainer.report.expert_page import PAGE, experts_table, write_experts, write_overview
 from trainer.training.inputs import locate_data
 

@@ -17,12 +17,15 @@ import wandb
 import trainer
 from trainer.config.schema import LogConfig
 from trainer.errors import UserError, reason
+from trainer.reporting.alerts import Alert
 from trainer.reporting.artifacts import Files
 from trainer.reporting.background import Background
 from trainer.reporting.leet import prepare_leet
+from trainer.reporting.loads import Loads
 from trainer.reporting.summaries import best_of, best_values, better
 from trainer.reporting.wandb_id import is_shared, run_id_of
 from trainer.reporting.wandb_login import choose_mode, quiet_settings
+from trainer.reporting.wandb_media import heat_maps
 
 _log = logging.getLogger(__name__)
 PROJECT = "limoe"
@@ -102,18 +105,29 @@ class WandbRun:
         self._begun.wait(_INIT_SECONDS + _GRACE_SECONDS)
         return self._mode
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log the metrics of a step. A step may come again after a resume; no point is dropped because of that."""
-        if self._background is not None:
-            self._background.do(partial(self._try, f"failed at step {step}", partial(self._write, step, dict(metrics))))
+    def log(self, step: int, metrics: Mapping[str, float], loads: Loads | None = None) -> None:
+        """Log the metrics of a step. A step may come again after a resume; no point is dropped because of that.
+
+        loads: of every expert, which become heat maps.
+        """
+        self._do(f"failed at step {step}", partial(self._write, step, dict(metrics), loads or {}))
+
+    def alert(self, alert: Alert) -> None:
+        """Send an alert: a message to those who have asked W&B for such."""
+        self._do("could not send an alert", partial(_alert, alert), is_extra=True)
+
+    def show(self, step: int, media: Callable[[], Mapping[str, Any]]) -> None:
+        """Log pictures or tables of a step (trainer.reporting.wandb_media), which `media` makes in the background."""
+        self._do(f"has no pictures of step {step}", lambda run: run.log({"step": step, **media()}), is_extra=True)
 
     def checkpoint(self, path: Path, step: int, kind: str) -> None:
         """Name a checkpoint as an artifact of the run: a reference to the files where they are. kind: "best" or "last"."""
-        self._refer(Files("checkpoint", "model", path, {"step": step}, (kind, f"step-{step}")))
+        files = Files("checkpoint", "model", path, {"step": step}, (kind, f"step-{step}"))
+        self._do(f"could not name {path}", files.name)
 
     def profile(self, path: Path) -> None:
         """Name the folder of profiles as an artifact of the run, likewise."""
-        self._refer(Files("profile", "profile", path))
+        self._do(f"could not name {path}", Files("profile", "profile", path).name)
 
     def finish(self, exit_code: int = 0, stopped: bool = False) -> None:
         """Upload what is left, for a minute at most, and mark the run as finished (0), preempted (`stopped`) or failed."""
@@ -173,34 +187,35 @@ class WandbRun:
             nodes.tell("")
         return mode
 
-    def _try(self, failure: str, work: Callable[[wandb.Run], None]) -> None:
-        """In the background: do something with the run, and go on without it after a failure."""
+    def _do(self, failure: str, work: Callable[[wandb.Run], None], is_extra: bool = False) -> None:
+        if self._background is not None:
+            self._background.do(partial(self._try, failure, work, is_extra))
+
+    def _try(self, failure: str, work: Callable[[wandb.Run], None], is_extra: bool) -> None:
+        """In the background: do something with the run, and after a failure go on without it, or, of an extra, without that."""
         if self._run is None:
             return
         try:
             work(self._run)
         except Exception as problem:  # See `_begin`.
             _log.warning("wandb %s (%s): training continues without it", failure, reason(problem))
-            self._run = None
+            if not is_extra:
+                self._run = None
 
-    def _write(self, step: int, metrics: dict[str, float], run: wandb.Run) -> None:
+    def _write(self, step: int, metrics: dict[str, float], loads: Loads, run: wandb.Run) -> None:
         for name in metrics.keys() - self._defined:
             # wandb counts from the resume on; what was better before is in our hands.
             known = name in self._earlier
             best = best_of(name)
             run.define_metric(name, step_metric="step", summary=f"{best},last" if best and not known else None)
             self._defined.add(name)
-        run.log({"step": step, **metrics})
+        run.log({"step": step, **metrics, **heat_maps(loads)})
         best_ones = {name: metrics[name] for name in metrics.keys() & self._earlier.keys()}
         if best_ones:
             self._earlier |= {name: better(name, value, self._earlier[name]) for name, value in best_ones.items()}
             run.summary.update(
                 {name: {str(best_of(name)): self._earlier[name], "last": value} for name, value in best_ones.items()}
             )
-
-    def _refer(self, files: Files) -> None:
-        if self._background is not None:
-            self._background.do(partial(self._try, f"could not name {files.path}", files.name))
 
     def _finish(self, exit_code: int, stopped: bool) -> None:
         if self._run is None:
@@ -261,6 +276,10 @@ class NodeMetrics:
             )
             self._ends.wait()
             run.finish()
+
+
+def _alert(alert: Alert, run: wandb.Run) -> None:
+    run.alert(title=alert.title, text=alert.text, level="WARN")
 
 
 def _warn_of_unheeded() -> None:

@@ -11,9 +11,11 @@ from trainer.checkpoint.files import CONFIG
 from trainer.config.compose import load_config
 from trainer.config.schema import Config
 
+OF_PICTURES = ("log.experts", "log.every_images", "log.image_samples", "log.prediction_rows")
 OF_WANDB = ("log.name", "log.group", "log.tags", "log.notes", "log.job_type", "log.system_metrics", "log.artifacts")
-CANNOT_MATTER = ("resume", "init_from", "upcycle_noise", "run.dir", "run.dry", "log.progress", *OF_WANDB)
-"""Keys about where a run starts and how it is shown; what it learns does not depend on them."""
+CANNOT_MATTER = ("resume", "init_from", "upcycle_noise", "run.dir", "run.dry", "log.progress", *OF_PICTURES, *OF_WANDB)
+"""Keys about where a run starts and how it is shown; what it learns does not depend on them, nor on ALERTS."""
+ALERTS = "log.alerts."
 BEFORE_THEY_EXISTED = {"train.negatives": "micro"}
 """What runs with several micro-batches did before there was a key, where that is not its default."""
 SHOWN = 12
@@ -48,7 +50,7 @@ def differing(before: DictConfig, config: Config) -> dict[str, tuple[Any, Any]]:
     changes = {}
     for key, default in _leaves(OmegaConf.to_container(OmegaConf.structured(Config))):
         was, now = _value(before, key, formerly.get(key, default)), _value(asked, key, default)
-        if was != now and key not in CANNOT_MATTER:
+        if was != now and key not in CANNOT_MATTER and not key.startswith(ALERTS):
             changes[key] = (was, now)
     return changes
 

@@ -1,7 +1,10 @@
-"""Where a run's measurements go: metrics.jsonl and Weights & Biases."""
+"""Where a run's measurements go: its files, Weights & Biases, and alerts about them."""
 
+import logging
 import socket
+from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,13 +16,18 @@ from trainer.distributed.environment import slurm_job_from_environment
 from trainer.distributed.processes import Processes
 from trainer.distributed.program import EXIT_FAILURE
 from trainer.distributed.signals import EXIT_INTERRUPTED, EXIT_STOPPED
-from trainer.errors import UserError
+from trainer.errors import UserError, reason
 from trainer.evaluation.suite import is_constant
+from trainer.reporting.alerts import Alert, Alerts
+from trainer.reporting.example_tables import ExampleTable, write_page
 from trainer.reporting.journal import Journal
+from trainer.reporting.loads import LOADS, Loads, curves, rounded
+from trainer.reporting.wandb_media import wandb_images, wandb_tables
 from trainer.reporting.wandb_run import NodeMetrics, Nodes, WandbRun
-from trainer.training.directory import METRICS
+from trainer.training.directory import METRICS, PREDICTIONS
 from trainer.training.profiler import PROFILE
 
+_log = logging.getLogger(__name__)
 WANDB_PLACE = "limoe/wandb"
 """The key in the ranks' store under which rank 0 says where the run is in W&B."""
 
@@ -33,6 +41,8 @@ class Recorder:
         """The state that W&B shows at the end: failed, unless the run says otherwise before it is closed."""
         self._config, self._run_dir = config, run_dir
         self._journal: Journal | None = None
+        self._loads: Journal | None = None
+        self._alerts = Alerts(config.log.alerts, config.schedule.warmup_steps)
         self._wandb: WandbRun | None = None
         self._node: NodeMetrics | None = None
         hosts = processes.gather_objects(socket.gethostname())
@@ -40,6 +50,8 @@ class Recorder:
         try:
             if processes.is_first:
                 self._journal = Journal(run_dir / METRICS, resume_step)
+                if config.model.expert_layers:
+                    self._loads = Journal(run_dir / LOADS, resume_step)
                 self._wandb = self._start_wandb(hosts, resume_step, processes)
         except UserError as error:
             problem = str(error)
@@ -72,18 +84,48 @@ class Recorder:
         """Whether W&B files are in the run directory."""
         return self._wandb is not None and self._wandb.mode != "disabled"
 
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Record the metrics of a step."""
-        if self._journal and self._wandb:
-            self._journal.write(step, metrics)
-            # A curve of a constant would only be in the way; metrics.jsonl has them all.
-            self._wandb.log(step, {name: value for name, value in metrics.items() if not is_constant(name)})
+    def write(self, step: int, metrics: dict[str, float], loads: Loads | None = None) -> None:
+        """Record the metrics of a step, and raise the alerts that they call for. loads: of every expert."""
+        if not (self._journal and self._wandb):
+            return
+        if loads and self._config.log.experts:
+            metrics = metrics | curves(loads)
+        self._journal.write(step, metrics)
+        if loads and self._loads:
+            self._loads.write(step, rounded(loads))
+        # A curve of a constant would only be in the way; metrics.jsonl has them all.
+        self._wandb.log(step, {name: value for name, value in metrics.items() if not is_constant(name)}, loads)
+        for alert in self._alerts.look(step, metrics):
+            self.alert(alert)
+
+    def write_tables(self, step: int, tables: Mapping[str, ExampleTable]) -> None:
+        """Show examples of an evaluation: as a page in the run directory, and in W&B."""
+        if not (self._wandb and tables):
+            return
+        self._wandb.show(step, partial(wandb_tables, tables))
+        path = self._run_dir / PREDICTIONS / f"step-{step:08d}.html"
+        try:
+            write_page(f"{self._config.run.name}, step {step}", tables, path)
+        except OSError as problem:
+            _log.warning("cannot write %s (%s): training continues without it", path, reason(problem))
+
+    def write_images(self, step: int, pictures: Mapping[str, Path]) -> None:
+        """Show pictures, which are in the run directory, in W&B too."""
+        if self._wandb and pictures:
+            self._wandb.show(step, partial(wandb_images, pictures))
+
+    def alert(self, alert: Alert, is_told: bool = False) -> None:
+        """Ask for attention, in the terminal and in W&B. is_told: the terminal has it already."""
+        if self._wandb:
+            if not is_told:
+                _log.warning("%s: %s", alert.title.lower(), alert.text)
+            self._wandb.alert(alert)
 
     def close(self) -> None:
         """Finish what is open; no `write` may follow."""
         try:
-            if self._journal:
-                self._journal.close()
+            for journal in filter(None, (self._journal, self._loads)):
+                journal.close()
         finally:
             if self._wandb:
                 self._name_checkpoint(self._wandb)

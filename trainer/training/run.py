@@ -15,9 +15,11 @@ from trainer.errors import UserError
 from trainer.evaluation.encoder import ModelEncoder
 from trainer.evaluation.suite import evaluate, summary_rows
 from trainer.reporting.bar import Progress, duration
+from trainer.reporting.example_tables import ExampleTable
 from trainer.reporting.leet import leet_command
 from trainer.reporting.tables import layout_table, summary_table
 from trainer.training.directory import leave_nonfinite
+from trainer.training.expert_pictures import Draw, ExpertPictures
 from trainer.training.opening import OpenRun, open_run
 from trainer.training.profiler import StepProfiler
 from trainer.training.saver import Saver, due
@@ -26,14 +28,15 @@ from trainer.training.step import StepReport, Trainer
 _log = logging.getLogger(__name__)
 
 
-def train(config: Config, processes: Processes) -> int:
+def train(config: Config, processes: Processes, draw: Draw | None = None) -> int:
     """A whole run in one process of many; returns the process's exit code. All ranks do the same things in the same order.
 
+    draw: what draws the pictures of the experts, if log.every_images asks for them.
     Raises UserError for problems with the configuration, the data, the run directory or the disk, and when training
     cannot continue.
     """
-    with open_run(config, processes) as opened:
-        opened.recorder.exit_code = code = Run(opened).train()
+    with open_run(config, processes) as opened, closing(ExpertPictures(opened, draw)) as experts:
+        opened.recorder.exit_code = code = Run(opened, experts).train()
     return code
 
 
@@ -44,8 +47,9 @@ class EvaluationStopped(Exception):
 class Run:
     """One training run, open."""
 
-    def __init__(self, opened: OpenRun) -> None:
+    def __init__(self, opened: OpenRun, experts: ExpertPictures) -> None:
         self.opened = opened
+        self.experts = experts
         self.config = opened.config
         self.processes = opened.processes
         self.progress = opened.progress
@@ -100,6 +104,8 @@ class Run:
             signal = self._evaluate(bar)
             if not signal:
                 self.progress.evaluation_due, best = False, self.saver.is_best(self.metrics)
+        if not signal and self.experts.is_due(report.step, ends):
+            signal = self._show_experts()
         if ends or signal or best or self.saver.is_due(report.step, report.boundary):
             self.saver.save()
         if ends or signal:
@@ -120,7 +126,7 @@ class Run:
         if told:
             metrics = self.trainer.measure(outcome, report)
             self.success = _success(metrics)
-            self.opened.recorder.write(number, metrics)
+            self.opened.recorder.write(number, metrics, self.trainer.loads(outcome))
         bar.update(number, loss=report.loss, success=self.success, pairs_per_second=report.pairs_per_second, report=told)
         if profiled := self.profiler.told(number):
             bar.message(profiled)
@@ -151,18 +157,33 @@ class Run:
         self.processes.watchdog.note(f"evaluating after step {step}")
         model = self.opened.engine.module
         model.eval()
+        tables: dict[str, ExampleTable] = {}
         try:
             encoder = ModelEncoder(model, self.config.data, dtype_of(self.config.train.precision), self._heed_stop)
-            self.metrics = evaluate(self.config, encoder, self.opened.pairs.tokenizer, self.processes)
+            self.metrics = evaluate(self.config, encoder, self.opened.pairs.tokenizer, self.processes, tables)
         except EvaluationStopped:
-            return max(self.processes.gather_objects(self.opened.stop.signal))
+            return self._signal()
         finally:
             model.train()
         self.opened.recorder.write(step, self.metrics)
+        self.opened.recorder.write_tables(step, tables)
         shown = ", ".join(f"{what} {value}" for what, value, _ in summary_rows(self.metrics)[:3])
         if shown:
             bar.message(f"step {step}: {shown}")
         return 0
+
+    def _show_experts(self) -> int:
+        """Make pictures of the experts; 0, or the signal that asked a rank to stop meanwhile, which leaves them out."""
+        self.processes.watchdog.note(f"looking at the experts after step {self.progress.step}")
+        try:
+            self.experts.make(self._heed_stop)
+        except EvaluationStopped:
+            return self._signal()
+        return 0
+
+    def _signal(self) -> int:
+        """The greatest signal that any rank was sent."""
+        return max(self.processes.gather_objects(self.opened.stop.signal))
 
     def _heed_stop(self) -> None:
         if self.processes.any(self.opened.stop.signal != 0):

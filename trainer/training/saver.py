@@ -2,10 +2,13 @@
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from trainer.checkpoint.save import SaveReport
 from trainer.errors import UserError, did_you_mean
 from trainer.evaluation.suite import is_constant
+from trainer.reporting.alerts import Alert
 from trainer.training.boundary import Boundary
 from trainer.training.opening import OpenRun
 
@@ -19,6 +22,8 @@ class Saver:
         self._run = run
         self._config = run.config.checkpoint
         self._saved_at = time.monotonic()
+        self._is_told = False
+        """Whether an alert was raised since a checkpoint was written the last time."""
 
     @property
     def is_written(self) -> bool:
@@ -60,12 +65,14 @@ class Saver:
         run.processes.watchdog.note(f"saving after step {progress.step}")
         # A new value, since the old one may be on its way to the disk.
         progress.data = progress.data.merged(run.processes.gather_objects(run.loader.report()))
-        self._record(run.checkpointer.save(run.engine, progress))
+        with self._alerting():
+            self._record(run.checkpointer.save(run.engine, progress))
         self._saved_at = time.monotonic()
 
     def collect(self, must_succeed: bool = False) -> None:
         """Wait for the checkpoint that is being written, if any. Raises UserError as `Checkpointer.wait` does."""
-        self._record(self._run.checkpointer.wait(must_succeed))
+        with self._alerting():
+            self._record(self._run.checkpointer.wait(must_succeed))
 
     def settle(self) -> None:
         """Let a checkpoint that is being written be completed, if the run ends for a reason other than the disk."""
@@ -74,6 +81,17 @@ class Saver:
         except UserError as problem:
             if self._run.processes.is_first:
                 _log.warning("%s", problem)
+
+    @contextmanager
+    def _alerting(self) -> Iterator[None]:
+        """Raise an alert if a checkpoint turns out not to be written, and the last one that was tried before was."""
+        try:
+            yield
+        finally:
+            problem = self._run.checkpointer.problem
+            if problem and not self._is_told:
+                self._run.recorder.alert(Alert("A checkpoint was not written", problem), is_told=True)
+            self._is_told = problem is not None
 
     def _record(self, report: SaveReport | None) -> None:
         if report is not None:

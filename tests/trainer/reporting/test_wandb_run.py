@@ -24,7 +24,10 @@ import wandb
 from tests.trainer.reporting.wandb_records import last_summary, recorded, records
 from trainer.config.schema import LogConfig
 from trainer.errors import UserError
+from trainer.reporting.alerts import Alert
+from trainer.reporting.example_tables import ExampleTable
 from trainer.reporting.leet import FIRST_PAGE, leet_command
+from trainer.reporting.wandb_media import wandb_tables
 from trainer.reporting.wandb_run import Nodes, WandbRun
 
 KEY = "0123456789" * 4
@@ -409,6 +412,37 @@ def test_a_run_tells_what_its_users_look_for(run_dir, monkeypatch):
     (artifact,) = records(run_dir, "artifact")
     assert {"last", "step-2"} <= set(artifact["aliases"])
     assert artifact["manifest"]["contents"][0]["ref"] == (checkpoint / "complete").as_uri()
+
+
+def test_loads_are_heat_maps_and_alerts_are_sent(run_dir):
+    run = start(run_dir, "offline")
+    run.log(1, {"train/loss": 3.25}, {"layer03": {"text": [0.25, 1.75]}})
+    run.alert(Alert("Tokens find no slot", "step 1: only 31% of the text tokens"))
+    run.finish()
+    (row,) = (record["item"] for record in records(run_dir, "history"))
+    assert (row["step"], row["train/loss"]) == (1, 3.25)
+    shown = {part: row[f"experts/layer03/load/text.{part}"] for part in ("_type", "values", "bins")}
+    assert shown == {"_type": "histogram", "values": [0.25, 1.75], "bins": [-0.5, 0.5, 1.5]}
+    (alert,) = records(run_dir, "alert")
+    assert (alert["title"], alert["level"]) == ("Tokens find no slot", "WARN")
+    assert alert["text"] == "step 1: only 31% of the text tokens"
+
+
+def test_pictures_that_cannot_be_shown_leave_the_curves(run_dir, caplog):
+    def media():
+        raise OSError("no room for pictures")
+
+    run = start(run_dir, "offline")
+    run.show(1, media)
+    run.show(1, lambda: wandb_tables({"zeroshot": ExampleTable(["truth", "cosine"], [["a cat", 0.5]], [True])}))
+    run.log(2, {"train/loss": 3.25})
+    run.finish()
+    assert [record.getMessage() for record in caplog.records if record.name == "trainer.reporting.wandb_run"] == [
+        "wandb has no pictures of step 1 (no room for pictures): training continues without it"
+    ]
+    table, row = (record["item"] for record in records(run_dir, "history"))
+    assert (table["predictions/zeroshot._type"], table["predictions/zeroshot.nrows"], table["step"]) == ("table-file", 1, 1)
+    assert row["train/loss"] == 3.25
 
 
 def test_a_resumed_run_keeps_its_best_values(run_dir):

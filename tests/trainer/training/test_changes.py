@@ -1,5 +1,6 @@
 """What a resume changes is told in one line."""
 
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ def changed(**values: object) -> Config:
     config = Config()
     for name, value in values.items():
         owner, _, leaf = name.rpartition("__")
-        setattr(getattr(config, owner) if owner else config, leaf, value)
+        setattr(reduce(getattr, owner.split("__"), config) if owner else config, leaf, value)
     return config
 
 
@@ -37,7 +38,17 @@ def test_every_key_that_differs_is_told_with_both_values(tmp_path: Path, caplog:
 
 def test_where_it_lies_and_how_it_is_shown_cannot_matter(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     before = changed(run__dir="/x", resume="never", init_from="/y")
-    assert told(tmp_path, before, changed(run__dir="/z", log__progress="none", log__tags=["a"], run__dry=True), caplog) == []
+    assert (
+        told(
+            tmp_path,
+            before,
+            changed(
+                run__dir="/z", log__progress="none", log__tags=["a"], run__dry=True, log__every_images=5, log__alerts__records=3
+            ),
+            caplog,
+        )
+        == []
+    )
 
 
 def test_a_long_list_is_cut_with_a_count(tmp_path: Path, caplog: pytest.LogCaptureFixture):
