@@ -144,8 +144,9 @@ def auxiliary_loss(layers: list[RoutingSums], config: AuxiliaryConfig) -> tuple[
     return config.scale * weighted.mean(), means
 
 
-def _relative_maximum(values_e: Tensor) -> Tensor:
-    return values_e.max() / values_e.mean().clamp(min=1e-9)
+def relative_load(load_xe: Tensor) -> Tensor:
+    """Choices for each expert, `[..., E]`, over an even share of them: 1 is balanced, 0 is for an expert that nobody wants."""
+    return load_xe / load_xe.mean(-1, keepdim=True).clamp(min=1e-9)
 
 
 @torch.no_grad()
@@ -169,10 +170,9 @@ def routing_metrics(layers: dict[int, RoutingSums]) -> dict[str, Tensor]:
                 f"{prefix}/experts_used/{name}": used[m],
             }
             successes[name].append(success[m])
-        metrics[f"{prefix}/load/max"] = _relative_maximum(sums.load_me.sum(0))
-        metrics |= {
-            f"{prefix}/load/{name}": _relative_maximum(load_e) for name, load_e in zip(MODALITIES, sums.load_me, strict=True)
-        }
+        load_e, load_me = relative_load(sums.load_me.sum(0)), relative_load(sums.load_me)
+        metrics[f"{prefix}/load/max"] = load_e.max()
+        metrics |= {f"{prefix}/load/{name}": load_me[m].max() for m, name in enumerate(MODALITIES)}
     if not layers:
         return {}
     tokens = next(iter(layers.values())).tokens_m  # the same in every layer

@@ -200,6 +200,12 @@ def test_a_run_evaluates_at_its_first_and_last_step_and_between_and_leaves_all_i
     for name in ("config.yaml", "metrics.jsonl", "tokenizer.model", "wandb_run_id"):
         assert (run_dir / name).stat().st_size > 0, name
     assert (run_dir / "train.log").is_file()
+    loads = [json.loads(line) for line in (run_dir / "loads.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in loads] == [row["step"] for row in stepped]
+    for load, row in zip(loads, stepped, strict=True):
+        for modality in MODALITIES:
+            largest = max(load["layer01"][modality])
+            assert largest == pytest.approx(row[f"routing/layer01/load/{modality}"], abs=1e-3)
 
     (started,) = records(run_dir, "run")
     assert started["config"]["update"]["layout"] | {"hosts": [], "device": ""} == {

@@ -130,7 +130,7 @@ def _watched_step(trainer: Trainer, recorder: Recorder, bar: Progress, step: int
     report = trainer.conclude(outcome)
     before, told = time.perf_counter(), step % row.every == 0
     if told:
-        recorder.write(step, trainer.measure(outcome, report))
+        recorder.write(step, trainer.measure(outcome, report), trainer.loads(outcome))
     bar.update(step, loss=report.loss, pairs_per_second=report.pairs_per_second, report=told)
     if told:
         row.records.append(time.perf_counter() - before)

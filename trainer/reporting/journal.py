@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: everything a run measured, one JSON object per line, readable without any account or library."""
+"""`metrics.jsonl` and its like: what a run measured, one JSON object per line, readable without any account or library."""
 
 import contextlib
 import json
@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from trainer.errors import UserError, reason
 from trainer.files import write_whole
@@ -15,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 class Journal:
-    """The run's metrics file, open for appending."""
+    """A file of a run with a line for each record, open for appending."""
 
     def __init__(self, path: Path, resume_step: int | None) -> None:
         """Open `path`, whose directory exists, for appending.
@@ -36,8 +37,11 @@ class Journal:
                 f"cannot write the metrics to {path} ({reason(problem)}): make room or choose another run.dir"
             ) from problem
 
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append the metrics of a step; values that are not finite become null. A full disk is reported once, then tolerated."""
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Append what was measured in a step: numbers, or lists and mappings of them; those that are not finite become null.
+
+        A full disk is reported once, then tolerated.
+        """
         line = {"step": int(step)} | {name: _finite(value) for name, value in metrics.items() if name != "step"}
         data = json.dumps(line).encode() + b"\n"
         try:
@@ -63,7 +67,11 @@ class Journal:
             raise
 
 
-def _finite(value: float) -> float | None:
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
     number = float(value)
     return number if math.isfinite(number) else None
 

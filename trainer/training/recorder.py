@@ -1,4 +1,4 @@
-"""Where a run's measurements go: metrics.jsonl and Weights & Biases."""
+"""Where a run's measurements go: its files and Weights & Biases."""
 
 import socket
 from dataclasses import asdict
@@ -16,6 +16,7 @@ from trainer.distributed.signals import EXIT_INTERRUPTED, EXIT_STOPPED
 from trainer.errors import UserError
 from trainer.evaluation.suite import is_constant
 from trainer.reporting.journal import Journal
+from trainer.reporting.loads import LOADS, Loads, rounded
 from trainer.reporting.wandb_run import NodeMetrics, Nodes, WandbRun
 from trainer.training.directory import METRICS
 
@@ -32,6 +33,7 @@ class Recorder:
         """The state that W&B shows at the end: failed, unless the run says otherwise before it is closed."""
         self._config, self._run_dir = config, run_dir
         self._journal: Journal | None = None
+        self._loads: Journal | None = None
         self._wandb: WandbRun | None = None
         self._node: NodeMetrics | None = None
         hosts = processes.gather_objects(socket.gethostname())
@@ -39,6 +41,8 @@ class Recorder:
         try:
             if processes.is_first:
                 self._journal = Journal(run_dir / METRICS, resume_step)
+                if config.model.expert_layers:
+                    self._loads = Journal(run_dir / LOADS, resume_step)
                 self._wandb = self._start_wandb(hosts, resume_step, processes)
         except UserError as error:
             problem = str(error)
@@ -71,18 +75,21 @@ class Recorder:
         """Whether W&B files are in the run directory."""
         return self._wandb is not None and self._wandb.mode != "disabled"
 
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Record the metrics of a step."""
-        if self._journal and self._wandb:
-            self._journal.write(step, metrics)
-            # A curve of a constant would only be in the way; metrics.jsonl has them all.
-            self._wandb.log(step, {name: value for name, value in metrics.items() if not is_constant(name)})
+    def write(self, step: int, metrics: dict[str, float], loads: Loads | None = None) -> None:
+        """Record the metrics of a step. loads: of every expert."""
+        if not (self._journal and self._wandb):
+            return
+        self._journal.write(step, metrics)
+        if loads and self._loads:
+            self._loads.write(step, rounded(loads))
+        # A curve of a constant would only be in the way; metrics.jsonl has them all.
+        self._wandb.log(step, {name: value for name, value in metrics.items() if not is_constant(name)})
 
     def close(self) -> None:
         """Finish what is open; no `write` may follow."""
         try:
-            if self._journal:
-                self._journal.close()
+            for journal in filter(None, (self._journal, self._loads)):
+                journal.close()
         finally:
             if self._wandb:
                 self._name_checkpoint(self._wandb)

@@ -117,7 +117,7 @@ class Run:
         if told:
             metrics = self.trainer.measure(outcome, report)
             self.success = _success(metrics)
-            self.opened.recorder.write(number, metrics)
+            self.opened.recorder.write(number, metrics, self.trainer.loads(outcome))
         bar.update(number, loss=report.loss, success=self.success, pairs_per_second=report.pairs_per_second, report=told)
         if report.boundary.all_written:
             self.saver.collect()

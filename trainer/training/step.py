@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.auxiliary import RoutingSums, routing_metrics, sum_over
+from model.auxiliary import RoutingSums, relative_load, routing_metrics, sum_over
 from model.balance import bias_metrics, update_biases
 from model.count import step_flops
 from model.objective import Losses, training_losses
 from model.preprocess import normalise
+from model.stream import MODALITIES
 from trainer.checkpoint.progress import TrainingProgress
 from trainer.config.schema import Config
 from trainer.data.limits import check_bad_shards, check_bad_share, is_bad_share, too_many_bad_shards
@@ -22,6 +23,7 @@ from trainer.distributed.device import dtype_of, memory_gib, utilisation
 from trainer.distributed.peers import DistributedPeers
 from trainer.distributed.processes import Processes
 from trainer.engine.ema import update_ema
+from trainer.reporting.loads import Loads
 from trainer.training.boundary import Boundary, Standing, agree
 from trainer.training.schedule import learning_rate
 
@@ -144,6 +146,16 @@ class Trainer:
             "train/loss_aux": report.boundary.auxiliary,
         }
         return losses | values | self._counts(outcome, report.boundary) | self._performance(outcome, report)
+
+    def loads(self, outcome: StepOutcome) -> Loads:
+        """The load of every expert in a step. It waits for the device, like `measure`."""
+        if not outcome.routing:
+            return {}
+        load_lme = relative_load(torch.stack([sums.load_me for sums in outcome.routing.values()])).tolist()
+        return {
+            f"layer{index:02d}": dict(zip(MODALITIES, load_me, strict=True))
+            for index, load_me in zip(outcome.routing, load_lme, strict=True)
+        }
 
     def _seed_noise(self) -> None:
         """Depends only on seed, step and rank, so that a resumed run draws what the uninterrupted one would."""

@@ -38,6 +38,12 @@ def test_a_value_that_is_not_finite_is_null(tmp_path, value):
     assert path.read_text() == '{"step": 1, "train/loss": null}\n'
 
 
+def test_lists_and_mappings_of_numbers_are_kept_as_they_are(tmp_path):
+    path = tmp_path / "loads.jsonl"
+    Journal(path, resume_step=None).write(1, {"layer01": {"text": [0.5, math.nan, 1.5]}})
+    assert path.read_text() == '{"step": 1, "layer01": {"text": [0.5, null, 1.5]}}\n'
+
+
 def test_a_resume_drops_the_steps_that_are_done_again(tmp_path):
     path = tmp_path / "metrics.jsonl"
     write_steps(path, range(1, 11))
