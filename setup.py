@@ -7,5 +7,5 @@ CONF = ["trainer.conf", *(f"trainer.conf.{group}" for group in find_namespace_pa
 setup(
     packages=find_packages(include=["model", "model.*", "trainer", "trainer.*"]) + CONF,
     package_dir={"trainer.conf": "conf"},
-    package_data={"": ["*.yaml"]},
+    package_data={"": ["*.yaml", "*.html", "*.css", "*.js"]},
 )

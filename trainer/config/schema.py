@@ -245,6 +245,7 @@ class LogConfig:
         "the checkpoint that becomes an artifact in Weights & Biases when the run ends or is stopped: a reference to its files",
         choices=("none", "last", "best"),
     )
+    report: bool = option(True, "write report.html, a page about the run, when it ends; needs the extra of that name")
     progress: str = option("auto", "auto: a bar on a terminal, lines elsewhere", choices=("auto", "bar", "lines", "none"))
 
 

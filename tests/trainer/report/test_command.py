@@ -31,8 +31,10 @@ def test_the_table_is_of_finished_runs_and_the_others_are_named(
         "| --- | ---: | ---: | ---: |",
         "| 0 | 2 | 0.312 ± 0.000 | 0.450 ± 0.071 |",
         "| 1 | 2 | 0.562 ± 0.000 | 0.450 ± 0.071 |",
+        "",
+        f"wrote {sweep / 'report.html'}",
     ]
-    assert said.err == f"WARNING: {sweep / 'unfinished'} is left out: it is only at step 4 of 9\n"
+    assert said.err == f"WARNING: {sweep / 'unfinished'} is left out of the table: it is only at step 4 of 9\n"
 
 
 def test_the_page_has_the_table_the_plots_every_run_and_the_command(sweep: Path, monkeypatch: pytest.MonkeyPatch):
@@ -70,7 +72,7 @@ def test_results_can_be_plotted_against_a_metric(sweep: Path):
         (["SWEEP", "metrics=eval/zeroshot/top"], "no run has recorded this metric (did you mean 'eval/zeroshot/top1'?)"),
         (["SWEEP", "last=0"], "last=0 must be a number of steps, at least 1"),
         (["SWEEP", "against=optim.lr"], "against=optim.lr: the runs do not differ in it; they differ in router.aux.load"),
-        (["SWEEP/unfinished"], "none of the 1 runs has reached its last step"),
+        (["SWEEP/unfinished", "last=2"], "none of the 1 runs has reached its last step"),
         (["SWEEP", "ouput=x"], "trainer.report has no 'ouput' (did you mean 'output'?)"),
     ],
 )
