@@ -173,7 +173,7 @@ def _curves(runs: Sequence[RunRecord], groups: Sequence[Group]) -> tuple[Curves,
     for section in SECTIONS:
         panels: list[dict[str, Any]] = []
         for panel in section.panels:
-            metrics = sorted(name for name in known if panel.shows(name))
+            metrics = sorted((name for name in known if panel.shows(name)), key=_natural)
             if not metrics or any(metrics == other["metrics"] for other in panels):
                 continue
             used += metrics
@@ -218,6 +218,8 @@ def _chance(metric: str, runs: Sequence[RunRecord]) -> float | None:
 
 def _is_share(metric: str, runs: Sequence[RunRecord]) -> bool:
     """Whether a metric goes from 0 to 1 and is read as a percentage."""
+    if metric.startswith("eval/") and metric.endswith(("mean_per_class", "_std", "mean_average_precision")):
+        return True
     return "/success/" in metric or metric == "routing/text_share" or any(f"{metric}_chance" in run.curves for run in runs)
 
 
@@ -230,6 +232,11 @@ def _short_names(metrics: Sequence[str]) -> list[str]:
         while len({tuple(of[-1:]) for of in parts}) == 1:
             parts = [of[:-1] for of in parts]
     return [re.sub(r"^layer0*(?=\d)", "layer ", "/".join(of) or metric) for of, metric in zip(parts, metrics, strict=True)]
+
+
+def _natural(name: str) -> list[Any]:
+    """Sorts 5shot before 10shot."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def _slug(name: str) -> str:

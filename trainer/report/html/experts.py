@@ -28,6 +28,7 @@ class ExpertLayer:
     """One layer. specialists: a row an expert; panels: of the atlas; patches: pictures by theme, as data URIs, or none."""
 
     name: str
+    title: str
     specialists: list[dict[str, Any]]
     panels: list[dict[str, Any]]
     patches: dict[str, str]
@@ -52,12 +53,13 @@ def read_experts(run_dir: Path) -> Experts | None:
 
 
 def _experts(numbers: Mapping[str, Any], folder: Path) -> Experts:
-    shown, step = numbers["shown_with"], numbers["step"]
-    what = f"{numbers['name']}{'' if step is None else f', step {step:,}'}: {shown['images']} images and {shown['texts']} texts"
+    shown = numbers["shown_with"]
+    what = f"{shown['images']} images and {shown['texts']} texts ({numbers['name']})"
     tasks = [(_label(name), f"{task['baseline']:.1%}") for name, task in numbers["tasks"].items()]
     layers = [
         ExpertLayer(
             name,
+            f"layer {int(name.removeprefix('layer'))}",
             _specialists(layer),
             _panels(layer, numbers["tasks"]),
             _patches(folder, name) if number < PICTURES else {},

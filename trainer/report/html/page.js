@@ -17,6 +17,8 @@ const escaped = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").
 const cut = (text, most) => (text.length <= most ? text : text.slice(0, most - 1) + "…");
 const isNarrow = () => innerWidth < 640;
 
+const isLayered = (panel) => panel.names.every((name) => /^layer \d+$/.test(name));
+
 async function unpacked(id) {
   const bytes = Uint8Array.from(atob(byId(id).textContent), (character) => character.charCodeAt(0));
   return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
@@ -163,7 +165,7 @@ class Page {
 
   addPanel(element, panel) {
     const caption = element.parentElement.querySelector("figcaption");
-    panel.chosen = panel.metrics[panel.metrics.length - 1];
+    panel.chosen = panel.metrics.at(isLayered(panel) ? -1 : 0);
     if (this.several && panel.metrics.length > 1) {
       const select = make("select", { ariaLabel: panel.title });
       panel.metrics.forEach((metric, index) => select.append(make("option", { value: metric, textContent: panel.names[index] })));
@@ -227,10 +229,9 @@ class Page {
     const modality = (metric) => metric.match(/[/](image|text)$/)?.[1];
     const own = panel.metrics.map((metric) => theme[modality(metric)]);
     if (new Set(panel.metrics.map(modality)).size === panel.metrics.length && own.every(Boolean)) return own;
-    const layered = panel.names.every((name) => /^layer \d+$/.test(name));
-    if (!layered) return panel.metrics.map((_, index) => this.colour(index));
+    if (!isLayered(panel)) return panel.metrics.map((_, index) => this.colour(index));
     const deepest = Math.max(1, panel.metrics.length - 1);
-    return panel.metrics.map((_, index) => mixed(own[0] ?? theme.lines[0], theme.page, 0.62 * (1 - index / deepest)));
+    return panel.metrics.map((_, index) => mixed(own[0] ?? theme.lines[0], theme.page, 0.5 * (1 - index / deepest)));
   }
 
   /** Several runs: a line a setting with its deviation, or a line a run. */
@@ -273,13 +274,13 @@ class Page {
   }
 
   expertAxis(experts) {
-    return { side: "top", dtick: experts <= NUMBERED ? 1 : undefined, ticklen: 0, showgrid: false, fixedrange: true, range: [-0.5, experts - 0.5] };
+    return { side: "top", dtick: experts <= NUMBERED ? 1 : undefined, ticks: "", showgrid: false, fixedrange: true, range: [-0.5, experts - 0.5] };
   }
 
   rowAxis(rows) {
     return {
       ...{ tickvals: rows.map((_, row) => row), ticktext: rows.map((row) => escaped(cut(row, LONGEST_ROW))), range: [rows.length - 0.5, -0.5] },
-      ...{ automargin: true, ticklen: 0, showgrid: false, fixedrange: true },
+      ...{ automargin: true, ticks: "", showgrid: false, fixedrange: true },
     };
   }
 
@@ -327,32 +328,29 @@ class Loads {
     this.histories = [];
     this.slider.max = this.run.steps.length - 1;
     this.slider.value = this.slider.max;
-    byId("loads-layers").replaceChildren(...Object.entries(this.run.layers).map(([name, layer]) => this.layer(name, layer)));
+    for (const place of ["loads-moments", "loads-histories"]) byId(place).replaceChildren();
+    byId("loads-over").hidden = this.run.steps.length < 2;
+    for (const [name, layer] of Object.entries(this.run.layers)) this.addLayer(name.replace(/^layer0*(?=\d)/, "layer "), layer);
     this.say();
   }
 
-  layer(name, layer) {
-    const title = name.replace(/^layer0*(?=\d)/, "layer ");
-    const box = make("div");
-    box.append(make("h3", { textContent: title }));
-    const pictures = make("div", { className: "layer" });
+  addLayer(title, layer) {
     const modalities = Object.keys(layer);
-    pictures.append(this.figure("at this step", title, modalities.length, this.moments, (element) => this.drawMoment(element, layer)));
-    if (this.run.steps.length > 1) {
-      const experts = layer[modalities[0]][0].length;
-      for (const modality of modalities) {
-        const draw = (element) => this.drawHistory(element, layer[modality]);
-        pictures.append(this.figure(`${modality}, over the steps`, title, Math.min(12, Math.max(4, experts * 0.75)), this.histories, draw));
-      }
+    byId("loads-moments").append(this.figure(title, modalities.length, this.moments, (element) => this.drawMoment(element, layer)));
+    if (this.run.steps.length < 2) return;
+    const rows = Math.min(12, Math.max(4, layer[modalities[0]][0].length * 0.75));
+    for (const modality of modalities) {
+      const draw = (element) => this.drawHistory(element, layer[modality]);
+      byId("loads-histories").append(this.figure(`${title}, ${modality}`, rows, this.histories, draw));
     }
-    box.append(pictures);
-    return box;
   }
 
-  figure(caption, title, rows, list, draw) {
+  figure(title, rows, list, draw) {
     const figure = make("figure", { className: "panel" });
-    figure.append(make("figcaption", { textContent: caption }));
-    const element = make("div", { className: "plot heat", role: "img", ariaLabel: `Load of the experts of ${title}, ${caption}` });
+    const caption = make("figcaption");
+    caption.append(make("b", { textContent: title }));
+    figure.append(caption);
+    const element = make("div", { className: "plot heat", role: "img", ariaLabel: `Load of the experts, ${title}` });
     element.style.setProperty("--rows", rows);
     figure.append(element);
     list.push(element);
@@ -391,7 +389,7 @@ class Loads {
       dragmode: false,
       shapes: [this.mark()],
       xaxis: { fixedrange: true, showgrid: false, nticks: 6 },
-      yaxis: { fixedrange: true, showgrid: false, range: [experts - 0.5, -0.5], dtick: experts <= NUMBERED ? 1 : undefined },
+      yaxis: { fixedrange: true, showgrid: false, ticks: "", range: [experts - 0.5, -0.5], dtick: experts <= NUMBERED ? 1 : undefined },
     });
     element.removeAllListeners("plotly_click");
     element.on("plotly_click", (event) => {
