@@ -132,16 +132,18 @@ def _unfinished(runs: Sequence[RunRecord]) -> list[str]:
 
 def _gaps(runs: Sequence[RunRecord]) -> list[str]:
     """Losses that were not finite."""
-    said = []
+    found = []
     for run in runs:
         curve = run.curves.get("train/loss")
         broken = (
             [step for step, value in zip(curve.steps, curve.values, strict=True) if not math.isfinite(value)] if curve else []
         )
         if broken:
-            where = f"at step {broken[0]:,}" if len(broken) == 1 else f"at {len(broken):,} recorded steps, first at {broken[0]:,}"
-            said.append(f"{f'{run.name}: the' if len(runs) > 1 else 'The'} loss was not finite {where}; curves have a gap there.")
-    return said
+            where = f"step {broken[0]:,}" if len(broken) == 1 else f"{len(broken):,} recorded steps, first {broken[0]:,}"
+            found.append(where if len(runs) == 1 else f"{run.name} ({where})")
+    if not found:
+        return []
+    return [f"The loss was not finite {'at' if len(runs) == 1 else 'in'} {_some(found)}; curves have a gap there."]
 
 
 def _thinning(curves: Curves, loads: dict[int, dict[str, Any]], runs: Sequence[RunRecord]) -> list[str]:
@@ -325,12 +327,12 @@ def _results(groups: Sequence[Group], labels: Sequence[str]) -> Table | None:
 
 
 def _differing(groups: Sequence[Group], labels: Sequence[str]) -> Table | None:
-    """The keys whose values differ between settings: a row a key, a column a setting."""
+    """The keys whose values differ between settings (of a single one, between its runs): a row a key, a column a setting."""
     keys = _keys(run for group in groups for run in group.runs)
     rows = []
     for key in keys:
         of_groups = [list(dict.fromkeys(_value(run, key) for run in group.runs)) for group in groups]
-        if len({value for values in of_groups for value in values}) > 1:
+        if len({tuple(values) for values in of_groups}) > 1 or (len(groups) == 1 and len(of_groups[0]) > 1):
             rows.append([key, *(", ".join(values) for values in of_groups)])
     return Table(["key", *labels], rows) if rows else None
 

@@ -62,9 +62,13 @@ def write_after_training(run_dir: Path) -> None:
     """Write a run's page beside its metrics. Whatever goes wrong is one line: a page is no reason to lose a run."""
     try:
         check_drawable()
-        write_page([read_run(run_dir)], run_dir / REPORT)
     except UserError as problem:
         _log.info("no page about this run: %s", problem)
+        return
+    try:
+        write_page([read_run(run_dir)], run_dir / REPORT)
+    except UserError as problem:
+        _log.warning("no page about this run: %s", problem)
     except Exception as problem:
         _log.warning("no page about this run (%s: %s)", type(problem).__name__, problem)
     else:
