@@ -322,7 +322,7 @@ def _results(groups: Sequence[Group], labels: Sequence[str]) -> Table | None:
         ]
         for group, label, statistics in zip(groups, labels, found, strict=True)
     ]
-    units = [f"{what}, %" if _is_share(metric, runs) else what for metric, what in columns.items()]
+    units = [f"{what},\N{NO-BREAK SPACE}%" if _is_share(metric, runs) else what for metric, what in columns.items()]
     return Table(["setting", "runs", *units], rows, marks=frozenset(marks)) if columns else None
 
 

@@ -44,11 +44,15 @@ class Experts:
 
 
 def read_experts(run_dir: Path) -> Experts | None:
-    """What `python -m trainer.report RUN experts=true output=RUN/experts` has left, if it is there and whole."""
+    """What `python -m trainer.report RUN experts=true output=RUN/experts` has left, or the run itself in a folder for each step.
+
+    The newest of them; None without any, and for one that is not whole.
+    """
     try:
-        numbers = json.loads((run_dir / FOLDER / NUMBERS).read_text())
-        return _experts(numbers, run_dir / FOLDER)
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        found = [*(run_dir / FOLDER).glob(NUMBERS), *(run_dir / FOLDER).glob(f"step-*/{NUMBERS}")]
+        newest = max(found, key=lambda path: path.stat().st_mtime)
+        return _experts(json.loads(newest.read_text()), newest.parent)
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
         return None
 
 

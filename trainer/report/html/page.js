@@ -9,6 +9,7 @@ const NUMBERED = 16; // most experts for which cells have room for their numbers
 const NUMBERED_NARROW = 8;
 const LONGEST_ROW = 22; // characters of a row's name in a heat map
 const PLAY_MS = 140;
+const PAPER = { width: 318, height: 190 }; // of a plot in pixels: two stand side by side on A4 and Letter
 const AHEAD = "800px"; // plots are drawn when they come this near
 
 const byId = (id) => document.getElementById(id);
@@ -70,6 +71,7 @@ class Page {
     this.dark.addEventListener("change", () => this.redraw());
     addEventListener("beforeprint", () => {
       this.printing = true;
+      if (byId("settings")) this.fillLegend();
       for (const element of this.plots.keys()) this.draw(element);
     });
     addEventListener("afterprint", () => {
@@ -111,6 +113,10 @@ class Page {
       xaxis: { ...axis, ...layout.xaxis },
       yaxis: { ...axis, ...layout.yaxis },
     };
+    if (this.printing) {
+      const height = element.classList.contains("heat") ? element.clientHeight : PAPER.height;
+      Object.assign(whole, { width: PAPER.width, height, font: { ...whole.font, size: 10 } });
+    }
     Plotly.react(element, traces, whole, { displayModeBar: false, responsive: true, doubleClick: "reset", showTips: false });
     element.dataset.drawn = traces.length;
   }

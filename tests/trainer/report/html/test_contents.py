@@ -35,7 +35,7 @@ def test_many_runs_are_laid_over_each_other_by_what_differs(tmp_path: Path):
     assert contents.results is not None and contents.differing is not None
     by_setting = {row[0]: row for row in contents.results.rows}
     assert by_setting["load=0.9"][:2] == ["load=0.9", "2"]
-    column = contents.results.header.index("zero-shot top-1, %")
+    column = contents.results.header.index("zero-shot top-1,\N{NO-BREAK SPACE}%")
     assert by_setting["load=0.9"][column] == "78.0 ± 0.0" and by_setting["load=0.2"][column] == ""
     best = [row for row, of_column in contents.results.marks if of_column == column]
     assert [contents.results.rows[row][0] for row in best] == ["load=0.9"]

@@ -1,5 +1,6 @@
 """Specialists and atlas from what `experts=true` left."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,16 @@ def test_without_them_there_are_none(tmp_path: Path, content: str | None):
         (tmp_path / "experts").mkdir()
         (tmp_path / "experts" / "experts.json").write_text(content)
     assert read_experts(tmp_path) is None
+
+
+def test_of_several_steps_the_newest_is_shown(tmp_path: Path):
+    experts = write_whole(tmp_path / "photos") / "experts"
+    for step, age in ((8, 50), (10, 100)):
+        folder = experts / f"step-{step:08d}"
+        folder.mkdir()
+        numbers = (experts / "experts.json").read_text().replace("step 40", f"step {step}")
+        (folder / "experts.json").write_text(numbers)
+        os.utime(folder / "experts.json", (10**9 - age, 10**9 - age))
+    os.utime(experts / "experts.json", (10**9 - 70, 10**9 - 70))
+    found = read_experts(tmp_path / "photos")
+    assert found is not None and found.what.endswith("(photos, step 8)")
