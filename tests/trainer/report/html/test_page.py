@@ -12,6 +12,7 @@ from trainer.report.html.write import write_page
 from trainer.report.runs import read_runs
 
 pytestmark = [pytest.mark.slow, needs_browser]
+pytest.importorskip("plotly")
 READY = "document.documentElement.dataset.ready === 'true'"
 DRAWN = "[...document.querySelectorAll('.plot')].every((plot) => Number(plot.dataset.drawn) > 0)"
 SCROLL = """(async () => {

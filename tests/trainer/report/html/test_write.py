@@ -11,6 +11,8 @@ from trainer.errors import UserError
 from trainer.report.html.write import page, write_after_training, write_page
 from trainer.report.runs import read_run, read_runs
 
+pytest.importorskip("plotly")
+
 
 def test_it_is_one_file_that_needs_no_other(tmp_path: Path):
     text = page([read_run(write_whole(tmp_path / "photos"))])
