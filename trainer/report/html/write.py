@@ -63,7 +63,7 @@ def write_after_training(run_dir: Path) -> None:
     try:
         check_drawable()
     except UserError as problem:
-        _log.info("no page about this run: %s", problem)
+        note("no page about the run", str(problem))
         return
     try:
         write_page([read_run(run_dir)], run_dir / REPORT)

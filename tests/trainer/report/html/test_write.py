@@ -1,6 +1,5 @@
 """The file itself, and how a run leaves it."""
 
-import logging
 import re
 from pathlib import Path
 
@@ -43,13 +42,12 @@ def test_a_run_leaves_its_page_and_says_where(tmp_path: Path, capsys: pytest.Cap
 
 @pytest.mark.parametrize("missing", ["plotly", "jinja2"])
 def test_without_the_extra_a_run_says_so_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, missing: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], missing: str
 ):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == missing else object())
-    caplog.set_level(logging.INFO)
     write_after_training(tmp_path)
-    (said,) = caplog.messages
-    assert said == f'no page about this run: report.html needs {missing}: pip install "limoe-trainer[report]"'
+    said = capsys.readouterr().out.splitlines()
+    assert said == ["no page about the run", f'  report.html needs {missing}: pip install "limoe-trainer[report]"']
 
 
 def test_a_run_whose_metrics_cannot_be_read_ends_well_all_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture):
