@@ -1,6 +1,7 @@
 """Train a model: `python -m trainer.train [overrides]`, alone, under torchrun, or under srun."""
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from trainer.config.schema import Config
@@ -15,11 +16,16 @@ if TYPE_CHECKING:
 
 
 def train(config: Config, processes: "Processes") -> int:
-    """A whole training run in this process; returns its exit code."""
+    """A whole training run in this process; returns its exit code. A run that comes to its end leaves a page about itself."""
     from trainer.report.expert_page import draw_experts
     from trainer.training import run
 
-    return run.train(config, processes, draw_experts)
+    code = run.train(config, processes, draw_experts)
+    if code == 0 and config.log.report and processes.is_first:
+        from trainer.report.html.write import write_after_training
+
+        write_after_training(Path(config.run.dir))
+    return code
 
 
 def run_or_check(config: Config) -> NoReturn:

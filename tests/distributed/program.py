@@ -32,6 +32,7 @@ TINY = [
     "eval.zeroshot={}",
     "eval.fewshot={}",
     "log.wandb=disabled",
+    "log.report=false",
     "log.every=1",
 ]
 

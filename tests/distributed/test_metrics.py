@@ -1,5 +1,6 @@
 """What a run measures and leaves behind: names that scripts and dashboards depend on, when they come, and that they are right."""
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -188,6 +189,7 @@ def test_a_run_evaluates_at_its_first_and_last_step_and_between_and_leaves_all_i
         f"checkpoint.every_steps={EVERY}",
         "log.wandb=offline",
         "log.artifacts=last",
+        "log.report=true",
     ]
     assert run_distributed(run_program, 2, [*COMMON, *TWO, *settings]) == [0, 0]
 
@@ -203,6 +205,13 @@ def test_a_run_evaluates_at_its_first_and_last_step_and_between_and_leaves_all_i
     for name in ("config.yaml", "metrics.jsonl", "tokenizer.model", "wandb_run_id"):
         assert (run_dir / name).stat().st_size > 0, name
     assert (run_dir / "train.log").is_file()
+    assert (run_dir / "report.html").is_file() == (importlib.util.find_spec("plotly") is not None)
+    loads = [json.loads(line) for line in (run_dir / "loads.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in loads] == [row["step"] for row in stepped]
+    for load, row in zip(loads, stepped, strict=True):
+        for modality in MODALITIES:
+            largest = max(load["layer01"][modality])
+            assert largest == pytest.approx(row[f"routing/layer01/load/{modality}"], abs=1e-3)
 
     (started,) = records(run_dir, "run")
     assert started["config"]["update"]["layout"] | {"hosts": [], "device": ""} == {

@@ -64,6 +64,7 @@ COMMON = [
     "optim.eps=1e-4",
     "log.every=1",
     "log.wandb=disabled",
+    "log.report=false",
     "log.progress=none",
     "run.device=cpu",
 ]

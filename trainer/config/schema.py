@@ -315,6 +315,7 @@ class LogConfig:
         256, "images with captions that these pictures are made from, and images of each classification set", at_least=2
     )
     prediction_rows: int = option(16, "images in a table of predictions, of each set and evaluation; 0: no tables", at_least=0)
+    report: bool = option(True, "write report.html, a page about the run, when it ends; needs the extra of that name")
     progress: str = option("auto", "auto: a bar on a terminal, lines elsewhere", choices=("auto", "bar", "lines", "none"))
     alerts: AlertsConfig = field(default_factory=AlertsConfig)
 

@@ -1,4 +1,4 @@
-"""Tables and plots of finished runs: `python -m trainer.report RUN… [output=DIR]`, from what the runs left on disk."""
+"""Runs as tables, plots and a page: `python -m trainer.report RUN… [output=DIR]`, from what they left on disk."""
 
 import logging
 import shlex
@@ -15,21 +15,30 @@ from trainer.files import write_whole
 from trainer.output import reader_may_leave
 from trainer.report import experts
 from trainer.report.groups import Group, group_runs
+from trainer.report.html.write import check_drawable, write_page
 from trainer.report.runs import RunRecord, read_runs
 from trainer.report.tables import TABLE_METRICS, results_table, runs_table
 from trainer.reporting.log_lines import log_to_terminal
+from trainer.training.directory import REPORT
 
 CURVES = ("routing/success/text", "routing/success/image", "eval/zeroshot/top1", "train/loss_contrastive")
 """What is plotted over the steps, if any run has it."""
 RESULTS = "results.md"
 
+_log = logging.getLogger(__name__)
+
 COMMAND = Command(
     "trainer.report",
-    "Put finished runs into tables (mean, standard deviation over seeds, number of runs) and plots. Runs that differ only "
-    "in their seed share one row.",
+    "Put finished runs into tables (mean, standard deviation over seeds, number of runs) and plots, and runs that may still be "
+    f"training into a page for a browser, {REPORT}. Runs that differ only in their seed share one row.",
     (
         Argument("runs", "DIR,DIR", "run directories, or folders that contain some, such as a sweep's", required=True),
-        Argument("output", "DIR", f"where {RESULTS} and the plots go (default: the table is only printed)"),
+        Argument(
+            "output",
+            "DIR",
+            f"where {REPORT}, {RESULTS} and the plots go (default: only {REPORT}, in the given folder, or of several "
+            "in this one)",
+        ),
         Argument("metrics", "A,B", "the columns of the table"),
         Argument("by", "KEY,KEY", "the keys that distinguish settings (default: all that differ)"),
         Argument("against", "KEY", "a key with numbers, or a metric: the metrics are plotted against it as well"),
@@ -44,20 +53,27 @@ COMMAND = Command(
 
 @dataclass(frozen=True)
 class Report:
-    """What a command line asks for. runs: the finished ones, one group per setting."""
+    """What a command line asks for. runs: all of them; groups: the finished ones, one group per setting; page: where it goes."""
 
+    runs: list[RunRecord]
     groups: list[Group]
     metrics: list[str]
     last_steps: int
     against: str | None
-    title: str
+    title: str | None
     output: Path | None
+    page: Path
 
 
 def read_arguments(arguments: list[str]) -> Report:
-    """What a command line means. Raises UserError for what is missing or mistyped, and if there is no finished run."""
+    """What a command line means. Raises UserError for what is missing or mistyped.
+
+    So it does if something is asked about finished runs, and there is none.
+    """
     values = COMMAND.read(arguments).values
-    runs = _finished(read_runs(user_path(place, "runs") for place in values["runs"].split(",")))
+    places = [user_path(place, "runs") for place in values["runs"].split(",")]
+    every = read_runs(places)
+    runs = _finished(every, needed=bool({"metrics", "by", "against", "last"} & values.keys()))
     groups = group_runs(runs, values["by"].split(",") if "by" in values else None)
     known = list(dict.fromkeys(name for run in runs for name in run.metrics()))
     metrics = values["metrics"].split(",") if "metrics" in values else [name for name in TABLE_METRICS if name in known]
@@ -73,18 +89,18 @@ def read_arguments(arguments: list[str]) -> Report:
     output = user_path(values["output"], "output") if "output" in values else None
     if output is not None:
         check_extra("matplotlib", "report", "plots need matplotlib", "; or leave out output=, and only the table is printed")
-    return Report(groups, metrics, int(last), against, values.get("title", "Results"), output)
+        check_drawable()
+    folder = output or (places[0] if len(places) == 1 else Path())
+    return Report(every, groups, metrics, int(last), against, values.get("title"), output, folder / REPORT)
 
 
-def _finished(runs: Sequence[RunRecord]) -> list[RunRecord]:
+def _finished(runs: Sequence[RunRecord], needed: bool) -> list[RunRecord]:
     """The runs that are finished; the others are named in a warning."""
     unfinished = [run for run in runs if not run.is_finished]
     for run in unfinished:
-        logging.getLogger(__name__).warning(
-            "%s is left out: it is only at step %d of %s", run.folder, run.step, run.settings.get("train.steps")
-        )
+        _log.warning("%s is left out of the table: it is only at step %d of %d", run.folder, run.step, run.steps)
     finished = [run for run in runs if run.is_finished]
-    if not finished:
+    if needed and not finished:
         raise UserError(f"none of the {len(runs)} runs has reached its last step: let them finish first")
     return finished
 
@@ -107,7 +123,7 @@ def page(report: Report, arguments: Sequence[str], plots: Sequence[Path]) -> str
     counts = sorted({len(group.runs) for group in report.groups})
     runs = f"{counts[0]} run{'s' if counts[0] > 1 else ''}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} runs"
     parts = [
-        f"# {report.title}",
+        f"# {report.title or 'Results'}",
         f"Mean ± standard deviation over {runs} of each setting (`n`). Evaluations are the last ones; training metrics are "
         f"means over the last {report.last_steps} steps.",
         results_table(report.groups, report.metrics, report.last_steps).rstrip("\n"),
@@ -136,8 +152,28 @@ def write_report(report: Report, arguments: Sequence[str], folder: Path) -> None
         raise UserError(f"the report cannot be written to {folder} ({reason(problem)}): choose another output") from problem
 
 
+def _print_and_write(report: Report, arguments: Sequence[str]) -> None:
+    written = []
+    if report.groups:
+        with reader_may_leave():
+            print(results_table(report.groups, report.metrics, report.last_steps))
+        if report.output is not None:
+            write_report(report, arguments, report.output)
+            written.append(report.output / RESULTS)
+    try:
+        write_page(report.runs, report.page, report.title)
+        written.append(report.page)
+    except UserError as problem:
+        if report.output is not None:
+            raise
+        _log.warning("%s", problem)  # it was not asked for
+    with reader_may_leave():
+        for path in written:
+            print(f"wrote {path}")
+
+
 def main() -> None:
-    """Read the command line, print the table, and write the page."""
+    """Read the command line, print the table, and write what was asked for."""
     arguments = sys.argv[1:]
     log_to_terminal(rank=0)
     try:
@@ -145,12 +181,7 @@ def main() -> None:
             experts.main(arguments)
             return
         report = read_arguments(arguments)
-        with reader_may_leave():
-            print(results_table(report.groups, report.metrics, report.last_steps), end="")
-        if report.output is not None:
-            write_report(report, arguments, report.output)
-            with reader_may_leave():
-                print(f"\nwrote {report.output / RESULTS}")
+        _print_and_write(report, arguments)
     except UserError as problem:
         exit_with(problem)
 

@@ -60,13 +60,17 @@ def step_panels(index: int, models: Sequence[tuple[str, Sequence[TaskAtlas]]]) -
 def _grouped(kind: str, atlas: TaskAtlas, costs: Costs) -> Panel:
     names, baseline = atlas.task.groupings[kind].names, atlas.groups[kind].tolist()
     by_group = costs.groups[kind]["both"].T.tolist()
-    changed = {row: change for row in range(len(names)) if (change := max(map(abs, by_group[row]))) >= LEAST_CHANGE}
-    most = set(sorted(changed, key=lambda row: -changed[row])[:MOST_ROWS])
-    shown = [row for row in range(len(names)) if row in most]
+    shown = most_changed(by_group)
     title = f"{label(atlas)}, by {kind}" + (
         f": the {len(shown)} of {len(names)} that change most" if len(shown) < len(names) else ""
     )
     return Panel(title, [f"{_short(names[row])} {baseline[row]:.0%}" for row in shown], [by_group[row] for row in shown])
+
+
+def most_changed(rows: Sequence[Sequence[float]]) -> list[int]:
+    """The indices of the rows of costs that change most, in their order; without those that hardly change."""
+    changed = {row: change for row, costs in enumerate(rows) if (change := max(map(abs, costs))) >= LEAST_CHANGE}
+    return sorted(sorted(changed, key=lambda row: -changed[row])[:MOST_ROWS])
 
 
 def _short(name: str, most: int = 18) -> str:

@@ -19,6 +19,10 @@ from trainer.evaluation.expert_samples import read_samples
 from trainer.output import reader_may_leave
 from trainer.report.expert_findings import check_experts, find
 from trainer.report.expert_page import PAGE, experts_table, write_experts, write_overview
+from trainer.report.html.experts import FOLDER as EXPERTS
+from trainer.report.html.write import write_page
+from trainer.report.runs import is_run, read_run
+from trainer.training.directory import REPORT
 from trainer.training.inputs import locate_data
 
 SAMPLES = 512
@@ -125,6 +129,20 @@ def show_experts(request: Request, arguments: Sequence[str]) -> None:
             write_overview(found, folders, command, request.output)
         with reader_may_leave():
             print(f"wrote {request.output / PAGE}")
+        _refresh(request.output)
+
+
+def _refresh(output: Path) -> None:
+    """Where the output is the place in a run's directory from which its page takes the experts, write that page again."""
+    run_dir = output.absolute().parent
+    if output.name == EXPERTS and is_run(run_dir):
+        try:
+            write_page([read_run(run_dir)], run_dir / REPORT)
+        except UserError as problem:
+            _log.warning("%s", problem)  # it was not asked for
+            return
+        with reader_may_leave():
+            print(f"wrote {run_dir / REPORT}")
 
 
 def folder_names(places: Sequence[Path]) -> list[str]:

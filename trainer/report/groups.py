@@ -53,6 +53,17 @@ class Group:
         return ", ".join(f"{name}={shown(value)}" for name, value in named) or "all"
 
 
+def mean_curve(group: Group, metric: str) -> dict[int, Statistic]:
+    """By step, over the runs of a group; steps that some of the runs with this metric did not record are left out."""
+    curves = [dict(zip(*run.curve(metric), strict=True)) for run in group.runs]
+    curves = [curve for curve in curves if curve]
+    if not curves:
+        return {}
+    common = sorted(set.intersection(*(set(curve) for curve in curves)))
+    found = {step: Statistic.of([curve[step] for curve in curves]) for step in common}
+    return {step: statistic for step, statistic in found.items() if statistic is not None}
+
+
 def group_runs(runs: Iterable[RunRecord], by: Sequence[str] | None = None) -> list[Group]:
     """The runs by what differs between them, in the order of their first runs.
 

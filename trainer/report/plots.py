@@ -13,7 +13,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from trainer.report.groups import Group, Statistic
+from trainer.report.groups import Group, Statistic, mean_curve
 
 COLUMNS = 2
 PANEL = (4.6, 3.0)  # inches
@@ -69,17 +69,6 @@ def _scatter(axes: Axes, groups: Sequence[Group], across: str, metric: str, last
         pairs = [(run.final(across, last_steps), run.final(metric, last_steps)) for run in group.runs]
         known = [(x, y) for x, y in pairs if x is not None and y is not None]
         axes.scatter([x for x, _ in known], [y for _, y in known], s=18, alpha=0.8, label=group.label())
-
-
-def mean_curve(group: Group, metric: str) -> dict[int, Statistic]:
-    """By step, over the runs of a group; steps that some of the runs with this metric did not record are left out."""
-    curves = [dict(zip(*run.curve(metric), strict=True)) for run in group.runs]
-    curves = [curve for curve in curves if curve]
-    if not curves:
-        return {}
-    common = sorted(set.intersection(*(set(curve) for curve in curves)))
-    found = {step: Statistic.of([curve[step] for curve in curves]) for step in common}
-    return {step: statistic for step, statistic in found.items() if statistic is not None}
 
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:

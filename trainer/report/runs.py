@@ -1,8 +1,10 @@
 """Runs as they are on disk: configuration, curves, last values."""
 
 import json
+import math
+from array import array
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,39 @@ from trainer.config.compose import load_config
 from trainer.errors import UserError
 from trainer.training.directory import METRICS
 
-Row = Mapping[str, float | None]
+
+class Curve:
+    """One metric over the steps, which rise; NaN where it was not finite. Sixteen bytes a point: runs can be long."""
+
+    def __init__(self) -> None:
+        self.steps = array("q")
+        self.values = array("d")
+
+    def add(self, step: int, value: float) -> None:
+        """Append a value. If the step is no later than the last one, a resumed run has done the steps since then again."""
+        while self.steps and self.steps[-1] >= step:
+            self.steps.pop()
+            self.values.pop()
+        self.steps.append(step)
+        self.values.append(value)
+
+    def points(self) -> list[tuple[int, float]]:
+        """Those that are finite."""
+        return [(step, value) for step, value in zip(self.steps, self.values, strict=True) if math.isfinite(value)]
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunRecord:
-    """One run. settings: its configuration by dotted key; rows: the lines of metrics.jsonl, each with `step`, in their order."""
+    """One run. settings: its configuration by dotted key; curves: every metric, in the order of its first appearance.
+
+    step: the last recorded one; rows: how many records of metrics it left.
+    """
 
     folder: Path
     settings: dict[str, Any]
-    rows: list[Row]
+    curves: dict[str, Curve] = field(default_factory=dict)
+    step: int = 0
+    rows: int = 0
 
     @property
     def name(self) -> str:
@@ -30,19 +55,19 @@ class RunRecord:
         return str(self.settings.get("run.name", self.folder.name))
 
     @property
-    def step(self) -> int:
-        """The last recorded step."""
-        return int(self.rows[-1]["step"] or 0) if self.rows else 0
+    def steps(self) -> int:
+        """How many it is to take."""
+        return int(self.settings["train.steps"])
 
     @property
     def is_finished(self) -> bool:
         """Whether it was trained to its last step, and evaluated there if it evaluates at all."""
-        return self.step >= int(self.settings["train.steps"])
+        return self.step >= self.steps
 
     def curve(self, metric: str) -> tuple[list[int], list[float]]:
         """Steps and values of a metric where it was recorded as a number."""
-        points = [(int(row["step"] or 0), row[metric]) for row in self.rows if row.get(metric) is not None]
-        return [step for step, _ in points], [float(value) for _, value in points if value is not None]
+        points = self.curves[metric].points() if metric in self.curves else []
+        return [step for step, _ in points], [value for _, value in points]
 
     def final(self, metric: str, last_steps: int) -> float | None:
         """The result of a run: the last value of an evaluation, the mean over the last steps of anything else; None without any.
@@ -59,9 +84,17 @@ class RunRecord:
 
     def metrics(self) -> list[str]:
         """Every name that was recorded as a number, in the order of its first appearance."""
-        return list(
-            dict.fromkeys(name for row in self.rows for name, value in row.items() if value is not None and name != "step")
-        )
+        return [name for name, curve in self.curves.items() if any(map(math.isfinite, curve.values))]
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Take in a line of metrics.jsonl."""
+        self.step = row["step"]
+        self.rows += 1
+        for name, value in row.items():
+            if name != "step" and (value is None or isinstance(value, (int, float))):
+                if name not in self.curves:
+                    self.curves[name] = Curve()
+                self.curves[name].add(self.step, math.nan if value is None else value)
 
 
 def read_runs(places: Iterable[str | Path]) -> list[RunRecord]:
@@ -82,7 +115,10 @@ def read_runs(places: Iterable[str | Path]) -> list[RunRecord]:
 
 def read_run(folder: Path) -> RunRecord:
     """The run of one directory. Raises UserError when its configuration cannot be read."""
-    return RunRecord(folder, flat(load_config(folder / CONFIG)), list(_rows(folder / METRICS)))
+    run = RunRecord(folder, flat(load_config(folder / CONFIG)))
+    for row in rows_of(folder / METRICS):
+        run.add(row)
+    return run
 
 
 def flat(config: DictConfig) -> dict[str, Any]:
@@ -100,8 +136,13 @@ def flat(config: DictConfig) -> dict[str, Any]:
     return dict(walk(plain, ""))
 
 
+def is_run(place: Path) -> bool:
+    """Whether a folder is a run's directory with something recorded in it."""
+    return (place / METRICS).is_file() and (place / CONFIG).is_file()
+
+
 def _run_folders(place: Path) -> Iterator[Path]:
-    if (place / METRICS).is_file() and (place / CONFIG).is_file():
+    if is_run(place):
         yield place
     elif place.is_dir():
         for inner in place.iterdir():
@@ -110,8 +151,8 @@ def _run_folders(place: Path) -> Iterator[Path]:
                 yield from _run_folders(inner)
 
 
-def _rows(path: Path) -> Iterator[Row]:
-    """Without a line that a crash cut off."""
+def rows_of(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a file of measurements, each with its `step`; without one that a crash cut off."""
     with path.open("rb") as lines:
         for line in lines:
             try:

@@ -96,6 +96,11 @@ def sweep_table(title: str, rows: Sequence[tuple[str, str, str, str]], notes: Se
     _print_notes(console, notes)
 
 
+def note(label: str, text: str) -> None:
+    """Print one more of the notes below a table."""
+    _print_notes(_console(_SUMMARY_WIDTH), [(label, text)])
+
+
 def _print_notes(console: Console, notes: Sequence[tuple[str, str]]) -> None:
     for label, text in notes:
         console.print(label, style="dim")

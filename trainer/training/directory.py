@@ -35,6 +35,7 @@ from trainer.training.lock import check_unclaimed, claim
 METRICS = "metrics.jsonl"
 PREDICTIONS = "predictions"
 EXPERTS = "experts"
+REPORT = "report.html"
 WANDB_ID = "wandb_run_id"
 NEW_WEIGHTS = "leave out init_from to start with new weights"
 
@@ -234,7 +235,7 @@ def _set_aside_start(run_dir: Path) -> None:
     if not (run_dir / METRICS).exists() and not all_checkpoints(run_dir):
         (run_dir / TOKENIZER).unlink(missing_ok=True)
         return
-    left = [run_dir / name for name in (METRICS, LOADS, PREDICTIONS, EXPERTS, WANDB_ID, TOKENIZER, CONFIG, "checkpoints")]
+    left = [run_dir / name for name in (METRICS, LOADS, REPORT, PREDICTIONS, EXPERTS, WANDB_ID, TOKENIZER, CONFIG, "checkpoints")]
     earlier = _move([path for path in left if path.exists()], run_dir)
     logging.getLogger(__name__).warning(
         "%s had no usable checkpoint from an earlier start: its files are now in %s", run_dir, earlier

@@ -1,6 +1,7 @@
 """`python -m trainer.report RUN experts=true`: what it is asked, what it prints, the pages with their pictures and numbers."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -83,6 +84,19 @@ def test_the_page_the_numbers_and_the_pictures(
         assert {len(of_expert) for of_expert in costs["overall"].values()} == {EXPERTS}
     for shown in layer["patches"]:
         assert all(0 <= patch["row"] < 2 and 0 <= patch["column"] < 2 and "/00000" in patch["image"] for patch in shown)
+
+
+def test_in_the_directory_of_a_run_they_join_its_page(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("plotly")
+    shutil.copyfile(checkpoint_path(run_dir, 20) / "config.yaml", run_dir / "config.yaml")
+    (run_dir / "metrics.jsonl").write_text('{"step": 20, "train/loss": 1.0}\n')
+    report(monkeypatch, run_dir, "experts=true", f"output={run_dir / 'experts'}", "samples=4", "atlas=false")
+    assert capsys.readouterr().out.endswith(f"wrote {run_dir / 'report.html'}\n")
+    page = (run_dir / "report.html").read_text()
+    assert "What each expert takes of 4 images and 4 texts (photos, step 20)" in page and "data:image/webp" in page
 
 
 def test_an_export_says_the_same_as_its_run(run_dir: Path):

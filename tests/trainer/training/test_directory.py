@@ -26,7 +26,16 @@ from trainer.config.compose import load_config, to_config
 from trainer.config.schema import Config
 from trainer.distributed.processes import Processes
 from trainer.errors import UserError
-from trainer.training.directory import METRICS, WANDB_ID, initial_weights, inspect_run_directory, open_run_directory, write_config
+from trainer.reporting.loads import LOADS
+from trainer.training.directory import (
+    METRICS,
+    REPORT,
+    WANDB_ID,
+    initial_weights,
+    inspect_run_directory,
+    open_run_directory,
+    write_config,
+)
 
 ALONE = Processes(0, 1, 0, torch.device("cpu"))
 
@@ -196,10 +205,11 @@ def test_resume_from_nothing_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_start_without_a_checkpoint_is_kept_apart(tmp_path: Path):
-    for name in (METRICS, WANDB_ID, TOKENIZER, CONFIG):
+    for name in (METRICS, LOADS, REPORT, WANDB_ID, TOKENIZER, CONFIG):
         (tmp_path / name).write_text(f"{name}, first")
     assert opened(tmp_path) is None
-    assert (tmp_path / "earlier-1" / METRICS).read_text() == f"{METRICS}, first"
+    for name in (METRICS, LOADS, REPORT):
+        assert (tmp_path / "earlier-1" / name).read_text() == f"{name}, first"
     assert not (tmp_path / TOKENIZER).exists()  # or the new run would use a tokenizer of other captions
     (tmp_path / METRICS).write_text("second")
     assert opened(tmp_path) is None
