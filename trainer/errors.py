@@ -1,6 +1,7 @@
 """Errors for users to fix, and the help that comes with them."""
 
 import difflib
+import importlib.util
 from collections.abc import Callable, Iterable
 
 from model.errors import UserError as UserError  # one class, whoever finds the mistake
@@ -14,3 +15,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """ " (did you mean 'x'?)" for the nearest of the known names, or "" if none is near."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def check_extra(module: str, extra: str, needs: str, otherwise: str = "") -> None:
+    """Raise UserError when a module of one of our extras is missing; needs: `plots need matplotlib`; otherwise: a way out."""
+    if importlib.util.find_spec(module) is None:
+        raise UserError(f'{needs}: pip install "limoe-trainer[{extra}]"{otherwise}')

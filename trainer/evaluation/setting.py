@@ -7,7 +7,7 @@ from torch import Tensor
 
 from trainer.config.schema import Config, DataConfig
 from trainer.data.batch import EvaluationBatch
-from trainer.data.evaluation import evaluation_batches, read_labels
+from trainer.data.evaluation import Crop, evaluation_batches, read_labels
 from trainer.data.limits import LeftOut
 from trainer.distributed.processes import Processes
 from trainer.evaluation.encoder import Encoder, Tokenize, encode_texts
@@ -15,7 +15,10 @@ from trainer.evaluation.encoder import Encoder, Tokenize, encode_texts
 
 @dataclass(frozen=True)
 class Setting:
-    """The model to evaluate and its inputs. image_size: side in pixels; text_length: tokens; batch_size: this rank's."""
+    """The model to evaluate and its inputs. image_size: side in pixels; text_length: tokens; batch_size: this rank's.
+
+    crop: what makes an image square; None: trainer.data.evaluation's own.
+    """
 
     encoder: Encoder
     tokenizer: Tokenize
@@ -24,9 +27,12 @@ class Setting:
     text_length: int
     batch_size: int
     processes: Processes
+    crop: Crop | None = None
 
     @classmethod
-    def of(cls, config: Config, encoder: Encoder, tokenizer: Tokenize, processes: Processes) -> "Setting":
+    def of(
+        cls, config: Config, encoder: Encoder, tokenizer: Tokenize, processes: Processes, crop: Crop | None = None
+    ) -> "Setting":
         """That of a run's configuration, whose eval.batch_size all ranks share."""
         return cls(
             encoder=encoder,
@@ -36,6 +42,7 @@ class Setting:
             text_length=config.model.text_length,
             batch_size=config.eval.batch_size // processes.world,
             processes=processes,
+            crop=crop,
         )
 
     def batches(self, shards: Sequence[str], left_out: LeftOut, only: frozenset[str] | None = None) -> Iterator[EvaluationBatch]:
@@ -55,6 +62,7 @@ class Setting:
             any_rank=self.processes.any,
             left_out=mine,
             only=only,
+            crop=self.crop,
         )
         self._settle(mine, left_out, len(shards))
 

@@ -1,5 +1,7 @@
 """Zero-shot classification: an image gets the class whose prompts are nearest."""
 
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,14 +14,36 @@ from trainer.distributed.agree import first_reads, raise_together
 from trainer.evaluation.classification_set import ClassificationSet, read_classification_set
 from trainer.evaluation.ranking import chance, hits, similarity
 from trainer.evaluation.setting import Setting
+from trainer.evaluation.wording import OWN, Wording
 
 PROMPTS_AT_ONCE = 8192  # 1000 classes by 80 prompts would be 300 MiB of embeddings on every rank
 
 
-def zeroshot(folder: str | Path, setting: Setting, what: str = "eval.zeroshot") -> dict[str, float]:
+WORST = 5
+"""So many confusions are told."""
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """A class that was taken for another. images: how often; share: of the true class's images."""
+
+    true: str
+    predicted: str
+    images: int
+    share: float
+
+
+def zeroshot(
+    folder: str | Path,
+    setting: Setting,
+    what: str = "eval.zeroshot",
+    wording: Wording = OWN,
+    confusions: list[Confusion] | None = None,
+) -> dict[str, float]:
     """Classify the test images of a CLIP_benchmark folder; every rank takes a slice and gets the whole result. A collective.
 
-    what: the configuration key, for messages.
+    what: the configuration key, for messages; wording: what replaces the folder's own class names or prompts; confusions: gets
+    the WORST most frequent ones, if it is there.
 
     Shares from 0 to 1: `top1`, `top5` (with more than five classes), `mean_per_class` (top-1, over the classes that have images),
     and each attribute of `class_attributes.json`: how often the predicted class has the true one's value. `chance` is that of
@@ -28,19 +52,36 @@ def zeroshot(folder: str | Path, setting: Setting, what: str = "eval.zeroshot") 
     `trainer.evaluation.ranking`.
     Raises UserError on every rank for a bad folder, for shards without `.cls` labels, and for labels out of range.
     """
-    dataset = first_reads(lambda: read_classification_set(folder, what), setting.processes)
+    dataset = first_reads(lambda: read_classification_set(folder, what, wording), setting.processes)
     classes_cd = class_embeddings(dataset, setting)
+    mistaken: Counter[tuple[int, int]] = Counter()
     judge = _Judge(dataset, classes_cd.device)
     left_out = LeftOut()
     for batch in setting.batches(dataset.shards, left_out):
         raise_together(_label_problem(batch, dataset, f"{what}={folder}"), setting.processes)
         images_bd = setting.embed_images(batch.images)
         valid_b = batch.valid.to(images_bd.device)
-        judge.count(similarity(images_bd[valid_b], classes_cd), batch.labels.to(images_bd.device)[valid_b])
-    images = int(setting.processes.sum(judge.images_c).sum())
+        scores_bc, labels_b = similarity(images_bd[valid_b], classes_cd), batch.labels.to(images_bd.device)[valid_b]
+        judge.count(scores_bc, labels_b)
+        if confusions is not None:
+            mistaken.update(zip(labels_b.tolist(), scores_bc.argmax(dim=1).tolist(), strict=True))
+    images_c = setting.processes.sum(judge.images_c)
+    images = int(images_c.sum())
     unlabelled = f"{what}: the test shards of {folder} contain no usable image with its class index in .cls"
     raise_together(None if images else "; ".join([unlabelled, *left_out.told()]), setting.processes)
-    return judge.result(setting.processes.sum(judge.images_c), setting.processes.sum(judge.hits_mc)) | left_out.metrics()
+    if confusions is not None:
+        together = sum(setting.processes.gather_objects(mistaken), Counter())
+        confusions += _worst(together, dataset.classes, images_c)
+    return judge.result(images_c, setting.processes.sum(judge.hits_mc)) | left_out.metrics()
+
+
+def _worst(mistaken: Counter[tuple[int, int]], classes: list[str], images_c: Tensor) -> list[Confusion]:
+    """The most frequent pairs of different classes, those of equal counts in label order."""
+    pairs = sorted((-count, true, predicted) for (true, predicted), count in mistaken.items() if true != predicted)
+    return [
+        Confusion(classes[true], classes[predicted], -count, -count / images_c[true].item())
+        for count, true, predicted in pairs[:WORST]
+    ]
 
 
 def class_embeddings(dataset: ClassificationSet, setting: Setting) -> Tensor:
