@@ -10,6 +10,7 @@ from pathlib import Path
 
 import open_clip
 import torch
+from clip_benchmark.metrics import image_caption_selection
 from PIL import Image
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from trainer.evaluate import evaluate_open_clip
 from trainer.evaluation.classification_set import ClassificationSet, read_classification_set
 from trainer.evaluation.open_clip_model import load_open_clip
 from trainer.evaluation.setting import Setting
+from trainer.evaluation.winoground import twin_scores
 from trainer.evaluation.wording import read_classes, read_prompts
 
 MODEL = {
@@ -28,6 +30,10 @@ MODEL = {
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8},
     "text_cfg": {"context_length": 20, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
 }
+
+
+NAMES = {"text_score": "text_acc", "image_score": "image_acc", "group_score": "acc"}
+"""Ours and CLIP_benchmark's."""
 
 
 def write_model(folder: Path) -> str:
@@ -58,6 +64,21 @@ def judged_by_open_clip(name: str, dataset: ClassificationSet) -> dict[str, Tens
         "top1": right[:, :1].any(dim=1).double().mean(),
         "top5": right[:, :5].any(dim=1).double().mean(),
     }
+
+
+def winoground_apart(name: str, dataset: ClassificationSet) -> float:
+    """How far CLIP_benchmark's scores of Winoground and ours are apart; the set's images in their order are the pairs."""
+    model, transform = open_clip.create_model_from_pretrained(name)
+    tokenizer = open_clip.get_tokenizer(name)
+    samples = [sample for shard in dataset.shards for sample in read_samples(shard)]
+    pixels = torch.stack([transform(Image.open(io.BytesIO(sample.files["jpg"]))) for sample in samples])
+    captions = [f"number {number} of a set" for number in range(len(samples))]
+    pairs = [captions[place : place + 2] for place in range(0, len(captions), 2)]
+    batch = (pixels.view(-1, 2, *pixels.shape[1:]), pairs)
+    theirs = image_caption_selection.evaluate(model.eval(), [batch], tokenizer, "cpu", amp=False)
+    images, texts, _ = model(pixels, tokenizer(captions))
+    ours = twin_scores(images.view(-1, 2, images.shape[1]) @ texts.view(-1, 2, texts.shape[1]).mT)
+    return max(abs(ours[name] - theirs[other]) for name, other in NAMES.items())
 
 
 def judged_by_us(name: str, dataset: ClassificationSet, config: Config) -> dict[str, Tensor]:
@@ -93,6 +114,7 @@ def main() -> None:
     }
     found = {
         "apart": {what: difference.abs().max().item() for what, difference in apart.items()},
+        "winoground": winoground_apart(name, dataset),
         "top5": theirs["top5"].item(),
         "words": [len(read_prompts("imagenet80")), len(read_prompts("simple")), len(read_classes("imagenet"))],
         "prompts": read_prompts("food101"),

@@ -28,6 +28,7 @@ def test_open_clip_and_we_agree_on_a_model_of_its_own(tmp_path: Path) -> None:
 
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["apart"] == pytest.approx(dict.fromkeys(found["apart"], 0), abs=1e-5)
+    assert found["winoground"] == pytest.approx(0, abs=1e-6)
     assert 0 < found["top5"] < 1
     assert found["words"] == [80, 7, 1000]
     assert found["prompts"] == ["a photo of {c}, a type of food."]
