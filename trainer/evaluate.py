@@ -38,7 +38,7 @@ from trainer.files import write_whole
 if TYPE_CHECKING:
     from trainer.evaluation.suite import Memory
 
-OF_OUR_MODELS = ("model.", "router.", "parallel.", "data.tokenizer", "data.mean", "data.std")
+OURS = ("model.", "router.", "parallel.expert_parallel", "parallel.zero_stage", "data.tokenizer", "data.mean", "data.std")
 """Keys that mean nothing to a model of open_clip."""
 COMMAND = Command(
     "trainer.evaluate",
@@ -85,7 +85,7 @@ def read_open_clip(given: Given) -> tuple[str, Config]:
         if other in given.values:
             raise UserError(f"{other}={given.values[other]} does not go together with open_clip={asked}: give one of them")
     for override in given.overrides:
-        if override.lstrip("+~").startswith(OF_OUR_MODELS):
+        if override.lstrip("+~").startswith(OURS):
             raise UserError(f"'{override}': a model of open_clip brings its own; leave it out")
     values = OmegaConf.structured(Config())
     values.run.name, values.train.precision = asked, "fp32"

@@ -36,27 +36,34 @@ OWN = Wording()
 
 
 class Wordings:
-    """What `eval.prompts` and `eval.classes` say about sets of these names."""
+    """What `eval.prompts` and `eval.classes` say about classification sets."""
 
-    def __init__(self, asked: EvalConfig, sets: Collection[str]) -> None:
-        """Raises UserError for a value that means nothing, and for the name of no set."""
-        self._prompts = _by_set(asked.prompts, "eval.prompts", sets)
-        self._classes = _by_set(asked.classes, "eval.classes", sets)
+    def __init__(self, asked: EvalConfig, sets: Collection[str] = ()) -> None:
+        """sets: the names of all sets, if they are known.
+
+        Raises UserError for a value that means nothing, and for the name of no set.
+        """
+        self._asked = asked
+        for what, value in (("eval.prompts", asked.prompts), ("eval.classes", asked.classes)):
+            _check(value, what, sets)
 
     def of(self, name: str) -> Wording:
         """That of one set."""
-        return Wording(self._prompts.get(name), self._classes.get(name))
+        return Wording(_of_set(self._asked.prompts, name), _of_set(self._asked.classes, name))
 
 
-def _by_set(asked: Any, what: str, sets: Collection[str]) -> dict[str, str]:
-    named = {str(name): value for name, value in asked.items()} if isinstance(asked, Mapping) else dict.fromkeys(sets, asked)
-    for name, value in named.items():
-        if name not in sets:
-            known = ", ".join(sets) or "none"
-            raise UserError(f"{what}.{name}: no classification set is called that{did_you_mean(name, sets)}; there are: {known}")
+def _check(asked: Any, what: str, sets: Collection[str]) -> None:
+    for value in asked.values() if isinstance(asked, Mapping) else [asked]:
         if value is not None and not (isinstance(value, str) and value):
             raise UserError(f"{what}: {value!r} is neither a word nor a file; give one, {{set: word or file}}, or null")
-    return {name: value for name, value in named.items() if value is not None}
+    for name in map(str, asked if isinstance(asked, Mapping) else ()):
+        if sets and name not in sets:
+            known = ", ".join(sets)
+            raise UserError(f"{what}.{name}: no classification set is called that{did_you_mean(name, sets)}; there are: {known}")
+
+
+def _of_set(asked: Any, name: str) -> str | None:
+    return {str(of_set): value for of_set, value in asked.items()}.get(name) if isinstance(asked, Mapping) else asked
 
 
 def read_prompts(asked: str) -> list[str]:
