@@ -44,7 +44,6 @@ EVALUATORS: dict[str, Callable[..., dict[str, float]]] = {RETRIEVAL: retrieval, 
 FEWSHOT_ROWS = (10, 5, 1)
 """Numbers of shots, of which the table shows the first that was evaluated."""
 
-
 Judge = Callable[[Setting], dict[str, float]]
 """An evaluation: from the model and how to read to metrics. A collective."""
 

@@ -18,7 +18,7 @@ from trainer.data.text_files import decode_text, split_lines
 from trainer.errors import UserError, check_extra, did_you_mean, reason
 
 OPEN_CLIP_PROMPTS = {"imagenet80": "OPENAI_IMAGENET_TEMPLATES", "simple": "SIMPLE_IMAGENET_TEMPLATES"}
-"""The 80 prompts of CLIP for ImageNet, and the seven of them that do nearly as well, by their names in open_clip."""
+"""CLIP's 80 prompts for ImageNet, and its authors' selection of seven of them, by their names in open_clip."""
 OPEN_CLIP_CLASSES = {"imagenet": "IMAGENET_CLASSNAMES"}
 BENCHMARK_PROMPTS = "datasets/en_zeroshot_classification_templates.json"
 """In CLIP_benchmark's package: the prompts of each data set."""

@@ -17,10 +17,7 @@ from trainer.evaluation.setting import Setting
 from trainer.evaluation.wording import OWN, Wording
 
 PROMPTS_AT_ONCE = 8192  # 1000 classes by 80 prompts would be 300 MiB of embeddings on every rank
-
-
-WORST = 5
-"""So many confusions are told."""
+WORST = 5  # so many confusions are told
 
 
 @dataclass(frozen=True)
@@ -48,8 +45,7 @@ def zeroshot(
     Shares from 0 to 1: `top1`, `top5` (with more than five classes), `mean_per_class` (top-1, over the classes that have images),
     and each attribute of `class_attributes.json`: how often the predicted class has the true one's value. `chance` is that of
     top1 (1 / classes), `<name>_chance` that of the others; `images` is a count, and so are `bad_samples` and `bad_shards`, where
-    there are any. Ties are judged as in
-    `trainer.evaluation.ranking`.
+    there are any. Ties are judged as in `trainer.evaluation.ranking`.
     Raises UserError on every rank for a bad folder, for shards without `.cls` labels, and for labels out of range.
     """
     dataset = first_reads(lambda: read_classification_set(folder, what, wording), setting.processes)
