@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEERS := .peers-venv
+PURELIB := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
 SHELL := /bin/bash
 
-.PHONY: setup train test test-all test-cluster docs lint clean
+.PHONY: setup train test test-all test-cluster peers docs lint clean
 
 setup: $(READY)  ## create the environment in .venv; safe to repeat
 
@@ -25,6 +27,14 @@ test-all: setup  ## the quick tests, and those that start several processes
 
 test-cluster: setup  ## jobs of a real SLURM, started on this machine (root; Debian); skipped where that is impossible
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m cluster tests/cluster $(ARGS)
+
+peers: $(PEERS)/.ready  ## CLIP_benchmark and open_clip beside our own packages; tests/peers needs them
+
+$(PEERS)/.ready: $(READY) requirements-open-clip.txt requirements-clip-benchmark.txt
+	$(BIN)/python -m venv $(PEERS)
+	echo "import site; site.addsitedir('$$($(BIN)/python $(PURELIB))')" > $$($(PEERS)/bin/python $(PURELIB))/limoe.pth
+	$(PEERS)/bin/pip install --quiet -r requirements-open-clip.txt -r requirements-clip-benchmark.txt
+	touch $@
 
 docs: setup  ## docs/configuration.md, from the schema and conf/
 	$(BIN)/python -m trainer.config.document > docs/configuration.md

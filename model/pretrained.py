@@ -89,7 +89,7 @@ class Pretrained:
         Raises UserError for a file that is not an image, and if the export holds only text; TypeError or ValueError for any other
         object.
         """
-        self._check_holds("image")
+        self.check_holds("image")
         _check_list(images, "embed_images", "images")
         rows = []
         for batch in _batches(images, batch_size):
@@ -103,12 +103,12 @@ class Pretrained:
 
         Raises TypeError for anything but a list of texts, UserError if the export holds only images.
         """
-        self._check_holds("text")
+        self.check_holds("text")
         batches = _batches(_checked_texts(texts, "embed_texts"), batch_size)
         return self._joined([self.module(texts=self.tokenize(batch).to(self.device)).texts for batch in batches])
 
-    def _check_holds(self, modality: str) -> None:
-        """Before anything is read or decoded."""
+    def check_holds(self, modality: str) -> None:
+        """Raise UserError if a trimmed export has left this modality, "image" or "text", out."""
         if self.modality not in (None, modality):
             raise UserError(only(self.modality))
 

@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-PINNED = ("requirements.txt", "requirements-dev.txt", "requirements-report.txt", "requirements-dashboard.txt")
+EXTRAS = ("dev", "report", "dashboard", "open-clip", "clip-benchmark")
+PINNED = ("requirements.txt", *(f"requirements-{extra}.txt" for extra in EXTRAS))
 BUILT_FROM = ("pyproject.toml", "setup.py", "README.md", *PINNED, "model", "trainer", "conf")
 
 
@@ -46,7 +47,7 @@ def test_every_command_is_installed():
         assert callable(getattr(importlib.import_module(module), function)), name
     commands = {path.stem for path in (ROOT / "trainer").glob("*.py") if "\ndef main(" in path.read_text()}
     commands |= {path.parent.name for path in (ROOT / "trainer").glob("*/__main__.py")}
-    assert {f"limoe-{command}" for command in commands} == set(scripts)
+    assert {f"limoe-{command.replace('_', '-')}" for command in commands} == set(scripts)
 
 
 def test_versions_stand_once():

@@ -1,12 +1,19 @@
 """Evaluate a trained run: `python -m trainer.evaluate run=DIR [weights=ema] [overrides]`, alone, under torchrun, or under srun.
 
 `run` is a run directory or one of its checkpoints; `weights=ema` evaluates the moving average of the weights (train.ema).
-Overrides such as `eval.zeroshot=PATH` or `parallel.expert_parallel=2` apply to the run's own configuration.
+Overrides such as `eval.zeroshot=PATH` or `parallel.expert_parallel=2` apply to the run's own configuration. With
+`open_clip=NAME:WEIGHTS` instead of `run`, the same code judges a model of open_clip.
 """
 
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from omegaconf import OmegaConf
+
+from model.paths import user_path
 from trainer.checkpoint.files import CONFIG, TOKENIZER
 from trainer.checkpoint.identity import check_identity, warn_of_other_pictures
 from trainer.checkpoint.load import (
@@ -19,21 +26,33 @@ from trainer.checkpoint.load import (
     reading,
     take_newest,
 )
-from trainer.config.arguments import Argument, Command
+from trainer.config.arguments import Argument, Command, Given
 from trainer.config.schema import Config
-from trainer.config.stored import stored_config
+from trainer.config.stored import stored_config, with_overrides
 from trainer.distributed.processes import Processes
 from trainer.distributed.program import exit_with, run_program
 from trainer.engine.state import EMA, WEIGHTS
-from trainer.errors import UserError
+from trainer.errors import UserError, reason
+from trainer.files import write_whole
 
+if TYPE_CHECKING:
+    from trainer.evaluation.suite import Memory
+
+OURS = ("model.", "router.", "parallel.expert_parallel", "parallel.zero_stage", "data.tokenizer", "data.mean", "data.std")
+"""Keys that mean nothing to a model of open_clip."""
 COMMAND = Command(
     "trainer.evaluate",
     "Evaluate a trained run, alone, under torchrun, or under srun: zero-shot and few-shot classification, and retrieval, "
     "as a table.",
     (
-        Argument("run", "DIR", "a run directory (its newest complete checkpoint), or a checkpoint of one", required=True),
+        Argument("run", "DIR", "a run directory (its newest complete checkpoint), or a checkpoint of one"),
         WEIGHTS_ARGUMENT,
+        Argument(
+            "open_clip",
+            "NAME:WEIGHTS",
+            "instead of run: a model of open_clip, such as ViT-B-32:PATH (also a tag of open_clip, local-dir:PATH, hf-hub:NAME)",
+        ),
+        Argument("to", "FILE", "write all metrics and the most frequent confusions to FILE, as JSON"),
     ),
     overrides="set a key of the run's own configuration for this evaluation, such as eval.zeroshot=PATH or eval.batch_size=64",
     word="run",
@@ -46,6 +65,8 @@ def read_arguments(arguments: list[str]) -> tuple[Path, str, Config]:
     Raises UserError for what is missing or mistyped, and for keys that would turn the weights into another model.
     """
     given = COMMAND.read(arguments)
+    if "run" not in given.values:
+        raise UserError(f"run=DIR is missing ({COMMAND.arguments[0].meaning}): {COMMAND.usage}")
     checkpoint = checkpoint_of(given.values["run"])
     with reading(checkpoint):
         kind = check_weights(given.values.get("weights", WEIGHTS), checkpoint)
@@ -57,7 +78,21 @@ def read_arguments(arguments: list[str]) -> tuple[Path, str, Config]:
     return checkpoint, kind, config
 
 
-def evaluate_run(checkpoint: Path, kind: str, config: Config, processes: Processes) -> int:
+def read_open_clip(given: Given) -> tuple[str, Config]:
+    """The model of open_clip and the configuration that a command line means. Raises UserError for what does not go together."""
+    asked = given.values["open_clip"]
+    for other in ("run", "weights"):
+        if other in given.values:
+            raise UserError(f"{other}={given.values[other]} does not go together with open_clip={asked}: give one of them")
+    for override in given.overrides:
+        if override.lstrip("+~").startswith(OURS):
+            raise UserError(f"'{override}': a model of open_clip brings its own; leave it out")
+    values = OmegaConf.structured(Config())
+    values.run.name, values.train.precision = asked, "fp32"
+    return asked, with_overrides(values, given.overrides)
+
+
+def evaluate_run(checkpoint: Path, kind: str, config: Config, processes: Processes, to: Path | None = None) -> int:
     """Evaluate the weights of one checkpoint on all ranks together; rank 0 prints the table."""
     from model.limoe import LIMoE
     from trainer.config.checks import check_evaluation
@@ -66,8 +101,7 @@ def evaluate_run(checkpoint: Path, kind: str, config: Config, processes: Process
     from trainer.engine.build import start_deepspeed
     from trainer.engine.state import ExpertSharding, set_weights
     from trainer.evaluation.encoder import ModelEncoder
-    from trainer.evaluation.suite import evaluate, summary_rows
-    from trainer.reporting.tables import summary_table
+    from trainer.evaluation.suite import Memory, evaluate
     from trainer.training.inputs import locate_data
 
     check_evaluation(config, processes.world)
@@ -83,24 +117,79 @@ def evaluate_run(checkpoint: Path, kind: str, config: Config, processes: Process
     set_weights(model, load_state(checkpoint, model, sharding, (kind,)), kind)
     dtype = dtype_of(config.train.precision)
     model.to(processes.device, dtype).eval()
-    metrics = evaluate(located, ModelEncoder(model, config.data, dtype), tokenizer, processes)
+    memory = Memory(confusions={})
+    metrics = evaluate(located, ModelEncoder(model, config.data, dtype), tokenizer, processes, memory)
     if processes.is_first:
         name = f"{config.run.name}, step {step}" + (", moving average of the weights" if kind == EMA else "")
-        summary_table(name, summary_rows(metrics), [("checkpoint", str(checkpoint))])
+        _tell(name, ("checkpoint", str(checkpoint)), metrics, memory, to)
     return 0
+
+
+def evaluate_open_clip(asked: str, config: Config, processes: Processes, to: Path | None = None) -> int:
+    """Evaluate a model of open_clip on all ranks together, each of which holds it whole; rank 0 prints the table."""
+    from trainer.config.checks import JUDGED, check_evaluation
+    from trainer.distributed.device import dtype_of
+    from trainer.evaluation.open_clip_model import load_open_clip
+    from trainer.evaluation.suite import Memory, evaluate
+    from trainer.training.inputs import locate_data
+
+    check_evaluation(config, processes.world, JUDGED)
+    found = load_open_clip(asked, processes.device, dtype_of(config.train.precision))
+    config.model.image_size, config.model.text_length = found.image_size, found.text_length
+    memory = Memory(confusions={})
+    metrics = evaluate(locate_data(config, processes), found, found.tokenize, processes, memory, found.crop)
+    if not metrics:
+        raise UserError("nothing to evaluate: give eval.zeroshot=PATH, eval.suite=PATH, eval.fewshot=PATH or eval.retrieval=PATH")
+    if processes.is_first:
+        _tell(asked, ("open_clip", asked), metrics, memory, to)
+    return 0
+
+
+def _tell(name: str, origin: tuple[str, str], metrics: dict[str, float], memory: "Memory", to: Path | None) -> None:
+    """Print the table, and write the file if one is asked for."""
+    from trainer.evaluation.suite import confusion_rows, summary_rows
+    from trainer.reporting.tables import summary_table
+
+    confusions, notes = memory.confusions or {}, [origin]
+    if to is not None:
+        mistaken = {group: [asdict(pair) for pair in worst] for group, worst in confusions.items()}
+        result = {"name": name, origin[0]: origin[1], "metrics": metrics, "confusions": mistaken}
+        try:
+            write_whole(to, (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
+        except OSError as problem:
+            raise UserError(f"to={to} cannot be written ({reason(problem)}): choose another file") from problem
+        notes.append(("metrics", str(to)))
+    summary_table(name, [*summary_rows(metrics), *confusion_rows(confusions)], notes)
+
+
+def _file_to_write(given: Given) -> Path | None:
+    """Raises UserError now, rather than after the evaluation, when there is no such folder."""
+    if "to" not in given.values:
+        return None
+    to = user_path(given.values["to"], "to")
+    if to.is_dir() or not to.parent.is_dir():
+        raise UserError(f"to={to}: give a file in a folder that exists")
+    return to
 
 
 def main() -> None:
     """Read the command line and evaluate."""
     arguments = sys.argv[1:]
     try:
-        _, _, config = take_newest(lambda: read_arguments(arguments), lambda asked: asked)
+        given = COMMAND.read(arguments)
+        to = _file_to_write(given)
+        if "open_clip" in given.values:
+            asked, config = read_open_clip(given)
+        else:
+            _, _, config = take_newest(lambda: read_arguments(arguments), lambda found: found)
     except UserError as problem:
         exit_with(problem)
-    # Chosen again, by rank 0 for all: each rank has looked at a different time, while the run may be training.
 
     def work(processes: Processes) -> int:
-        return take_newest(lambda: read_arguments(arguments), lambda asked: evaluate_run(*asked, processes), processes)
+        if "open_clip" in given.values:
+            return evaluate_open_clip(asked, config, processes, to)
+        # Chosen again, by rank 0 for all: each rank has looked at a different time, while the run may be training.
+        return take_newest(lambda: read_arguments(arguments), lambda found: evaluate_run(*found, processes, to), processes)
 
     run_program(config, work)
 

@@ -1,5 +1,6 @@
 """Home directories in what a user types, through the whole program: a run, its resume, a run from its weights, its evaluation."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,11 @@ def test_a_home_directory_is_one_wherever_it_is_typed(home: Path, tmp_path: Path
 
     done = train(log, "run.dir=~/next", "train.steps=1", "init_from=~/run/")
     assert done.code == 0, done.output
-    done = run(["--run", "~/next", "--eval.zeroshot", "{}"], log, module="trainer.evaluate")
+    done = run(["--run", "~/next", "--eval.zeroshot", "{unseen: null}", "--to", "~/judged.json"], log, module="trainer.evaluate")
     assert done.code == 0, done.output
+    judged = json.loads((home / "judged.json").read_text())
+    groups = {name.rpartition("/")[0] for name in judged["metrics"]}
+    assert "eval/zeroshot" in groups and "eval/zeroshot_unseen" not in groups
+    worst = judged["confusions"]["eval/zeroshot"][0]
+    assert f"{worst['true']} for {worst['predicted']}" in done.output
     assert not (tmp_path / "~").exists()

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from trainer.checkpoint.files import CONFIG, MARKER, checkpoint_path
@@ -10,7 +11,8 @@ from trainer.checkpoint.identity import warn_of_other_pictures
 from trainer.config.checks import check_evaluation, check_layout
 from trainer.config.schema import Config
 from trainer.errors import UserError
-from trainer.evaluate import read_arguments
+from trainer.evaluate import COMMAND, read_arguments, read_open_clip
+from trainer.evaluation.open_clip_model import load_open_clip
 
 
 @pytest.fixture
@@ -67,6 +69,46 @@ def test_a_mistake_is_told_in_one_line(run_dir: Path, arguments: list[str], told
         read_arguments([argument.replace("RUN", str(run_dir)) for argument in arguments])
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_of_open_clip() -> None:
+    asked, config = read_open_clip(COMMAND.read(["open_clip=ViT-B-32:/x.pt", "eval.suite=/sets", "eval.batch_size=8"]))
+    assert (asked, config.eval.suite, config.eval.batch_size) == ("ViT-B-32:/x.pt", "/sets", 8)
+    assert (config.train.precision, config.data.kind) == ("fp32", "webdataset")
+    _, config = read_open_clip(COMMAND.read(["open_clip=local-dir:/x", "train.precision=bf16"]))
+    assert config.train.precision == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["open_clip=a:b", "run=c"], "run=c does not go together with open_clip=a:b"),
+        (["open_clip=a:b", "weights=ema"], "weights=ema does not go together with open_clip=a:b"),
+        (["open_clip=a:b", "model.width=8"], "'model.width=8': a model of open_clip brings its own"),
+        (["open_clip=a:b", "data.mean=[0,0,0]"], "'data.mean=[0,0,0]': a model of open_clip brings its own"),
+        (["open_clip=a:b", "data=shapes"], "single keys can be set to one value each"),
+    ],
+)
+def test_what_a_model_of_open_clip_has_no_use_for_is_told(arguments: list[str], told: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read_open_clip(COMMAND.read(arguments))
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("ViT-B-32", "open_clip=ViT-B-32: write NAME:WEIGHTS, such as ViT-B-32:PATH, or local-dir:FOLDER"),
+        (":x", "write NAME:WEIGHTS"),
+        ("ViT-B-32:x.pt", 'open_clip=ViT-B-32:x.pt needs open_clip_torch: pip install "limoe-trainer[open-clip]"'),
+    ],
+)
+def test_a_model_of_open_clip_that_cannot_be_loaded(asked: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError) as caught:
+        load_open_clip(asked, torch.device("cpu"), torch.float32)
+    assert told in str(caught.value)
 
 
 def test_a_damaged_configuration_is_named(run_dir: Path):

@@ -1,6 +1,5 @@
 """The arguments of all commands except training, in one form: `run=DIR`, `--run=DIR` and `--run DIR` are the same."""
 
-import importlib.util
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator
@@ -9,16 +8,11 @@ from dataclasses import dataclass
 from trainer.config.compose import GROUPS
 from trainer.config.keys import KEYS
 from trainer.errors import UserError, did_you_mean, either
+from trainer.errors import check_extra as check_extra  # for commands, which read their arguments first
 from trainer.output import reader_may_leave
 
 WIDTH = 100
 HELP = {"-h", "--help"}
-
-
-def check_extra(module: str, extra: str, needs: str, otherwise: str = "") -> None:
-    """Raise UserError when a module of one of our extras is missing; needs: `plots need matplotlib`; otherwise: a way out."""
-    if importlib.util.find_spec(module) is None:
-        raise UserError(f'{needs}: pip install "limoe-trainer[{extra}]"{otherwise}')
 
 
 @dataclass(frozen=True)

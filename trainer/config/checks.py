@@ -17,8 +17,12 @@ from trainer.errors import UserError
 EVERYTHING = ("",)
 ARCHITECTURE = ("model", "router")
 DESCRIBED = (*ARCHITECTURE, "parallel", "train")
-EVALUATED = (*ARCHITECTURE, "parallel", "data", "eval", "run", "train.precision")
-"""Keys and sections that a use of the configuration needs; how a model was trained does not matter to its evaluation."""
+JUDGED = ("data", "eval", "run", "train.precision")
+EVALUATED = (*ARCHITECTURE, "parallel", *JUDGED)
+"""Keys and sections that a use of the configuration needs; how a model was trained does not matter to its evaluation.
+
+JUDGED: what the evaluation of a model needs that is not one of ours.
+"""
 
 
 def check_layout(config: Config, world: int) -> None:
@@ -29,9 +33,9 @@ def check_layout(config: Config, world: int) -> None:
     _raise_first(problems)
 
 
-def check_evaluation(config: Config, world: int) -> None:
-    """Raise UserError when `world` processes cannot evaluate a run."""
-    _raise_first(list(layout_problems(config, world, EVALUATED).values()))
+def check_evaluation(config: Config, world: int, needed: tuple[str, ...] = EVALUATED) -> None:
+    """Raise UserError when `world` processes cannot evaluate a run, or what else needs these sections."""
+    _raise_first(list(layout_problems(config, world, needed).values()))
 
 
 def check_description(config: Config, world: int) -> None:

@@ -241,6 +241,18 @@ class EvalConfig:
         "folders in CLIP_benchmark's layout, each evaluated as its files ask: one, a folder of several, a list, or {name: PATH}",
         path=True,
     )
+    prompts: Any = option(
+        None,
+        "prompts of the classification sets: imagenet80, simple, the PATH of a file of them, or {name: one of these}; null: each "
+        "set's own",
+        path=True,
+    )
+    classes: Any = option(
+        None,
+        "class names of the classification sets: imagenet, the PATH of a file of them, or {name: one of these}; null: each "
+        "set's own",
+        path=True,
+    )
     retrieval: Any = option(True, "true: on data.val; false: none; or the shards or folder to use", path=True)
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from model.config import TRIMMED
@@ -19,12 +19,20 @@ def stored_config(path: Path, overrides: list[str]) -> Config:
     values = load_config(path)
     if OmegaConf.select(values, f"model.{TRIMMED}") is not None:
         raise UserError(f"{path} belongs to an export from which parts of the model were left out: give the run it came from")
+    return with_overrides(values, overrides)
+
+
+def with_overrides(values: DictConfig, overrides: list[str]) -> Config:
+    """A configuration with single keys `key=value` set in it.
+
+    Raises UserError for a key, a group or a value that cannot be set.
+    """
     try:
         for override in parse_overrides(overrides):
             check_key(override)
             if override.key_or_group in GROUPS or override.is_delete() or override.is_sweep_override():
                 raise UserError(
-                    f"'{override.input_line}': for an existing run, single keys can be set to one value each, "
+                    f"'{override.input_line}': for an existing model, single keys can be set to one value each, "
                     f"such as eval.zeroshot=PATH"
                 )
             OmegaConf.update(values, override.key_or_group, override.value(), merge=False)

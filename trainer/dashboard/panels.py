@@ -93,6 +93,7 @@ SECTIONS = (
             Panel("Zero-shot, everything", r"eval/zeroshot[^/]*/[a-z0-9_]+"),
             Panel("Several classes an image: mean average precision", "eval/multilabel[^/]*/mean_average_precision"),
             Panel("Caption selection", "eval/captions[^/]*/top1"),
+            Panel("Winoground", "eval/winoground[^/]*/(text|image|group)_score"),
             Panel("Left out", r"eval/.+/bad_(samples|shards)"),
         ),
     ),

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from model.preprocess import REDUCING_GAP, centre_crop
@@ -23,6 +24,9 @@ from trainer.errors import UserError
 PARCEL_ROWS = 64  # rows a worker sends at once
 PARCEL_LABELS = 4096  # the same without images
 
+Crop = Callable[[Image.Image], Tensor]
+"""An RGB image at its full size as uint8 `[3, size, size]`; sent to the workers, so it can be pickled."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -38,6 +42,7 @@ class _Plan:
     remote: Remote
     only: frozenset[str] | None = None  # ids of the samples to read; None: all
     labels_alone: bool = False  # leave the images alone
+    crop: Crop | None = None  # None: centre_crop
     first_reader: int = 0  # of this rank
     readers: int = 1  # of all ranks
 
@@ -66,13 +71,15 @@ def evaluation_batches(
     workers: int | None = None,
     left_out: LeftOut | None = None,
     only: frozenset[str] | None = None,
+    crop: Crop | None = None,
 ) -> Iterator[EvaluationBatch]:
     """This rank's share of all images of the shards, in batches of `batch_size` rows; the last one is padded with invalid rows.
 
     `any_rank(flag)` says whether the flag is set on any rank; it is called once before each batch and once at the end, on
     all ranks equally often, so that all ranks see the same number of batches. `workers`: null for data.workers. A sample
     needs an image and a caption or a class; others are left out, and so is everything after a break in a shard: they
-    are counted in `left_out`, complete at the end, and logged. `only`: the ids of the samples to read; None: all.
+    are counted in `left_out`, complete at the end, and logged. `only`: the ids of the samples to read; None: all. `crop`: what
+    makes an image square; None: model.preprocess.centre_crop.
     Raises UserError when `workers` is negative or `data.background` is not a colour.
     """
     plan = _Plan(
@@ -83,6 +90,7 @@ def evaluation_batches(
         parcel_rows=min(batch_size, PARCEL_ROWS),
         remote=Remote.of(data),
         only=only,
+        crop=crop,
     )
     with _reading(plan, rank, world, data.workers if workers is None else workers) as rows:
         batches = _batches(rows, batch_size, image_size, left_out if left_out is not None else LeftOut())
@@ -186,12 +194,18 @@ def _add_sample(rows: _Rows, sample: Sample, plan: _Plan) -> None:
     # A sample with a class needs no caption.
     needs_caption = label < 0 and classes is None
     captions = read_captions(sample, plan.captions) if needs_caption else captions_of(sample, plan.captions)
-    image = decode_image(image_bytes(sample), round(REDUCING_GAP * plan.image_size), plan.background)
-    rows.images.append(centre_crop(image, plan.image_size))
+    rows.images.append(_read_image(image_bytes(sample), plan))
     rows.labels.append(label)
     rows.captions.append(captions)
     rows.ids.append(sample.id)
     rows.classes.append(classes)
+
+
+def _read_image(content: bytes, plan: _Plan) -> Tensor:
+    """uint8 `[3, H, W]`"""
+    if plan.crop is not None:
+        return plan.crop(decode_image(content, 0, plan.background))
+    return centre_crop(decode_image(content, round(REDUCING_GAP * plan.image_size), plan.background), plan.image_size)
 
 
 def _packed(rows: _Rows) -> _Rows:

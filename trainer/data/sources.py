@@ -1,10 +1,11 @@
 """Where the pairs of a run come from: its shards and its tokenizer, found and checked; no process group."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from trainer.config.schema import Config, DataConfig
 from trainer.data.look import Judge, Look, judge_image, judge_pair, look_at
@@ -14,7 +15,7 @@ from trainer.data.shards.names import printable
 from trainer.data.shards.opening import Remote
 from trainer.data.shards.patterns import list_shards, name_some, shared_shards
 from trainer.data.tokenizer import Tokenizer
-from trainer.errors import UserError
+from trainer.errors import UserError, did_you_mean
 
 _log = logging.getLogger(__name__)
 
@@ -24,11 +25,22 @@ def with_shapes(config: Config, folder: Path) -> Config:
     located = deepcopy(config)
     located.data.train = located.data.train or f"{folder}/train-*.tar"
     located.data.val = located.data.val or f"{folder}/val-*.tar"
-    if located.eval.zeroshot is None:
-        located.eval.zeroshot = zeroshot_folders(config.data.kind, folder)
-    if located.eval.fewshot is None:
-        located.eval.fewshot = fewshot_folders(config.data.kind, folder)
+    of_kind = f"data.kind={config.data.kind}"
+    located.eval.zeroshot = _without(located.eval.zeroshot, zeroshot_folders(config.data.kind, folder), "eval.zeroshot", of_kind)
+    located.eval.fewshot = _without(located.eval.fewshot, fewshot_folders(config.data.kind, folder), "eval.fewshot", of_kind)
     return located
+
+
+def _without(asked: Any, embedded: dict[str, str], what: str, of_kind: str) -> Any:
+    """The embedded sets for null, without those that `{name: null}` switches off; anything else is the user's own."""
+    only_off = isinstance(asked, Mapping) and bool(asked) and all(place is None for place in asked.values())
+    if asked is not None and not only_off:
+        return asked
+    off = {str(name) for name in asked or ()}
+    for name in off - embedded.keys():
+        known = ", ".join(embedded)
+        raise UserError(f"{what}.{name}=null: {of_kind} has no set of that name{did_you_mean(name, embedded)}; it has {known}")
+    return {name: place for name, place in embedded.items() if name not in off}
 
 
 def load_tokenizer(config: Config, path: Path) -> Tokenizer:

@@ -12,7 +12,14 @@ from trainer.evaluation.classification_set import CLASSES
 
 TYPE = "dataset_type.txt"
 CLASSIFICATION, MULTILABEL, RETRIEVAL, SELECTION = "classification", "multilabel", "retrieval", "image_caption_selection"
-KINDS = {CLASSIFICATION: "zeroshot", MULTILABEL: "multilabel", RETRIEVAL: "retrieval", SELECTION: "captions"}
+WINOGROUND = "winoground"  # the one that CLIP_benchmark has no shards of
+KINDS = {
+    CLASSIFICATION: "zeroshot",
+    MULTILABEL: "multilabel",
+    RETRIEVAL: "retrieval",
+    SELECTION: "captions",
+    WINOGROUND: "winoground",
+}
 """What TYPE may say, and the beginning of the metrics' group; without it, a folder with class names is a classification set."""
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from model.paths import user_path
 from model.text import clean_text
 from trainer.data.shards.patterns import list_shards
-from trainer.data.text_files import decode_text, split_lines
-from trainer.errors import UserError, reason
+from trainer.errors import UserError
+from trainer.evaluation.wording import OWN, Wording, read_classes, read_names, read_prompts, read_templates, read_text
 
 CLASSES = "classnames.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
@@ -32,47 +32,19 @@ class ClassificationSet:
         return [template.replace("{c}", name) for name in names or self.classes for template in self.templates]
 
 
-def read_classification_set(folder: str | Path, what: str = "eval.zeroshot") -> ClassificationSet:
+def read_classification_set(folder: str | Path, what: str = "eval.zeroshot", wording: Wording = OWN) -> ClassificationSet:
     """Read FOLDER: the class names, the prompts, the attributes where there are any, and the list of test shards.
 
-    what: the configuration key, for messages. The shards are those of `FOLDER/test/`, else `FOLDER/test-*.tar`, else
-    `FOLDER/*.tar` but for training shards.
+    what: the configuration key, for messages; wording: what replaces the folder's own class names or prompts. The shards are
+    those of `FOLDER/test/`, else `FOLDER/test-*.tar`, else `FOLDER/*.tar` but for training shards.
     Raises UserError when anything is missing or malformed.
     """
     root = user_path(folder, what)
     if not root.is_dir():
         raise UserError(f"{what}: {root} is not a folder; give one with {CLASSES}, {TEMPLATES} and test shards")
-    classes = _read_lines(root / CLASSES, "one class name per line, in label order")
-    if "" in classes:
-        raise UserError(f"{root / CLASSES}: line {classes.index('') + 1} is empty; every label needs a name")
-    templates = [line for line in _read_lines(root / TEMPLATES, "one prompt per line, with {c} for the class name") if line]
-    for template in templates:
-        if "{c}" not in template:
-            raise UserError(f"{root / TEMPLATES}: '{template}' does not say where the class name goes; write {{c}} there")
+    classes = read_names(root / CLASSES) if wording.classes is None else read_classes(wording.classes)
+    templates = read_templates(root / TEMPLATES) if wording.prompts is None else read_prompts(wording.prompts)
     return ClassificationSet(classes, templates, _read_attributes(root / ATTRIBUTES, len(classes)), list_shards(root, what))
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return decode_text(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {reason(error)}") from error
-    except UserError as problem:
-        raise UserError(f"{path} {problem}") from None
-
-
-def _read_lines(path: Path, content: str) -> list[str]:
-    """The lines, cleaned (model.text), empty ones at the beginning and the end left out; at least one."""
-    if not path.is_file():
-        raise UserError(f"{path} is missing; write {content}")
-    lines = [clean_text(line) for line in split_lines(_read_text(path))]
-    while lines and not lines[-1]:
-        lines.pop()
-    while lines and not lines[0]:
-        lines.pop(0)
-    if not lines:
-        raise UserError(f"{path} is empty; write {content}")
-    return lines
 
 
 def _read_attributes(path: Path, classes: int) -> dict[str, list[str]]:
@@ -81,7 +53,7 @@ def _read_attributes(path: Path, classes: int) -> dict[str, list[str]]:
         return {}
     wanted = '{"colour": ["red", ... one value per class]}'
     try:
-        attributes = json.loads(_read_text(path))
+        attributes = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}); write {wanted}") from error
     if not isinstance(attributes, dict) or not all(isinstance(values, list) for values in attributes.values()):

@@ -14,6 +14,7 @@ from trainer.data.shards.patterns import list_shards
 from trainer.errors import UserError
 from trainer.evaluation.classification_set import ClassificationSet, read_classification_set
 from trainer.evaluation.suite import classification_sets, retrieval_key, retrieval_shards
+from trainer.evaluation.wording import Wordings
 
 CAPTIONS = 5
 """Most captions of one image that are used."""
@@ -109,7 +110,7 @@ def _read_pairs(config: Config, shards: list[str], samples: int) -> Pairs:
 
 
 def _read_classified(config: Config, name: str, folder: str, samples: int) -> Classified:
-    dataset = read_classification_set(folder)
+    dataset = read_classification_set(folder, wording=Wordings(config.eval).of(name))
     classes = len(dataset.classes)
     each = max(1, samples // classes)
     images: list[Tensor] = []

@@ -20,24 +20,30 @@ from trainer.evaluation.fewshot_set import read_fewshot_set
 from trainer.evaluation.probe import Probe, fit_probe
 from trainer.evaluation.ranking import hits
 from trainer.evaluation.setting import Setting
-from trainer.evaluation.shots import SEEDS, SHOTS, Draw
+from trainer.evaluation.shots import SEEDS, SHOTS, Candidates, Draw
 
 logger = logging.getLogger(__name__)
 
 
-def fewshot(place: Any, setting: Setting, what: str = "eval.fewshot") -> dict[str, float]:
+def fewshot(
+    place: Any, setting: Setting, what: str = "eval.fewshot", kept: dict[str, Candidates] | None = None
+) -> dict[str, float]:
     """Fit probes to a few training images of each class and classify all test images of a labelled set, whose `place` is that of
     the configuration key `what` (trainer.evaluation.fewshot_set). A collective: every rank takes slices and gets the result.
 
     The features are those before the projection. `<n>shot`: share of right answers, the mean over SEEDS draws of the n examples;
     `<n>shot_std`: its standard deviation over the draws (n - 1); `<n>shot_mean_per_class`: the mean over the classes with test
     images; `<n>shot_chance`; `images`, the number of test images, and `bad_samples` and `bad_shards`, where there are any. Ties
-    are judged as in `trainer.evaluation.ranking`. A number of shots that a class does not have is left out with a warning.
+    are judged as in `trainer.evaluation.ranking`. A number of shots that a class does not have is left out with a warning. kept:
+    the candidates of earlier calls by `what`, on every rank; a set that is not among them is looked through and added.
     Raises UserError on every rank for shards that cannot be used, samples without `.cls`, and test images of another class.
     """
     dataset = first_reads(lambda: read_fewshot_set(place, what), setting.processes)
     left_out = LeftOut()
-    examples = _embed_candidates(dataset.train, setting, left_out, what)
+    kept = {} if kept is None else kept
+    if what not in kept:
+        kept[what] = _find_candidates(dataset.train, setting, what)
+    examples = _embed_candidates(dataset.train, kept[what], setting, left_out)
     device = setting.processes.device
     numbers = _sufficient_shots(*examples.poorest(), setting, what)
     probes = {(shots, seed): examples.fit(shots, seed).to(device) for shots in numbers for seed in range(SEEDS)}
@@ -98,9 +104,9 @@ class _Examples:
         return fit_probe(torch.stack(chosen), torch.arange(classes).repeat_interleave(shots), classes)
 
 
-def _embed_candidates(shards: list[str], setting: Setting, left_out: LeftOut, what: str) -> _Examples:
-    """The candidates among the training samples, the same on every rank. The other samples are not even decoded."""
-    draw = Draw(shards)
+def _find_candidates(shards: list[str], setting: Setting, what: str) -> Candidates:
+    """The candidates among the training samples, the same on every rank; no image is decoded. A collective."""
+    draw, left_out = Draw(shards), LeftOut()
     mine = draw.candidates(setting.labels(shards, left_out))
     unlabelled = (
         f"{what}: training sample {mine[-1][0]} has no .cls with its class index; add one to every sample" if -1 in mine else None
@@ -110,10 +116,16 @@ def _embed_candidates(shards: list[str], setting: Setting, left_out: LeftOut, wh
     found = draw.candidates((sample, label) for of_rank in ranks for label, samples in of_rank.items() for sample in samples)
     nothing = f"{what}: the training shards contain no sample with its class index in .cls"
     raise_together(None if found else "; ".join([nothing, *left_out.told()]), setting.processes)
-    features: dict[int, dict[str, Tensor]] = {label: {} for label in found}
-    for sample, label, features_d in _embed(shards, found, setting, left_out):
+    return Candidates(found, left_out)
+
+
+def _embed_candidates(shards: list[str], candidates: Candidates, setting: Setting, left_out: LeftOut) -> _Examples:
+    """The candidates' features, the same on every rank. A collective."""
+    left_out.add(candidates.left_out)
+    features: dict[int, dict[str, Tensor]] = {label: {} for label in candidates.samples}
+    for sample, label, features_d in _embed(shards, candidates.samples, setting, left_out):
         features[label][sample] = features_d
-    return _Examples(draw, features)
+    return _Examples(Draw(shards), features)
 
 
 def _embed(

@@ -11,18 +11,20 @@ from trainer.distributed.agree import first_reads, raise_together
 from trainer.evaluation.classification_set import ClassificationSet, read_classification_set
 from trainer.evaluation.ranking import similarity
 from trainer.evaluation.setting import Setting
+from trainer.evaluation.wording import OWN, Wording
 from trainer.evaluation.zeroshot import class_embeddings
 
 
-def multilabel(folder: str | Path, setting: Setting, what: str) -> dict[str, float]:
+def multilabel(folder: str | Path, setting: Setting, what: str, wording: Wording = OWN) -> dict[str, float]:
     """Rank the test images of a CLIP_benchmark folder by each class, whose numbers are in `.npy`. A collective: every rank takes
     a slice and gets the whole result.
 
-    what: the configuration key, for messages. `mean_average_precision`: over the classes that apply to some image;
-    `mean_average_precision_chance`: that of equal scores; `images`, and `bad_samples` and `bad_shards`, where there are any.
+    what: the configuration key, for messages; wording: as in zeroshot. `mean_average_precision`: over the classes that apply to
+    some image; `mean_average_precision_chance`: that of equal scores; `images`, and where there are any `bad_samples` and
+    `bad_shards`.
     Raises UserError on every rank for a bad folder, samples without `.npy`, and classes out of range.
     """
-    dataset = first_reads(lambda: read_classification_set(folder, what), setting.processes)
+    dataset = first_reads(lambda: read_classification_set(folder, what, wording), setting.processes)
     classes_cd = class_embeddings(dataset, setting)
     left_out = LeftOut()
     scores, applies = [], []

@@ -30,7 +30,7 @@ def retrieval(shards: Any, setting: Setting, what: str = "eval.retrieval") -> di
     listed = first_reads(lambda: list_shards(shards, what), setting.processes)
     left_out = LeftOut()
     sample = Sample(Draw(listed), setting.examples)
-    images_nd, captions = embed_captioned_images(listed, setting, left_out, sample=sample)
+    images_nd, captions, _ = embed_captioned_images(listed, setting, left_out, sample=sample)
     nothing = "; ".join([f"{what}: {shards} contains no image with a caption", *left_out.told()])
     raise_together(None if captions else nothing, setting.processes)
     owner_t = torch.tensor([image for image, of_image in enumerate(captions) for _ in of_image], device=images_nd.device)
@@ -50,25 +50,27 @@ def retrieval(shards: Any, setting: Setting, what: str = "eval.retrieval") -> di
 
 def embed_captioned_images(
     shards: list[str], setting: Setting, left_out: LeftOut, least: int = 1, sample: Sample | None = None
-) -> tuple[Tensor, list[list[str]]]:
-    """All ranks' images with `least` captions or more, float32 `[n, D]`, and the captions of each; the same on every rank.
+) -> tuple[Tensor, list[list[str]], list[str]]:
+    """All ranks' images with `least` captions or more, float32 `[n, D]`; the captions and the id of each. A collective.
 
     sample: gets these images.
     """
-    rows, kept, captions = [], [], []
+    rows, kept = [], []
+    captions: list[tuple[str, list[str]]] = []
     for batch in setting.batches(shards, left_out):
         rows.append(setting.embed_images(batch.images))
         # Filling rows have no captions either.
         kept.append(torch.tensor([len(of_image) >= least for of_image in batch.captions]))
-        captions += [of_image for of_image in batch.captions if len(of_image) >= least]
+        captions += [pair for pair in zip(batch.ids, batch.captions, strict=True) if len(pair[1]) >= least]
         if sample is not None:
             sample.add(batch, kept[-1].nonzero().flatten().tolist())
     if not rows:  # then there is none on any rank: all have the same number of batches
-        return torch.empty(0, 0, device=setting.processes.device), []
+        return torch.empty(0, 0, device=setting.processes.device), [], []
     device = rows[0].device
     kept_n = setting.processes.gather_rows(torch.cat(kept).to(device, torch.uint8)).bool()
     images_nd = setting.processes.gather_rows(torch.cat(rows))[kept_n]
-    return images_nd, [of_image for of_rank in setting.processes.gather_objects(captions) for of_image in of_rank]
+    together = [pair for of_rank in setting.processes.gather_objects(captions) for pair in of_rank]
+    return images_nd, [of_image for _, of_image in together], [name for name, _ in together]
 
 
 def _recall(

@@ -23,7 +23,7 @@ def selection(shards: Any, setting: Setting, what: str) -> dict[str, float]:
     """
     listed = first_reads(lambda: list_shards(shards, what), setting.processes)
     left_out = LeftOut()
-    images_nd, captions = embed_captioned_images(listed, setting, left_out, least=2)
+    images_nd, captions, _ = embed_captioned_images(listed, setting, left_out, least=2)
     nothing = "; ".join([f"{what}: {shards} contains no image with two captions, the first of them true", *left_out.told()])
     raise_together(None if captions else nothing, setting.processes)
     captions_td = setting.embed_texts([caption for of_image in captions for caption in of_image])

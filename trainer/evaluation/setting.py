@@ -7,7 +7,7 @@ from torch import Tensor
 
 from trainer.config.schema import Config, DataConfig
 from trainer.data.batch import EvaluationBatch
-from trainer.data.evaluation import evaluation_batches, read_labels
+from trainer.data.evaluation import Crop, evaluation_batches, read_labels
 from trainer.data.limits import LeftOut
 from trainer.distributed.processes import Processes
 from trainer.evaluation.encoder import Encoder, Tokenize, encode_texts
@@ -18,8 +18,9 @@ from trainer.reporting.example_tables import ExampleTable
 class Setting:
     """The model to evaluate and its inputs, and what is to be seen of it.
 
-    image_size: side in pixels; text_length: tokens; batch_size: this rank's; examples: most images in a table of examples (0: no
-    tables); tables: those of the sets that were evaluated, the same on every rank.
+    image_size: side in pixels; text_length: tokens; batch_size: this rank's; crop: what makes an image square, None:
+    trainer.data.evaluation's own; examples: most images in a table of examples (0: no tables); tables: those of the sets that
+    were evaluated, the same on every rank.
     """
 
     encoder: Encoder
@@ -29,12 +30,19 @@ class Setting:
     text_length: int
     batch_size: int
     processes: Processes
+    crop: Crop | None = None
     examples: int = 0
     tables: list[ExampleTable] = field(default_factory=list)
 
     @classmethod
     def of(
-        cls, config: Config, encoder: Encoder, tokenizer: Tokenize, processes: Processes, with_examples: bool = False
+        cls,
+        config: Config,
+        encoder: Encoder,
+        tokenizer: Tokenize,
+        processes: Processes,
+        crop: Crop | None = None,
+        with_examples: bool = False,
     ) -> "Setting":
         """That of a run's configuration, whose eval.batch_size all ranks share."""
         return cls(
@@ -45,6 +53,7 @@ class Setting:
             text_length=config.model.text_length,
             batch_size=config.eval.batch_size // processes.world,
             processes=processes,
+            crop=crop,
             examples=config.log.prediction_rows if with_examples else 0,
         )
 
@@ -65,6 +74,7 @@ class Setting:
             any_rank=self.processes.any,
             left_out=mine,
             only=only,
+            crop=self.crop,
         )
         self._settle(mine, left_out, len(shards))
 

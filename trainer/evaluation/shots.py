@@ -7,12 +7,23 @@ any batch size, and wherever the shards are.
 import hashlib
 import heapq
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from os.path import commonprefix
+
+from trainer.data.limits import LeftOut
 
 SHOTS = (1, 5, 10, 25)
 SEEDS = 3
 SPARES = 3  # more candidates than shots, for those that turn out to be unusable
 AT_ONCE = 4096  # names of a class that are kept before all but the candidates are forgotten
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The ids from which every draw of a set chooses, by class index (ascending), and what could not be read on the way."""
+
+    samples: dict[int, list[str]]
+    left_out: LeftOut
 
 
 class Draw:

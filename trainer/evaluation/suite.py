@@ -1,14 +1,24 @@
 """The evaluations that the configuration asks for, and their table."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from trainer.config.schema import Config
+from trainer.data.evaluation import Crop
 from trainer.distributed.agree import first_reads
 from trainer.distributed.processes import Processes
 from trainer.errors import UserError
-from trainer.evaluation.benchmark import CLASSIFICATION, MULTILABEL, RETRIEVAL, SELECTION, benchmark_sets
+from trainer.evaluation.benchmark import (
+    CLASSIFICATION,
+    MULTILABEL,
+    RETRIEVAL,
+    SELECTION,
+    WINOGROUND,
+    BenchmarkSet,
+    benchmark_sets,
+)
 from trainer.evaluation.encoder import Encoder, Tokenize
 from trainer.evaluation.fewshot import fewshot
 from trainer.evaluation.fewshot_set import fewshot_sets, key_of
@@ -16,24 +26,39 @@ from trainer.evaluation.multilabel import multilabel
 from trainer.evaluation.retrieval import retrieval
 from trainer.evaluation.selection import selection
 from trainer.evaluation.setting import Setting
-from trainer.evaluation.zeroshot import zeroshot
+from trainer.evaluation.shots import Candidates
+from trainer.evaluation.winoground import winoground
+from trainer.evaluation.wording import Wording, Wordings
+from trainer.evaluation.zeroshot import Confusion, zeroshot
 from trainer.reporting.example_tables import ExampleTable
 
+PER_CLASS = "mean_per_class"
+ZEROSHOT_ROWS = {"top1": "top-1", "top5": "top-5", PER_CLASS: "mean per class"}
 RETRIEVAL_ROWS = {
     "i2t_r1": "image to text R@1",
     "i2t_r5": "image to text R@5",
     "t2i_r1": "text to image R@1",
     "t2i_r5": "text to image R@5",
 }
-EVALUATORS: dict[str, Callable[[str, Setting, str], dict[str, float]]] = {
-    CLASSIFICATION: zeroshot,
-    MULTILABEL: multilabel,
-    RETRIEVAL: retrieval,
-    SELECTION: selection,
-}
-"""What judges a set of `eval.suite`, by its kind."""
+EVALUATORS: dict[str, Callable[..., dict[str, float]]] = {RETRIEVAL: retrieval, SELECTION: selection, WINOGROUND: winoground}
+"""What judges a set of `eval.suite` without classes, by its kind."""
 FEWSHOT_ROWS = (10, 5, 1)
 """Numbers of shots, of which the table shows the first that was evaluated."""
+
+Judge = Callable[[Setting], dict[str, float]]
+"""An evaluation: from the model and how to read to metrics. A collective."""
+
+
+@dataclass
+class Memory:
+    """What stays from one evaluation of a run to the next.
+
+    candidates: of the few-shot probes, by the key of their set; confusions: of the last zero-shot classifications, by the group
+    of their metrics, None: they are not counted.
+    """
+
+    candidates: dict[str, Candidates] = field(default_factory=dict)
+    confusions: dict[str, list[Confusion]] | None = None
 
 
 def evaluate(
@@ -41,24 +66,27 @@ def evaluate(
     encoder: Encoder,
     tokenizer: Tokenize,
     processes: Processes,
+    memory: Memory | None = None,
+    crop: Crop | None = None,
     tables: dict[str, ExampleTable] | None = None,
 ) -> dict[str, float]:
     """Run what `config.eval` asks for on all ranks together: metric names to values, the same on every rank. A collective.
 
     `eval/zeroshot/top1` for the classification set `default`, `eval/zeroshot_<name>/top1` for another; `eval/fewshot/10shot`
     likewise; `eval/retrieval/i2t_r1`, and `eval/retrieval_<name>/i2t_r1` for a set of the suite. The value for random guessing is
-    `<metric>_chance`. tables: gets examples of each set that has some, by the name of its group (`zeroshot`), as many as
-    log.prediction_rows says. Raises UserError for a setting or data that cannot be used.
+    `<metric>_chance`. memory: what an earlier evaluation found, and is to be found by this one; crop: what makes the encoder's
+    images square, None: what our models need; tables: gets examples of each set that has some, by the name of its group
+    (`zeroshot`), as many as log.prediction_rows says. Raises UserError for a setting or data that cannot be used.
     """
     if config.eval.batch_size < 1 or config.eval.batch_size % processes.world:
         raise UserError(
             f"eval.batch_size={config.eval.batch_size} cannot be shared evenly by {processes.world} processes: "
             f"choose a multiple of {processes.world}"
         )
-    setting = Setting.of(config, encoder, tokenizer, processes, with_examples=tables is not None)
+    setting = Setting.of(config, encoder, tokenizer, processes, crop, with_examples=tables is not None)
     metrics: dict[str, float] = {}
-    for group, judge in _evaluations(config, setting).items():
-        found = judge()
+    for group, judge in _evaluations(config, processes, memory or Memory()).items():
+        found = judge(setting)
         metrics |= {f"{group}/{'top1_chance' if metric == 'chance' else metric}": value for metric, value in found.items()}
         if tables is not None:
             tables |= {group.removeprefix("eval/"): table for table in setting.tables}
@@ -66,21 +94,46 @@ def evaluate(
     return metrics
 
 
-def _evaluations(config: Config, setting: Setting) -> dict[str, Callable[[], dict[str, float]]]:
-    """What is to be evaluated, in this order, by the group of its metrics. A collective, and so is each of them."""
-    asked: dict[str, Callable[[], dict[str, float]]] = {}
+def _evaluations(config: Config, processes: Processes, memory: Memory) -> dict[str, Judge]:
+    """What is to be evaluated, in this order, by the group of its metrics. A collective."""
+    asked: dict[str, Judge] = {}
+    suite = first_reads(lambda: benchmark_sets(config.eval.suite), processes)
+    wordings = wordings_of(config, suite)
     for name, folder in classification_sets(config.eval.zeroshot).items():
-        asked[_group("zeroshot", name)] = partial(zeroshot, folder, setting)
+        group = _group("zeroshot", name)
+        asked[group] = partial(zeroshot, folder, wording=wordings.of(name), confusions=_list_of(memory.confusions, group))
     for name, place in fewshot_sets(config.eval.fewshot).items():
-        asked[_group("fewshot", name)] = partial(fewshot, place, setting, key_of(name))
+        asked[_group("fewshot", name)] = partial(fewshot, place, what=key_of(name), kept=memory.candidates)
     shards = retrieval_shards(config)
     if shards is not None:
-        asked["eval/retrieval"] = partial(retrieval, shards, setting, retrieval_key(config))
-    for found in first_reads(lambda: benchmark_sets(config.eval.suite), setting.processes):
+        asked["eval/retrieval"] = partial(retrieval, shards, what=retrieval_key(config))
+    for found in suite:
         if found.group in asked:
             raise UserError(f"eval.suite: {found.folder} would be {found.group}, like another set: name it, {{name: folder}}")
-        asked[found.group] = partial(EVALUATORS[found.kind], found.folder, setting, found.what)
+        asked[found.group] = _judge_of(found, wordings.of(found.name), _list_of(memory.confusions, found.group))
     return asked
+
+
+def _judge_of(found: BenchmarkSet, wording: Wording, confusions: list[Confusion] | None) -> Judge:
+    if found.kind == CLASSIFICATION:
+        return partial(zeroshot, found.folder, what=found.what, wording=wording, confusions=confusions)
+    if found.kind == MULTILABEL:
+        return partial(multilabel, found.folder, what=found.what, wording=wording)
+    return partial(EVALUATORS[found.kind], found.folder, what=found.what)
+
+
+def _list_of(confusions: dict[str, list[Confusion]] | None, group: str) -> list[Confusion] | None:
+    """A new list for a group, if they are asked for."""
+    if confusions is None:
+        return None
+    confusions[group] = []
+    return confusions[group]
+
+
+def wordings_of(config: Config, suite: Iterable[BenchmarkSet]) -> Wordings:
+    """The prompts and class names that the configuration asks for, of its classification sets and those of its suite."""
+    classified = [found.name for found in suite if found.kind in (CLASSIFICATION, MULTILABEL)]
+    return Wordings(config.eval, [*classification_sets(config.eval.zeroshot), *classified])
 
 
 def _group(kind: str, name: str) -> str:
@@ -119,9 +172,22 @@ def summary_rows(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
     rows = []
     for metric, value in metrics.items():
         what = _row_name(metric, metrics)
-        guessing = metrics.get(f"{metric}_chance")
+        group, _, name = metric.rpartition("/")
+        # The mean over the classes is guessed like that over the images.
+        guessing = metrics.get(f"{group}/{'top1' if name == PER_CLASS else name}_chance")
         if what is not None and guessing is not None:
             rows.append((what, f"{value:.1%}", f"{guessing:.1%}"))
+    return rows
+
+
+def confusion_rows(confusions: Mapping[str, list[Confusion]]) -> list[tuple[str, str, str]]:
+    """Rows for the same table: under the name of each set, what share of a class's images was taken for another class."""
+    rows = []
+    for group, worst in confusions.items():
+        where = group.partition("/")[2].partition("_")[2]
+        if worst:
+            rows.append((f"most often mistaken{', ' * bool(where)}{where}", "", ""))
+        rows += [(f"{pair.true} for {pair.predicted}", f"{pair.share:.1%}", "") for pair in worst]
     return rows
 
 
@@ -131,7 +197,7 @@ def _row_name(metric: str, metrics: Collection[str]) -> str | None:
     kind, _, where = group.partition("_")
     row: str | None = None
     if kind == "zeroshot":
-        row = f"zero-shot {({'top1': 'top-1', 'top5': 'top-5'}).get(name, name)}"
+        row = f"zero-shot {ZEROSHOT_ROWS.get(name, name)}"
     elif kind == "fewshot":
         # 10 shots if every class has them, else as many as there are.
         usual = next((f"{shots}shot" for shots in FEWSHOT_ROWS if f"eval/{group}/{shots}shot" in metrics), None)
@@ -142,4 +208,6 @@ def _row_name(metric: str, metrics: Collection[str]) -> str | None:
         row = "multi-label mAP" if name == "mean_average_precision" else None
     elif kind == "captions":
         row = "caption selection" if name == "top1" else None
+    elif kind == "winoground":
+        row = f"Winoground {name.replace('_', ' ')}"
     return f"{row}, {where}" if row and where else row

@@ -1,5 +1,7 @@
 """Zero-shot classification: an image gets the class whose prompts are nearest."""
 
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,24 +16,43 @@ from trainer.evaluation.examples import Sample, best_classes, zeroshot_table
 from trainer.evaluation.ranking import chance, hits, similarity
 from trainer.evaluation.setting import Setting
 from trainer.evaluation.shots import Draw
+from trainer.evaluation.wording import OWN, Wording
 
 PROMPTS_AT_ONCE = 8192  # 1000 classes by 80 prompts would be 300 MiB of embeddings on every rank
+WORST = 5  # so many confusions are told
 
 
-def zeroshot(folder: str | Path, setting: Setting, what: str = "eval.zeroshot") -> dict[str, float]:
+@dataclass(frozen=True)
+class Confusion:
+    """A class that was taken for another. images: how often; share: of the true class's images."""
+
+    true: str
+    predicted: str
+    images: int
+    share: float
+
+
+def zeroshot(
+    folder: str | Path,
+    setting: Setting,
+    what: str = "eval.zeroshot",
+    wording: Wording = OWN,
+    confusions: list[Confusion] | None = None,
+) -> dict[str, float]:
     """Classify the test images of a CLIP_benchmark folder; every rank takes a slice and gets the whole result. A collective.
 
-    what: the configuration key, for messages.
+    what: the configuration key, for messages; wording: what replaces the folder's own class names or prompts; confusions: gets
+    the WORST most frequent ones, if it is there.
 
     Shares from 0 to 1: `top1`, `top5` (with more than five classes), `mean_per_class` (top-1, over the classes that have images),
     and each attribute of `class_attributes.json`: how often the predicted class has the true one's value. `chance` is that of
     top1 (1 / classes), `<name>_chance` that of the others; `images` is a count, and so are `bad_samples` and `bad_shards`, where
-    there are any. Ties are judged as in
-    `trainer.evaluation.ranking`.
+    there are any. Ties are judged as in `trainer.evaluation.ranking`.
     Raises UserError on every rank for a bad folder, for shards without `.cls` labels, and for labels out of range.
     """
-    dataset = first_reads(lambda: read_classification_set(folder, what), setting.processes)
+    dataset = first_reads(lambda: read_classification_set(folder, what, wording), setting.processes)
     classes_cd = class_embeddings(dataset, setting)
+    mistaken: Counter[tuple[int, int]] = Counter()
     judge = _Judge(dataset, classes_cd.device)
     sample = Sample(Draw(dataset.shards), setting.examples)
     left_out = LeftOut()
@@ -43,12 +64,27 @@ def zeroshot(folder: str | Path, setting: Setting, what: str = "eval.zeroshot") 
         judge.count(scores_bc, labels_b)
         if sample.most:
             sample.add(batch, batch.valid.nonzero().flatten().tolist(), best_classes(scores_bc, labels_b))
-    images = int(setting.processes.sum(judge.images_c).sum())
+        if confusions is not None:
+            mistaken.update(zip(labels_b.tolist(), scores_bc.argmax(dim=1).tolist(), strict=True))
+    images_c = setting.processes.sum(judge.images_c)
+    images = int(images_c.sum())
     unlabelled = f"{what}: the test shards of {folder} contain no usable image with its class index in .cls"
     raise_together(None if images else "; ".join([unlabelled, *left_out.told()]), setting.processes)
     if drawn := sample.together(setting.processes):
         setting.tables.append(zeroshot_table(drawn, dataset.classes))
-    return judge.result(setting.processes.sum(judge.images_c), setting.processes.sum(judge.hits_mc)) | left_out.metrics()
+    if confusions is not None:
+        together = sum(setting.processes.gather_objects(mistaken), Counter())
+        confusions += _worst(together, dataset.classes, images_c)
+    return judge.result(images_c, setting.processes.sum(judge.hits_mc)) | left_out.metrics()
+
+
+def _worst(mistaken: Counter[tuple[int, int]], classes: list[str], images_c: Tensor) -> list[Confusion]:
+    """The most frequent pairs of different classes, those of equal counts in label order."""
+    pairs = sorted((-count, true, predicted) for (true, predicted), count in mistaken.items() if true != predicted)
+    return [
+        Confusion(classes[true], classes[predicted], -count, -count / images_c[true].item())
+        for count, true, predicted in pairs[:WORST]
+    ]
 
 
 def class_embeddings(dataset: ClassificationSet, setting: Setting) -> Tensor:

@@ -25,7 +25,7 @@ from trainer.errors import UserError, reason
 from trainer.evaluation.benchmark import CLASSIFICATION, MULTILABEL, BenchmarkSet, benchmark_sets
 from trainer.evaluation.classification_set import read_classification_set
 from trainer.evaluation.fewshot_set import fewshot_sets, key_of, read_fewshot_set
-from trainer.evaluation.suite import classification_sets, retrieval_key, retrieval_shards
+from trainer.evaluation.suite import classification_sets, retrieval_key, retrieval_shards, wordings_of
 from trainer.files import write_whole
 
 _log = logging.getLogger(__name__)
@@ -102,9 +102,13 @@ def evaluation_checks(config: Config, training: list[str]) -> list[Callable[[], 
     Each raises UserError for unusable data, including `training` shards; this function, for a setting that names none.
     """
 
+    suite = benchmark_sets(config.eval.suite)
+    wordings = wordings_of(config, suite)
+
     def check_classes(name: str, folder: str) -> Shards:
         what = "eval.zeroshot" if name == "default" else f"eval.zeroshot.{name}"
-        return check_evaluation_data(what, read_classification_set(folder).shards, training, config.data, judge_labelled)
+        shards = read_classification_set(folder, what, wordings.of(name)).shards
+        return check_evaluation_data(what, shards, training, config.data, judge_labelled)
 
     def check_examples(name: str, place: Any) -> Shards:
         # They may be training shards: a probe learns from features of whatever the model has seen.
@@ -121,7 +125,7 @@ def evaluation_checks(config: Config, training: list[str]) -> list[Callable[[], 
 
     def check_benchmark(found: BenchmarkSet) -> Shards:
         if found.kind in (CLASSIFICATION, MULTILABEL):
-            shards = read_classification_set(found.folder, found.what).shards
+            shards = read_classification_set(found.folder, found.what, wordings.of(found.name)).shards
             judge = judge_labelled if found.kind == CLASSIFICATION else judge_image
             return check_evaluation_data(found.what, shards, training, config.data, judge)
         return check_evaluation_data(found.what, list_shards(found.folder, found.what), training, config.data)
@@ -132,7 +136,7 @@ def evaluation_checks(config: Config, training: list[str]) -> list[Callable[[], 
         checks += [partial(check_examples, name, place), partial(check_probe, name, place)]
     if (shards := retrieval_shards(config)) is not None:
         checks.append(partial(check_retrieval, shards))
-    checks += [partial(check_benchmark, found) for found in benchmark_sets(config.eval.suite)]
+    checks += [partial(check_benchmark, found) for found in suite]
     return checks
 
 

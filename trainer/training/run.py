@@ -13,7 +13,7 @@ from trainer.distributed.signals import exit_code
 from trainer.engine.placement import layout_rows
 from trainer.errors import UserError
 from trainer.evaluation.encoder import ModelEncoder
-from trainer.evaluation.suite import evaluate, summary_rows
+from trainer.evaluation.suite import Memory, evaluate, summary_rows
 from trainer.reporting.bar import Progress, duration
 from trainer.reporting.example_tables import ExampleTable
 from trainer.reporting.leet import leet_command
@@ -59,6 +59,8 @@ class Run:
         self.saver = Saver(opened)
         self.metrics: dict[str, float] = {}
         """Of the last evaluation."""
+        self.memory = Memory()
+        """What the next evaluation need not find out again."""
         self.last: StepReport | None = None
         self.success: dict[str, float] = {}
         """Of the last step that was recorded, by modality."""
@@ -160,7 +162,8 @@ class Run:
         tables: dict[str, ExampleTable] = {}
         try:
             encoder = ModelEncoder(model, self.config.data, dtype_of(self.config.train.precision), self._heed_stop)
-            self.metrics = evaluate(self.config, encoder, self.opened.pairs.tokenizer, self.processes, tables)
+            tokenizer = self.opened.pairs.tokenizer
+            self.metrics = evaluate(self.config, encoder, tokenizer, self.processes, self.memory, tables=tables)
         except EvaluationStopped:
             return self._signal()
         finally:

@@ -9,7 +9,7 @@ import pytest
 from tests.trainer.data.shards_on_disk import pair, write_shard, write_shards
 from trainer.config.schema import Config, DataConfig
 from trainer.data import look
-from trainer.data.sources import check_apart, check_evaluation_data, check_training_data
+from trainer.data.sources import check_apart, check_evaluation_data, check_training_data, with_shapes
 from trainer.errors import UserError
 
 
@@ -17,6 +17,38 @@ def config(train: object) -> Config:
     made = Config()
     made.data.train = train
     return made
+
+
+@pytest.mark.parametrize(
+    ("zeroshot", "left"),
+    [(None, ["default", "unseen"]), ({"unseen": None}, ["default"]), ({"default": None, "unseen": None}, []), ({}, [])],
+)
+def test_an_embedded_set_can_be_switched_off(zeroshot: object, left: list[str], tmp_path: Path) -> None:
+    made = Config()
+    made.data.kind, made.eval.zeroshot = "shapes", zeroshot
+    assert list(with_shapes(made, tmp_path).eval.zeroshot) == left
+
+
+def test_sets_of_ones_own_stand_alone(tmp_path: Path) -> None:
+    made = Config()
+    made.data.kind, made.eval.zeroshot = "shapes", {"mine": "/x", "unseen": None}
+    made.eval.fewshot = {"train": "/a", "test": "/b"}
+    located = with_shapes(made, tmp_path)
+    assert (located.eval.zeroshot, located.eval.fewshot) == (made.eval.zeroshot, made.eval.fewshot)
+
+
+def test_a_set_that_is_not_there_cannot_be_switched_off(tmp_path: Path) -> None:
+    made = Config()
+    made.data.kind = "shapes"
+    for key, told in (
+        ("zeroshot", "unsen=null: data.kind=shapes has no set of that name (did you mean 'unseen'?); it has default, unseen"),
+        ("fewshot", "unsen=null: data.kind=shapes has no set of that name"),
+    ):
+        setattr(made.eval, key, {"unsen": None})
+        with pytest.raises(UserError) as caught:
+            with_shapes(made, tmp_path)
+        assert f"eval.{key}.{told}" in str(caught.value)
+        setattr(made.eval, key, None)
 
 
 def test_the_first_and_last_shard_and_what_was_seen_are_told(tmp_path: Path) -> None:

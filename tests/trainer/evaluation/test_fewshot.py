@@ -11,6 +11,7 @@ from tests.trainer.evaluation.test_probe import plain_ridge
 from trainer.errors import UserError
 from trainer.evaluation import fewshot as module
 from trainer.evaluation.fewshot import fewshot
+from trainer.evaluation.setting import Setting
 from trainer.evaluation.shots import SEEDS, Draw
 
 WIDTH = 9
@@ -101,6 +102,22 @@ def test_only_candidates_are_decoded(tmp_path):
     used = setting()
     fewshot(str(tmp_path), used)
     assert len(used.encoder.calls) * 4 <= 2 * SEEDS * 28 + 2 * 4
+
+
+def test_a_set_is_looked_through_once(tmp_path, monkeypatch):
+    folder, kept = write_set(tmp_path), {}
+    (folder / "train" / "0.tar").write_bytes((folder / "train" / "0.tar").read_bytes()[:-10240])  # without its end
+    given = setting()
+    given.data.max_bad_shards = 1.0
+    first = fewshot(str(folder), given, "eval.fewshot.a", kept)
+    assert first["bad_shards"] == 1
+    read = []
+    labels = Setting.labels
+    monkeypatch.setattr(Setting, "labels", lambda *args: read.append(args) or labels(*args))
+    assert fewshot(str(folder), given, "eval.fewshot.a", kept) == first
+    assert not read
+    assert fewshot(str(folder), given, "eval.fewshot.b", kept) == first
+    assert len(read) == 1
 
 
 def test_an_image_that_cannot_be_decoded_is_replaced(tmp_path):

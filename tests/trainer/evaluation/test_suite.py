@@ -155,6 +155,7 @@ def test_summary_rows():
     assert summary_rows(metrics) == [
         ("zero-shot top-1", "83.2%", "2.1%"),
         ("zero-shot colour", "50.0%", "12.5%"),
+        ("zero-shot mean per class", "80.0%", "2.1%"),
         ("zero-shot top-1, unseen", "25.0%", "6.2%"),
         ("10-shot probe", "100.0%", "10.0%"),
         ("5-shot probe, few", "50.0%", "10.0%"),

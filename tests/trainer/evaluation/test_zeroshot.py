@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from tests.trainer.evaluation import helpers, reference
 from trainer.errors import UserError
 from trainer.evaluation import zeroshot as module
 from trainer.evaluation.classification_set import read_classification_set
-from trainer.evaluation.zeroshot import class_embeddings, zeroshot
+from trainer.evaluation.zeroshot import WORST, Confusion, class_embeddings, zeroshot
 
 CLASSES = ["red square", "red circle", "blue square", "blue circle", "green square", "green circle", "red star"]
 TEMPLATES = ["a {c}.", "one {c} {of many}", "{c}"]
@@ -71,6 +72,27 @@ def test_agrees_with_plain_python(tmp_path, seed):
     image_rows, text_rows = tables(seed)
     metrics = zeroshot(write_folder(tmp_path / "set"), helpers.setting(image_rows, text_rows, PROMPTS))
     assert metrics == pytest.approx(plain_zeroshot(image_rows, text_rows, LABELS), abs=1e-9)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_the_worst_confusions(tmp_path, world):
+    folder = write_folder(tmp_path / "set")
+    image_rows, text_rows = tables()
+    prompts = text_rows.view(len(CLASSES), len(TEMPLATES), -1).mean(dim=1)
+    predicted = (image_rows @ normalize(prompts, dim=-1).T).argmax(dim=1).tolist()
+    counts = Counter((true, taken) for true, taken in zip(LABELS, predicted, strict=True) if true != taken)
+    assert len(counts) > WORST
+    expected = [
+        Confusion(CLASSES[true], CLASSES[taken], count, count / LABELS.count(true))
+        for (true, taken), count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:WORST]
+    ]
+
+    def judge(processes):
+        found = []
+        zeroshot(folder, helpers.setting(image_rows, text_rows, PROMPTS, processes), confusions=found)
+        return found
+
+    assert helpers.on_threads(judge, world) == [expected] * world
 
 
 def test_prompts_in_several_turns_give_the_same_classes(tmp_path, monkeypatch):
