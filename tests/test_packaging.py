@@ -69,6 +69,8 @@ def test_a_wheel_has_all_modules_and_the_whole_configuration(wheel):
         assert expected == {path.relative_to(wheel) for path in (wheel / package).rglob("*.py")}
     expected = {path.relative_to(ROOT / "conf") for path in (ROOT / "conf").rglob("*.yaml")}
     assert expected == {path.relative_to(wheel / "trainer" / "conf") for path in (wheel / "trainer" / "conf").rglob("*.yaml")}
+    pages = {path.relative_to(ROOT) for path in (ROOT / "trainer").rglob("page.*")}
+    assert pages and pages == {path.relative_to(wheel) for path in (wheel / "trainer").rglob("page.*")}
     scripts = {path.name for path in (wheel / "bin").iterdir()}
     assert set(PROJECT["project"]["scripts"]) <= scripts
 

@@ -5,7 +5,7 @@ Both are asked of a model in evaluation mode through hooks that last as long as 
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -85,6 +85,23 @@ def knocked_out(layer: ExpertLayer, expert: int) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def slots_as_in_training(model: LIMoE) -> Iterator[None]:
+    """While this lasts, experts have as many slots as in training, so that tokens can be dropped, in batches as given.
+
+    The router's noise stays off: the same batch is routed the same way every time.
+    """
+    layers = expert_layers(model).values()
+    before = [(layer.config, layer.training) for layer in layers]
+    try:
+        for layer in layers:
+            layer.config, layer.training = replace(layer.config, noise=0.0), True
+        yield
+    finally:
+        for layer, (config, training) in zip(layers, before, strict=True):
+            layer.config, layer.training = config, training
 
 
 def _read(layer: ExpertLayer, stream: TokenStream, assignment: Assignment) -> LayerTrace:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.limoe import LIMoE, expert_layers
+from model.limoe import LIMoE, Output, expert_layers
 from model.stream import IMAGE, MODALITIES, TEXT
 from model.tokenizer import WordPiece
 from trainer.evaluation.routing_trace import LayerTrace, trace
 
 PATCHES = 8
-"""Patches to show of an expert by default, each from another image."""
+"""Patches to show of an expert by default, each from another image; and words, each another one."""
 CONTEXT = 2
 """Patches around a shown one on every side, where they are small beside the image; at least one."""
 LEAST_COUNT = 5.0
@@ -32,6 +32,15 @@ class TypicalWord:
     count: float
     share: float
     lift: float
+
+
+@dataclass(frozen=True)
+class SureWord:
+    """A word with the largest gate that the expert took a piece of it with. text: index of the text it was in."""
+
+    gate: float
+    word: str
+    text: int
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,7 @@ class Specialists:
     """The experts of one layer."""
 
     def __init__(self, experts: int, patch: int, patches: int = PATCHES) -> None:
-        """patch: side of a patch in pixels; patches: most to keep of an expert."""
+        """patch: side of a patch in pixels; patches: most patches, and most sure words, to keep of an expert."""
         self.tokens = dict.fromkeys(MODALITIES, 0)
         """Tokens by modality, without pads."""
         self.kept = dict.fromkeys(MODALITIES, 0)
@@ -65,6 +74,7 @@ class Specialists:
         self._word_e: dict[str, Tensor] = defaultdict(lambda: torch.zeros(experts, dtype=torch.float64))
         self._word: dict[str, float] = defaultdict(float)
         self._patches: list[list[SurePatch]] = [[] for _ in range(experts)]
+        self._sure_words: list[dict[str, SureWord]] = [{} for _ in range(experts)]
         self._patch = patch
         self._most = patches
 
@@ -98,6 +108,10 @@ class Specialists:
                     found.append(TypicalWord(word, count, count / total, lift))
         return sorted(found, key=lambda typical: (-round(typical.lift, 6), -round(typical.count, 6), typical.word))[:most]
 
+    def sure_words(self, expert: int) -> list[SureWord]:
+        """The words that the expert took with its largest gates, largest first, no word twice."""
+        return sorted(self._sure_words[expert].values(), key=lambda sure: (-sure.gate, sure.text, sure.word))
+
     def patches(self, expert: int) -> list[SurePatch]:
         """The patches that the expert took with its largest gates, largest first, no two of one image."""
         return self._patches[expert]
@@ -108,11 +122,12 @@ class Specialists:
         images: Tensor | None = None,
         words: Sequence[Sequence[WordPiece]] = (),
         first_image: int = 0,
+        first_text: int = 0,
     ) -> None:
         """Add the tokens of one traced batch.
 
         images: uint8 `[B, 3, H, W]`, as they were before normalisation; words: of each text of the batch, what its tokens are
-        pieces of (Tokenizer.words); first_image: index of the batch's first image among all.
+        pieces of (Tokenizer.words); first_image, first_text: index of the batch's first one among all.
         """
         for modality, name in enumerate(MODALITIES):
             taken_nk = trace.taken_nk(modality)
@@ -124,19 +139,26 @@ class Specialists:
         if images is not None:
             self._add_patches(trace, images.cpu(), first_image)
         if words:
-            self._add_words(trace, words)
+            self._add_words(trace, words, first_text)
 
-    def _add_words(self, trace: LayerTrace, words: Sequence[Sequence[WordPiece]]) -> None:
+    def _add_words(self, trace: LayerTrace, words: Sequence[Sequence[WordPiece]], first_text: int) -> None:
         taken_nk = trace.taken_nk(TEXT).cpu()
-        expert_nk, sample_n, position_n = trace.expert_nk.cpu(), trace.sample_n.tolist(), trace.position_n.tolist()
+        expert_nk, gate_nk = trace.expert_nk.cpu(), trace.gate_nk.cpu()
+        sample_n, position_n = trace.sample_n.tolist(), trace.position_n.tolist()
         for token in ((trace.modality_n == TEXT) & trace.valid_n).nonzero().flatten().tolist():
             pieces = words[sample_n[token]]
             if position_n[token] >= len(pieces) or not pieces[position_n[token]].word:  # the end of the text, a blank
                 continue
             piece = pieces[position_n[token]]
             self._word[piece.word] += 1 / piece.pieces
-            for expert in expert_nk[token, taken_nk[token]].tolist():
+            taken_k = taken_nk[token]
+            for expert, gate in zip(expert_nk[token, taken_k].tolist(), gate_nk[token, taken_k].tolist(), strict=True):
                 self._word_e[piece.word][expert] += 1 / piece.pieces
+                sure = self._sure_words[expert]
+                if piece.word not in sure or gate > sure[piece.word].gate:
+                    sure[piece.word] = SureWord(gate, piece.word, first_text + sample_n[token])
+        for expert in range(self.experts):
+            self._sure_words[expert] = {sure.word: sure for sure in self.sure_words(expert)[: self._most]}
 
     def _add_patches(self, trace: LayerTrace, images: Tensor, first_image: int) -> None:
         columns = images.shape[-1] // self._patch
@@ -173,18 +195,25 @@ def find_specialists(
     words: Sequence[Sequence[WordPiece]],
     batch_size: int,
     prepare: Callable[[Tensor], Tensor],
+    seen: Callable[[Output], object] = lambda _: None,
+    most: int = PATCHES,
 ) -> dict[int, Specialists]:
     """The experts of each expert layer, by its index, over images uint8 `[n, 3, H, W]` and texts int64 `[t, L]` on the CPU.
 
-    words: of each text, what its tokens are pieces of; prepare: a batch of images or texts to what the model takes.
+    words: of each text, what its tokens are pieces of; prepare: a batch of images or texts to what the model takes;
+    seen: gets what the model made of each batch, all images before all texts; most: patches and sure words to keep of an expert.
     """
-    found = {index: Specialists(layer.num_experts, model.config.patch) for index, layer in expert_layers(model).items()}
+    found = {index: Specialists(layer.num_experts, model.config.patch, most) for index, layer in expert_layers(model).items()}
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
-        for index, traced in trace(model, images=prepare(batch))[1].items():
+        output, layers = trace(model, images=prepare(batch))
+        seen(output)
+        for index, traced in layers.items():
             found[index].add(traced, images=batch, first_image=start)
     for start in range(0, len(texts), batch_size):
         end = start + batch_size
-        for index, traced in trace(model, texts=prepare(texts[start:end]))[1].items():
-            found[index].add(traced, words=words[start:end])
+        output, layers = trace(model, texts=prepare(texts[start:end]))
+        seen(output)
+        for index, traced in layers.items():
+            found[index].add(traced, words=words[start:end], first_text=start)
     return found

@@ -6,39 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from model.limoe import LIMoE
-from tests.trainer.data.shards_on_disk import jpeg, small_tokenizer, write_shard
-from tests.trainer.made_checkpoints import write_checkpoint
+from tests.trainer.made_checkpoints import EXPERTS, write_run
 from trainer.checkpoint.files import checkpoint_path
-from trainer.config.schema import Config
 from trainer.errors import UserError
 from trainer.evaluation.expert_samples import read_samples
 from trainer.export.__main__ import export_newest
 from trainer.report.__main__ import main
 from trainer.report.expert_findings import find, numbers
-from trainer.report.experts import folder_names, open_place, read_request
-
-EACH, EXPERTS = 6, 2
-
-
-def write_run(run: Path, expert_layers: list[int], steps: tuple[int, ...] = (10, 20)) -> Path:
-    """A run with checkpoints of random weights, and data beside it: 8 pairs, and 2 classes of 6 pictures."""
-    data = run.parent / "data"
-    (data / "classes" / "test").mkdir(parents=True, exist_ok=True)
-    write_shard(data / "val-0.tar", [{"jpg": jpeg(n), "txt": f"picture {n % 2} of a small set"} for n in range(8)])
-    write_shard(data / "classes" / "test" / "0.tar", [{"jpg": jpeg(n), "cls": str(n // EACH)} for n in range(2 * EACH)])
-    (data / "classes" / "classnames.txt").write_text("small\nset\n")
-    (data / "classes" / "zeroshot_classification_templates.txt").write_text("a {c}\nthe {c}\n")
-    config = Config()
-    config.model.width, config.model.mlp, config.model.embedding, config.model.layers = 16, 24, 8, 2
-    config.model.expert_layers, config.model.experts, config.model.vocabulary = expert_layers, EXPERTS, 200
-    config.model.image_size, config.model.patch = 16, 8
-    config.data.kind, config.data.val, config.eval.zeroshot = "webdataset", str(data / "val-0.tar"), str(data / "classes")
-    config.run.name, config.run.device, config.data.max_bad_share = "photos", "cpu", 1.0
-    for step in steps:
-        weights = LIMoE(config.model, config.router).initialise(step).state_dict()
-        write_checkpoint(run, step, config, {"model": weights}, small_tokenizer(data))
-    return run
+from trainer.report.experts import folder_names, open_with_experts, read_request
 
 
 @pytest.fixture
@@ -90,7 +65,7 @@ def test_an_export_says_the_same_as_its_run(run_dir: Path):
     found = []
     for place in (run_dir, run_dir / "export"):
         request = read_request([str(place), "experts=true"])
-        trained = open_place(request.places[0], request)
+        trained = open_with_experts(request.places[0], request)
         found.append(numbers(find(trained, read_samples(trained.config, 512), with_atlas=True)))
     assert [of_place["name"] for of_place in found] == ["photos, step 20", "photos: weights of step 20"]
     for part in ("layers", "tasks", "shown_with"):
@@ -144,7 +119,7 @@ def test_a_mistake_is_one_line(
 def test_a_dense_model_has_none(tmp_path: Path):
     place = checkpoint_path(write_run(tmp_path / "dense", [], steps=(5,)), 5)
     with pytest.raises(UserError, match="photos, step 5: limoe_tiny has no expert layers"):
-        open_place(place, read_request([str(place), "experts=true"]))
+        open_with_experts(place, read_request([str(place), "experts=true"]))
 
 
 def test_the_three_ways_to_write_a_key_and_several_places(run_dir: Path):
