@@ -22,7 +22,7 @@ from trainer.explore.index import Index, as_input
 
 NEAREST = 12
 """Pictures, and texts, that are shown as the nearest."""
-SUGGESTED = 4
+SUGGESTED = 3
 COMPETING_PAIRS = 64
 """Most pairs of a batch in which tokens compete for slots as in training."""
 SLOTS = ("evaluation", "training")

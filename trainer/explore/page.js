@@ -140,7 +140,7 @@ function showPictures() {
         "button",
         { type: "button", title: said.join("\n") || false, onclick: () => goTo({ picture: number }) },
         make("img", { src: pictureOf(number), alt: said[0] ?? `picture ${number}` }),
-        make("span", { class: "number" }, cosine.toFixed(3)),
+        make("span", { class: "number" }, cosine.toFixed(3), ...tick(said.includes(answer.text), "it has this caption")),
         make("span", { "aria-hidden": "true" }, said[0] ?? ""),
       ),
     ),
@@ -150,9 +150,19 @@ function showPictures() {
 function showTexts() {
   $("texts-section").hidden = answer.texts.length === 0;
   $("texts").replaceChildren(
-    ...answer.texts.map(({ text, cosine }) => make("li", {}, make("span", { class: "number" }, cosine.toFixed(3)), textButton(text))),
+    ...answer.texts.map(({ text, cosine }) =>
+      make(
+        "li",
+        {},
+        make("span", { class: "number" }, cosine.toFixed(3), ...tick(answer.said?.includes(text), "its own caption")),
+        textButton(text),
+      ),
+    ),
   );
 }
+
+// What belongs to the query: a hit of retrieval.
+const tick = (isOwn, why) => (isOwn ? [" ", make("span", { class: "own", title: why, role: "img", "aria-label": why }, "✓")] : []);
 
 function showRouting() {
   const ofImage = answer.kind === "image";
@@ -170,8 +180,9 @@ function routingInWords() {
   const byExperts = about.router.choice === "expert";
   if (training) {
     return (
-      `Routed in a batch with ${plural(about.competing - 1, "other pair")} of the evaluation set, with slots for ${about.router.capacity_factor} times ` +
-      `the even share${byExperts ? "" : ` and priority by ${about.router.priority}`}; without the router's noise. What finds no slot is dropped.`
+      `Routed in a batch with ${plural(about.competing - 1, "other pair")} of the evaluation set, with the slots of training ` +
+      `(capacity factor ${about.router.capacity_factor}${byExperts ? "" : `, priority by ${about.router.priority}`}), without the router's noise. ` +
+      "A token that finds no slot is dropped: it passes the layer unchanged."
     );
   }
   return byExperts ? "Experts choose: a token can be taken by several of them, or by none." : "In evaluation every token gets a slot: nothing is dropped.";
@@ -202,7 +213,8 @@ function showLayer(layer, ofImage) {
 function showPatches(layer, detail) {
   const columns = about.columns;
   const grid = make("div", { class: "patches", "--columns": columns, "data-layer": layer.layer });
-  grid.style.backgroundImage = `url("${answer.shown}")`;
+  const below = make("div", { class: "below" });
+  below.style.backgroundImage = `url("${answer.shown}")`;
   grid.style.gridTemplate = `repeat(${columns}, 1fr) / repeat(${columns}, 1fr)`;
   layer.tokens.forEach((choices, place) => {
     const where = `row ${Math.floor(place / columns) + 1}, column ${(place % columns) + 1}`;
@@ -212,7 +224,7 @@ function showPatches(layer, detail) {
     grid.append(token);
   });
   mark(grid, layer);
-  return arrows(grid, columns);
+  return make("div", { class: "picture" }, below, arrows(grid, columns));
 }
 
 // Of several experts that took a patch, stripes: as wide as their gates are large.
@@ -247,15 +259,16 @@ function showWords(layer, detail) {
     const word = isEnd ? "end" : piece.replaceAll("▁", "") || "␣";
     const token = tokenButton(layer, choices, isEnd ? "the end of the text" : `“${word}”`, detail);
     token.classList.toggle("begins", begins);
-    const [first] = choices;
-    token.append(
-      make("span", { class: isEnd ? "word end" : "word" }, word),
-      make("span", { class: "bar number", "--on-fill": inkOn(about.colours[first.expert]) }, make("span", {}, first.kept ? `${first.expert} · ${gateText(first.gate)}` : "✕")),
-    );
-    token.style.setProperty("--fill", choices.filter((choice) => choice.kept).length > 1 ? about.colours[first.expert] : fill(choices));
+    token.append(make("span", { class: isEnd ? "word end" : "word" }, word), ...choices.map(bar));
     line.append(token);
   });
   return arrows(line, 1);
+}
+
+function bar({ expert, gate, kept }) {
+  const colour = about.colours[expert];
+  const attributes = { class: kept ? "bar number" : "bar number dropped", "--fill": colour, "--on-fill": inkOn(colour) };
+  return make("span", attributes, make("span", {}, kept ? `${expert} · ${gateText(gate)}` : "✕"));
 }
 
 function tokenButton(layer, choices, where, detail) {
