@@ -39,14 +39,14 @@ def upcycle(model: LIMoE, dense: Iterable[tuple[str, Tensor]], noise: float, see
     noise: added to each expert's copy of each matrix, normal, in standard deviations of the matrix; drawn from the seed and the
     expert's number, so that an expert starts the same wherever it is.
     """
-    parameters, copy_of = dict(model.named_parameters()), copies(model)
+    tensors, copy_of = dict(model.named_parameters()) | dict(model.named_buffers()), copies(model)
     for name, value in dense:
         if name not in copy_of:
-            parameters[name].copy_(value)
+            tensors[name].copy_(value)
             continue
         # A linear map has its weight as `[out, in]`, experts as `[E, in, out]`, and biases as `[E, 1, out]`.
         of_experts, one = copy_of[name], value.T if value.dim() == 2 else value.unsqueeze(0)
-        for local, expert in enumerate(parameters[of_experts]):
+        for local, expert in enumerate(tensors[of_experts]):
             expert.copy_(one)
             if noise and value.dim() == 2:
                 own = generator_of(seed, f"{of_experts}/{model.first_expert + local}/noise")

@@ -20,7 +20,7 @@ from trainer.checkpoint.files import checkpoint_path
 from trainer.checkpoint.load import SavedState, load_state, read_progress, resumed_kinds
 from trainer.checkpoint.progress import TrainingProgress
 from trainer.checkpoint.save import Checkpointer
-from trainer.checkpoint.upcycle import load_upcycled
+from trainer.checkpoint.start import start_from
 from trainer.config.schema import CheckpointConfig, Config
 from trainer.distributed.device import dtype_of
 from trainer.distributed.peers import DistributedPeers
@@ -93,10 +93,10 @@ def rows_of(rank: int, world: int, *tensors: Tensor) -> list[Tensor]:
 class TinyRun:
     """A run as the training loop builds it, from the seed or a checkpoint, without data and records.
 
-    dense: a checkpoint to upcycle.
+    source: a checkpoint to take the first weights from.
     """
 
-    def __init__(self, config: Config, processes: Processes, checkpoint: Path | None = None, dense: Path | None = None) -> None:
+    def __init__(self, config: Config, processes: Processes, checkpoint: Path | None = None, source: Path | None = None) -> None:
         self.config = config
         self.processes = processes
         self.saved = checkpoint
@@ -109,8 +109,8 @@ class TinyRun:
             self.progress = read_progress(checkpoint)
             state = load_state(checkpoint, model, self.sharding, resumed_kinds(checkpoint, config.train))
             set_weights(model, state, again=True)
-        elif dense is not None:
-            load_upcycled(dense, model, config, self.sharding)
+        elif source is not None:
+            start_from(source, config, "or not").load(model, self.sharding, self.peers)
         self.engine = build_engine(config, model, processes, self.peers)
         if state is not None:
             set_optimizer_state(self.engine, state, self.progress.optimizer_steps)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tests.distributed.setups import Layout, TinyRun, batch, tiny, whole
 from tests.distributed.spawn import run_distributed
 from tests.distributed.test_runs import TWO, in_forks
 from trainer.checkpoint.files import CONFIG, checkpoint_path
-from trainer.checkpoint.upcycle import check_upcycling, load_upcycled, upcycles
+from trainer.checkpoint.start import start_from
 from trainer.config.schema import Config
 from trainer.distributed.processes import Processes
 from trainer.engine.state import EMA, WEIGHTS
@@ -49,7 +50,7 @@ def start(processes: Processes, layouts: list[Layout], dense: Path) -> list[tupl
     """Under each layout, this rank's share of the first state and the loss of the first step."""
     results = []
     for layout in layouts:
-        run = TinyRun(sparse(layout, NOISE), processes, dense=dense)
+        run = TinyRun(sparse(layout, NOISE), processes, source=dense)
         results.append((run.share(), run.step()[0]))
     return results
 
@@ -68,8 +69,7 @@ def test_it_starts_alike_in_every_layout_and_near_the_dense_model(run_dir: Path)
     (run_dir / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.structured(dense_config)))
     run_distributed(dense_run, 1, run_dir)
     dense = checkpoint_path(run_dir, 2)
-    assert upcycles(dense, sparse(Layout(), 0.0))
-    check_upcycling(dense, sparse(Layout(), 0.0), NEW_WEIGHTS)
+    assert start_from(dense, sparse(Layout(), 0.0), NEW_WEIGHTS).upcycled == [1, 2]
     starts = []
     for layouts in ([Layout(1, 1, 1)], [Layout(2, 2, 1), Layout(2, 2, 3), Layout(2, 1, 2)]):
         ranks = run_distributed(start, layouts[0].world, layouts, dense)
@@ -88,12 +88,55 @@ def test_it_starts_alike_in_every_layout_and_near_the_dense_model(run_dir: Path)
             assert torch.equal(value, saved[f"{WEIGHTS}/{name}"])
 
     exact = LIMoE(sparse(Layout(), 0.0).model, sparse(Layout(), 0.0).router).initialise(0)
-    load_upcycled(dense, exact, sparse(Layout(), 0.0), None)
+    start_from(dense, sparse(Layout(), 0.0), NEW_WEIGHTS).load(exact, None)
     before = embeddings(dense_config, saved)
     after = embeddings(sparse(Layout(), 0.0), {f"{WEIGHTS}/{name}": value for name, value in exact.state_dict().items()})
     torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-6)
     noisy = embeddings(sparse(Layout(), NOISE), first)
     assert 1e-3 < (noisy[0] - before[0]).abs().max() < 0.5
+
+
+FITTED = {
+    "model__image_size": 32,
+    "model__patch": 16,
+    "model__text_length": 12,
+    "model__layers": 4,
+    "init_blocks": [0, 2, 1, None],
+}
+
+
+def sparse_run(processes: Processes, run_dir: Path) -> None:
+    """Two steps of a model with experts, and their biases, saved."""
+    run = TinyRun(tiny(BIASED), processes)
+    run.step()
+    run.step()
+    run.save(run_dir)
+
+
+BIASED = Layout().with_(router__bias__kind="modality", router__aux__load=0.0)
+
+
+def refit(processes: Processes, layouts: list[Layout], source: Path) -> list[dict[str, Any]]:
+    """This rank's share of the first state of a model of another size, under each layout."""
+    return [TinyRun(tiny(layout.with_(**FITTED)), processes, source=source).share() for layout in layouts]
+
+
+def test_weights_are_fitted_alike_in_every_layout(run_dir: Path):
+    (run_dir / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.structured(tiny(BIASED))))
+    run_distributed(sparse_run, 1, run_dir)
+    source = checkpoint_path(run_dir, 2)
+    (alone,) = run_distributed(refit, 1, [BIASED], source)
+    layouts = [replace(BIASED, world=2, expert_parallel=2, zero_stage=3), replace(BIASED, world=2, zero_stage=2)]
+    ranks = run_distributed(refit, 2, layouts, source)
+    first = whole(alone)
+    for number in range(len(layouts)):
+        state = whole(rank[number] for rank in ranks)
+        assert state.keys() == first.keys()
+        assert all(torch.equal(state[name], value) for name, value in first.items())
+    saved, block = tensors_in(source), f"{WEIGHTS}/towers.0.blocks."
+    assert torch.equal(first[f"{block}1.mlp.experts.up"], saved[f"{block}2.mlp.experts.up"])
+    assert saved[f"{block}2.mlp.router.bias"].any()
+    assert torch.equal(first[f"{block}1.mlp.router.bias"], saved[f"{block}2.mlp.router.bias"])
 
 
 def losses_in(run_dir: Path) -> list[float]:

@@ -132,6 +132,12 @@ def _check_router(router: RouterConfig) -> None:
             )
 
 
+def _check_init_blocks(config: Config) -> None:
+    """Raise UserError for blocks of no run."""
+    if config.init_blocks and config.init_from is None:
+        raise UserError("init_blocks names blocks of the run to start from: set init_from, or leave out init_blocks")
+
+
 def _check_parallel(config: Config, world: int) -> None:
     """Raise UserError when the model cannot be spread over `world` processes as asked."""
     ep, experts = config.parallel.expert_parallel, config.model.routed_experts
@@ -249,5 +255,6 @@ CHECKS = (
     _Check(("train.precision", "train.grad_dtype"), lambda config, world: _check_gradients(config.train)),
     _Check(("eval.batch_size",), _check_evaluation_batch),
     _Check(("log.artifacts", "checkpoint.best"), lambda config, world: _check_artifacts(config)),
+    _Check(("init_from", "init_blocks"), lambda config, world: _check_init_blocks(config)),
     _Check(("schedule", "train.steps"), lambda config, world: check_schedule(config.schedule, config.train.steps)),
 )

@@ -280,10 +280,16 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     init_from: str | None = option(
         None,
-        "a run or checkpoint directory: start a new run with its weights (and tokenizer) only; from a dense run, a model with "
-        "experts starts with copies of its MLPs (upcycling)",
+        "a run or checkpoint directory: start a new run with its weights (and tokenizer) only. Images, patches and texts may "
+        "have other sizes, and experts start as copies of a dense run's MLPs (upcycling); a table says what was changed",
         path=True,
         filled=True,
+    )
+    init_blocks: list[int | None] = option(
+        [],
+        "the block of init_from that each block starts from, null for a new one, as in [0,1,2,3,null,null]; []: the one with its "
+        "number",
+        at_least=0,
     )
     upcycle_noise: float = option(
         0.0,

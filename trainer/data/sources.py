@@ -35,12 +35,9 @@ def load_tokenizer(config: Config, path: Path) -> Tokenizer:
     """The run's tokenizer. Raises UserError when the model's table is too small for it."""
     tokenizer = Tokenizer.load(path)
     if tokenizer.vocabulary > config.model.vocabulary:
-        remedy = f"set model.vocabulary={tokenizer.vocabulary}"
-        if config.init_from is not None and config.data.tokenizer is not None:  # the number of rows in its weights is fixed
-            remedy = "leave out data.tokenizer to keep the one of init_from, or leave out init_from"
         raise UserError(
             f"the tokenizer {config.data.tokenizer or path} has {tokenizer.vocabulary} pieces, but model.vocabulary="
-            f"{config.model.vocabulary}: {remedy}"
+            f"{config.model.vocabulary}: set model.vocabulary={tokenizer.vocabulary}"
         )
     return tokenizer
 

@@ -20,7 +20,7 @@ from model.limoe import LIMoE
 from trainer.checkpoint.files import TOKENIZER, complete_checkpoints
 from trainer.checkpoint.load import check_architecture, read_progress
 from trainer.checkpoint.progress import TrainingProgress
-from trainer.checkpoint.upcycle import twin_of, upcycles, upcycling_rows
+from trainer.checkpoint.start import Start
 from trainer.config.checks import layout_problems
 from trainer.config.schema import Config
 from trainer.data.loader import check_reading
@@ -116,8 +116,8 @@ def examine(config: Config, world: int) -> Findings:
     if "parallel.lost_after_seconds" not in wrong:
         found.attempt(lambda: check_time_to_leave(config.parallel.lost_after_seconds, seconds_to_leave_from_environment()))
     progress, weights = _look_at_directory(config, found)
-    if weights and fits and upcycles(weights, config):
-        found.rows += [(f"  {what}", value) for what, value in upcycling_rows(config)]
+    if isinstance(weights, Start) and fits and not weights.is_as_it_was:
+        found.rows += [(f"  {what}", value) for what, value in weights.rows()]
     ep = config.parallel.expert_parallel
     found.add("processes", f"{world}, with the experts spread over groups of {ep}" if ep > 1 else str(world))
     shards = None
@@ -171,13 +171,13 @@ def sweep_problems(own: list[list[str]], found: list[Findings]) -> list[str]:
     return lines + space_problems(found)
 
 
-def _look_at_directory(config: Config, found: Findings) -> tuple[TrainingProgress, Path | None]:
-    """Where the run would start, and the checkpoint, if any, whose weights it would start with."""
+def _look_at_directory(config: Config, found: Findings) -> tuple[TrainingProgress, Path | Start | None]:
+    """Where the run would start, and the checkpoint, if any, that it would resume from or whose weights it would start with."""
     found.add("run directory", str(found.run_dir))
     checkpoint, initial = found.attempt(partial(inspect_run_directory, config, ALONE)) or (None, None)
     progress = found.attempt(partial(read_progress, checkpoint)) if checkpoint else None
     if progress is None:
-        found.add("run", f"new, {config.train.steps} steps" + (f", with the weights of {initial}" if initial else ""))
+        found.add("run", f"new, {config.train.steps} steps" + (f", with the weights of {initial.checkpoint}" if initial else ""))
         return TrainingProgress(), initial
     left = max(0, config.train.steps - progress.step)
     found.add("run", f"continues from step {progress.step}, {left or 'no'} steps left")
@@ -246,13 +246,13 @@ def _evaluation(config: Config, found: Sequence[Shards | None]) -> str:
     return ", ".join(parts) or "none"
 
 
-def _look_at_tokenizer(config: Config, progress: TrainingProgress, weights: Path | None, found: Findings) -> None:
+def _look_at_tokenizer(config: Config, progress: TrainingProgress, weights: Path | Start | None, found: Findings) -> None:
     """A resume keeps its checkpoint's tokenizer; a new run takes data.tokenizer, or that of the weights it starts with."""
     given = config.data.tokenizer if progress.step == 0 else None
     if given:
         path = Path(given)
     elif weights:
-        path = weights / TOKENIZER
+        path = _checkpoint(weights) / TOKENIZER
     else:
         found.add("tokenizer", "to be trained on the training captions")
         return
@@ -261,16 +261,20 @@ def _look_at_tokenizer(config: Config, progress: TrainingProgress, weights: Path
         found.add("tokenizer", f"{path}, {tokenizer.vocabulary} pieces")
 
 
-def _look_at_architecture(config: Config, weights: Path | None, found: Findings) -> None:
+def _checkpoint(weights: Path | Start) -> Path:
+    return weights.checkpoint if isinstance(weights, Start) else weights
+
+
+def _look_at_architecture(config: Config, weights: Path | Start | None, found: Findings) -> None:
     if weights is None:
         return
-    if upcycles(weights, config):
-        model = twin_of(config)
+    if isinstance(weights, Start):
+        model = weights.unfilled()
     else:
         with torch.device("meta"):
             model = LIMoE(config.model, config.router)
     wanted = {f"{WEIGHTS}/{name}": tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
-    found.attempt(partial(check_architecture, weights, wanted, prefix=f"{WEIGHTS}/"))
+    found.attempt(partial(check_architecture, _checkpoint(weights), wanted, prefix=f"{WEIGHTS}/"))
 
 
 def _look_at_disk(config: Config, found: Findings) -> None:

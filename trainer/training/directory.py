@@ -21,7 +21,7 @@ from trainer.checkpoint.files import (
 )
 from trainer.checkpoint.identity import check_identity, warn_of_other_pictures
 from trainer.checkpoint.load import check_sound, damage, newest_sound, read_progress
-from trainer.checkpoint.upcycle import check_upcycling, upcycles
+from trainer.checkpoint.start import Start, start_from
 from trainer.config.compose import load_config
 from trainer.config.schema import Config
 from trainer.distributed.agree import first_reads
@@ -53,8 +53,8 @@ def open_run_directory(config: Config, processes: Processes) -> tuple[Path, Path
     return run_dir, checkpoint
 
 
-def inspect_run_directory(config: Config, alone: Processes) -> tuple[Path | None, Path | None]:
-    """The checkpoints that a run would resume from or take its first weights from, if any; changes nothing.
+def inspect_run_directory(config: Config, alone: Processes) -> tuple[Path | None, Start | None]:
+    """The checkpoint that a run would resume from, or the weights that it would start with, if any; changes nothing.
 
     Raises UserError where `open_run_directory` and `initial_weights` would, as far as one process can tell quickly and without
     writing.
@@ -78,8 +78,7 @@ def inspect_run_directory(config: Config, alone: Processes) -> tuple[Path | None
     if checkpoint is not None or config.init_from is None:
         return checkpoint, None
     initial = _sound_in(Path(config.init_from), f"init_from={config.init_from}", alone, digests=False)
-    _check_initial(initial, config)
-    return None, initial
+    return None, start_from(initial, config, NEW_WEIGHTS)
 
 
 def _check_appendable(path: Path) -> None:
@@ -95,22 +94,22 @@ def existing_part(path: Path) -> Path:
     return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
 
 
-def initial_weights(config: Config, run_dir: Path, processes: Processes) -> Path | None:
-    """The checkpoint whose weights a new run starts with (`init_from`), None for new ones. A collective.
+def initial_weights(config: Config, run_dir: Path, processes: Processes) -> Start | None:
+    """The weights that a new run starts with (`init_from`), None for new ones. A collective.
 
     Its tokenizer, which its embedding table belongs to, becomes the run's, unless `data.tokenizer` names one.
     """
     if config.init_from is None:
         return None
     found = _sound_in(Path(config.init_from), f"init_from={config.init_from}", processes)
-    first_reads(lambda: _check_initial(found, config), processes)
+    start = first_reads(lambda: start_from(found, config, NEW_WEIGHTS), processes)
 
     def take_tokenizer() -> None:
         if config.data.tokenizer is None:
             shutil.copyfile(found / TOKENIZER, run_dir / TOKENIZER)
 
     first_reads(take_tokenizer, processes)
-    return found
+    return start
 
 
 def write_config(config: Config, run_dir: Path, processes: Processes) -> None:
@@ -177,15 +176,6 @@ def resume_from(config: Config, run_dir: Path, processes: Processes, digests: bo
 def _check_same_model(checkpoint: Path, config: Config, otherwise: str) -> None:
     check_identity(checkpoint, config, otherwise)
     warn_of_other_pictures(checkpoint, config)
-
-
-def _check_initial(checkpoint: Path, config: Config) -> None:
-    """Raise UserError unless the checkpoint is of the same model, or of one that can be upcycled to it."""
-    if upcycles(checkpoint, config):
-        check_upcycling(checkpoint, config, NEW_WEIGHTS)
-        warn_of_other_pictures(checkpoint, config)
-    else:
-        _check_same_model(checkpoint, config, NEW_WEIGHTS)
 
 
 def _another(config: Config) -> str:

@@ -12,7 +12,7 @@ from model.limoe import LIMoE
 from trainer.checkpoint.load import SavedState, load_state, read_progress, resumed_kinds
 from trainer.checkpoint.progress import TrainingProgress
 from trainer.checkpoint.save import Checkpointer
-from trainer.checkpoint.upcycle import load_upcycled, upcycles, upcycling_rows
+from trainer.checkpoint.start import Start
 from trainer.config.checks import check_layout
 from trainer.config.schema import Config
 from trainer.data.loader import TrainingLoader
@@ -22,7 +22,7 @@ from trainer.distributed.processes import Processes
 from trainer.distributed.signals import StopRequest
 from trainer.engine.build import build_engine, start_deepspeed
 from trainer.engine.ema import start_ema
-from trainer.engine.state import WEIGHTS, ExpertSharding, set_optimizer_state, set_weights
+from trainer.engine.state import ExpertSharding, set_optimizer_state, set_weights
 from trainer.errors import UserError
 from trainer.reporting.log_lines import log_to_file
 from trainer.reporting.tables import facts_table
@@ -71,13 +71,13 @@ def _open(config: Config, processes: Processes, closing: ExitStack) -> OpenRun:
     _open_log(run_dir, processes, closing)
     if checkpoint:
         first_reads(partial(tell_changes, config, checkpoint), processes)
-    weights = None if checkpoint else initial_weights(config, run_dir, processes)
+    start = None if checkpoint else initial_weights(config, run_dir, processes)
     located = locate_data(config, processes)
     pairs = find_pairs(located, run_dir, processes)
     peers = start_deepspeed(processes, config.parallel.expert_parallel)
     sharding = ExpertSharding(processes, config.parallel.expert_parallel)
     progress = read_progress(checkpoint) if checkpoint else TrainingProgress(seed=config.seed)
-    engine = _start_engine(located, processes, peers, sharding, progress, checkpoint, weights)
+    engine = _start_engine(located, processes, peers, sharding, progress, checkpoint, start)
     checkpointer = Checkpointer(run_dir, config.checkpoint, processes, sharding, checkpoint)
     loader = pairs.loader(processes, progress.pairs, progress.streams, progress.data)
     closing.callback(_close, "the loader", loader.close)
@@ -118,23 +118,18 @@ def _start_engine(
     sharding: ExpertSharding,
     progress: TrainingProgress,
     checkpoint: Path | None,
-    weights: Path | None,
+    start: Start | None,
 ) -> Any:
-    """The engine of a model with the state of `checkpoint`, or the weights of `weights` alone, or new ones.
-
-    A model with experts takes those of a dense checkpoint too.
-    """
+    """The engine of a model with the state of `checkpoint`, or the weights of `start` alone, or new ones."""
     model = LIMoE(config.model, config.router, peers).initialise(config.seed)
     state: SavedState | None = None
     if checkpoint is not None:
         state = load_state(checkpoint, model, sharding, resumed_kinds(checkpoint, config.train))
         set_weights(model, state, again=True)
-    elif weights is not None and upcycles(weights, config):
-        load_upcycled(weights, model, config, sharding)
-        if processes.is_first:
-            facts_table(upcycling_rows(config), f"upcycled from {weights}")
-    elif weights is not None:
-        set_weights(model, load_state(weights, model, sharding, (WEIGHTS,)))
+    elif start is not None:
+        start.load(model, sharding, peers)
+        if processes.is_first and not start.is_as_it_was:
+            facts_table(start.rows(), f"the weights of {start.checkpoint}")
     engine = build_engine(config, model, processes, peers)
     if state is not None:
         set_optimizer_state(engine, state, progress.optimizer_steps)
