@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from model.paths import user_path
 from trainer.checkpoint.load import WEIGHTS_ARGUMENT, take_newest
 from trainer.checkpoint.trained import open_place, place_of
@@ -71,7 +73,14 @@ def read_request(arguments: list[str]) -> Request:
 
 
 def open_explorer(request: Request) -> Explorer:
-    """The model with its gallery, embedded. Raises UserError for what cannot be opened or read."""
+    """The model with its gallery, embedded. Raises UserError for what cannot be opened or read, or is too large."""
+    try:
+        return _opened(request)
+    except torch.OutOfMemoryError as problem:
+        raise UserError("the device has too little memory: add eval.batch_size=16, or run.device=cpu") from problem
+
+
+def _opened(request: Request) -> Explorer:
     trained = open_place(request.place, request.kind, request.overrides)
     config = locate_data(trained.config, ALONE)
     gallery = read_gallery(config, request.samples)

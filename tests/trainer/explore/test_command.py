@@ -5,9 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.trainer.made_checkpoints import write_run
+from trainer.checkpoint import trained
 from trainer.checkpoint.files import checkpoint_path
+from trainer.errors import UserError
 from trainer.explore.__main__ import HOST, PORT, SAMPLES, listen, main, open_explorer, read_request
 from trainer.explore.answers import Explorer
 from trainer.explore.server import ExplorerServer
@@ -80,8 +83,6 @@ def test_a_port_that_is_in_use_is_told_before_anything_is_embedded(
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from trainer.checkpoint import trained
-
     run = write_run(tmp_path / "photos", [1], steps=(5,))
     opened = trained.open_checkpoint
 
@@ -91,8 +92,17 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, monkeypatch: py
         return found
 
     monkeypatch.setattr(trained, "open_checkpoint", diverged)
-    with pytest.raises(trained.UserError, match="photos, step 5: its embeddings are not finite"):
+    with pytest.raises(UserError, match="photos, step 5: its embeddings are not finite"):
         open_explorer(read_request([str(run), f"data.cache={tmp_path}"]))
+
+
+def test_a_device_without_room_is_a_line(run_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("trainer.explore.__main__.index_gallery", full)
+    with pytest.raises(UserError, match=r"too little memory: add eval.batch_size=16, or run.device=cpu"):
+        open_explorer(read_request([str(run_dir)]))
 
 
 def test_the_address_and_the_way_to_it_are_printed(
@@ -112,7 +122,5 @@ def test_the_address_and_the_way_to_it_are_printed(
 
 
 def test_listening_refuses_what_is_no_address_of_this_machine(run_dir: Path):
-    from trainer.errors import UserError
-
     with pytest.raises(UserError, match=r"host=192\.0\.2\.1"):
         listen(read_request([str(run_dir), "host=192.0.2.1", "port=0"]))
