@@ -182,7 +182,7 @@ function routingInWords() {
     return (
       `Routed in a batch with ${plural(about.competing - 1, "other pair")} of the evaluation set, with the slots of training ` +
       `(capacity factor ${about.router.capacity_factor}${byExperts ? "" : `, priority by ${about.router.priority}`}), without the router's noise. ` +
-      "A token that finds no slot is dropped: it passes the layer unchanged."
+      "A token that finds no slot is dropped: none of these experts adds anything to it."
     );
   }
   return byExperts ? "Experts choose: a token can be taken by several of them, or by none." : "In evaluation every token gets a slot: nothing is dropped.";
@@ -360,6 +360,8 @@ async function openExpert(layer, expert, from) {
   $("expert").scrollTop = 0;
   document.body.classList.add("with-expert");
   markFocused();
+  // On a phone the card covers the lower half.
+  if (matchMedia("(max-width: 40rem)").matches) from.closest(".layer").scrollIntoView({ block: "start" });
   $("expert-title").focus({ preventScroll: true });
 }
 

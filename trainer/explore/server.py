@@ -84,7 +84,7 @@ class ExplorerServer(ThreadingHTTPServer):
             name = urlsplit(f"//{host}").hostname or ""
         except ValueError:  # half an address of IPv6
             return False
-        return name in self._names or is_address(name)
+        return is_address(name) or name in self._names
 
 
 def is_address(name: str) -> bool:

@@ -40,6 +40,8 @@ def test_a_run_and_its_export_say_the_same(run_dir: Path, tmp_path: Path, capsys
     told = capsys.readouterr().out.splitlines()
     assert told[0] == "photos, step 20: embedding 6 images and 2 texts of data.val, once"
     assert len(told) == 3, "the second has the same weights and is read from the cache"
+    with pytest.raises(UserError, match=r"weights=ema: .* is an export, which has the weights it was made of"):
+        open_explorer(read_request([str(tmp_path / "export"), "weights=ema"]))
 
 
 @pytest.mark.parametrize(
