@@ -178,8 +178,7 @@ def _check_training_batch(config: Config, world: int) -> None:
     train, group = config.train, config.router.group_size
     pieces = world * train.accumulate
     if train.batch_size % pieces:
-        # Readers take equal parts of a micro-batch too, and groups divide it: what we propose must pass their checks.
-        fitting = pieces * math.lcm(max(1, config.data.workers), group or 1)
+        fitting = pieces * (group or 1)  # groups divide a micro-batch: what we propose must pass their check
         raise UserError(
             f"train.batch_size={train.batch_size} (global) is not divisible by {count_processes(world)} x {train.accumulate} "
             f"micro-batches: use a multiple of {fitting}, such as train.batch_size={_multiple(train.batch_size, fitting)}"
@@ -251,7 +250,7 @@ CHECKS = (
     _Check(ARCHITECTURE, lambda config, world: _check_parts(config.model, config.router)),
     _Check(("router",), lambda config, world: _check_router(config.router)),
     _Check(("model", "parallel"), _check_parallel),
-    _Check(("train", "router.group_size", "data.workers"), _check_training_batch),
+    _Check(("train", "router.group_size"), _check_training_batch),
     _Check(("train.precision", "train.grad_dtype"), lambda config, world: _check_gradients(config.train)),
     _Check(("eval.batch_size",), _check_evaluation_batch),
     _Check(("log.artifacts", "checkpoint.best"), lambda config, world: _check_artifacts(config)),

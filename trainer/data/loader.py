@@ -1,6 +1,7 @@
 """Training batches: endless, in the same order for any number of ranks and workers, starting at any position."""
 
 import functools
+import logging
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from trainer.config.schema import DataConfig
 from trainer.data.batch import Batch
 from trainer.data.evaluation import evaluation_batches as evaluation_batches  # the other loader
 from trainer.data.limits import JUDGED_AFTER
-from trainer.data.order.dealing import choose_streams
+from trainer.data.order.dealing import Rows, choose_streams, rows_of_reader, times_read
 from trainer.data.order.progress import DataProgress, ShardLengths, add_counts, keep_longest
 from trainer.data.order.reading import Pair
 from trainer.data.order.stream import Stream
@@ -26,6 +27,8 @@ from trainer.data.transforms import least_side, random_crop
 from trainer.data.truncation import TruncatedCaptions
 from trainer.data.workers import WorkerIterator
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class _Plan:
@@ -36,10 +39,11 @@ class _Plan:
     image_size: int
     text_length: int
     seed: int
+    batch_size: int
     streams: int
-    pairs_per_stream: int  # of one batch
-    streams_per_reader: int
-    first_reader: int  # of this rank
+    rank: int
+    world: int
+    workers: int
     start: int  # pairs of each stream
     lengths: dict[str, int]
     short: dict[str, int]
@@ -57,23 +61,23 @@ class TrainingLoader:
 
     The rows of all ranks in rank order are the same for every number of ranks and workers that has the same `streams`.
     `read` and `bad` (by shard) count the samples read so far by this rank and the unusable ones among them, `shards_read` and
-    `bad_shards` (by name) the shards and those that ended early, `truncated` its captions that are too long;
-    rank 0 has what was counted before a resume. `shards`: how many there are.
+    `bad_shards` (by name) the shards and those that ended early, `truncated` its captions that are too long; what several ranks
+    read is counted by one of them; rank 0 has what was counted before a resume. `shards`: how many there are.
     """
 
-    def __init__(self, plan: _Plan, workers: int, before: DataProgress) -> None:
+    def __init__(self, plan: _Plan, in_workers: bool, before: DataProgress) -> None:
         self.streams = plan.streams
         self.read = before.read
         self.bad = dict(before.bad)
         self.shards = len(plan.shards)
         self.shards_read = before.shards
         self.bad_shards = dict(before.bad_shards)
-        self._truncated = TruncatedCaptions(plan.text_length, before.truncated, warns=plan.first_reader == 0)
+        self._truncated = TruncatedCaptions(plan.text_length, before.truncated, warns=plan.rank == 0)
         self._lengths: dict[str, int] = {}  # learned since the last report, as is
         self._short: dict[str, int] = {}
-        self._parts_per_batch = max(1, workers)
+        self._parts_per_batch = plan.workers
         read = functools.partial(_read_parts, plan)
-        self._parts: Iterator[Batch] = WorkerIterator(read, workers) if workers else read(0)
+        self._parts: Iterator[Batch] = WorkerIterator(read, plan.workers) if in_workers else read(0)
 
     def __iter__(self) -> "TrainingLoader":
         return self
@@ -133,13 +137,16 @@ def training_loader(
 
     `start=n` continues as if all ranks had drawn n pairs, in batches of any size that `streams` divides; nothing before
     that is decoded. `progress` is what all ranks learned until then: its counters continue, and of the shards with known
-    lengths only those that still have pairs are read. Raises UserError when shards, batch, ranks and workers do not fit
-    together; drawing batches raises it for a shard that has become shorter, or when nothing can be used. Unusable samples are
+    lengths only those that still have pairs are read. Raises UserError when data.streams does not fit the shards and the batch;
+    drawing batches raises it for a shard that has become shorter, or when nothing can be used. Unusable samples are
     replaced: one without image or caption by the one after it, an image that cannot be decoded, or a caption in which the
     tokenizer knows nothing, by a copy of a later pair of its stream.
     """
     progress = progress or DataProgress()
     streams = check_reading(data, len(shards), batch_size, world)
+    workers = _workers(data, batch_size, world)
+    if rank == 0:
+        _tell_sharing(streams, len(shards), batch_size, world, workers)
     rule = CaptionRule.of(data)
     remote = Remote.of(data)
     plan = _Plan(
@@ -148,10 +155,11 @@ def training_loader(
         image_size=image_size,
         text_length=text_length,
         seed=seed,
+        batch_size=batch_size,
         streams=streams,
-        pairs_per_stream=batch_size // streams,
-        streams_per_reader=streams // (world * max(1, data.workers)),
-        first_reader=rank * max(1, data.workers),
+        rank=rank,
+        world=world,
+        workers=workers,
         start=start // streams,
         lengths=progress.lengths,
         short=progress.short,
@@ -163,27 +171,44 @@ def training_loader(
         crop_ratio=tuple(data.crop_ratio),
         flip=data.flip,
     )
-    return TrainingLoader(plan, data.workers, progress if rank == 0 else DataProgress())
+    return TrainingLoader(plan, data.workers > 0, progress if rank == 0 else DataProgress())
 
 
 def check_reading(data: DataConfig, shards: int, batch_size: int, world: int) -> int:
     """The number of canonical streams that the shards are dealt into, for global batches of `batch_size` pairs.
 
-    Raises UserError when shards, batch, ranks and workers do not fit together.
+    Raises UserError when data.streams does not fit the shards and the batch.
     """
-    workers = max(1, data.workers)
-    return choose_streams(shards, batch_size, world, workers, data.streams)
+    return choose_streams(shards, batch_size, world * _workers(data, batch_size, world), data.streams)
+
+
+def _workers(data: DataConfig, batch_size: int, world: int) -> int:
+    """Readers of a rank, each with a pair of its own at least."""
+    return min(max(1, data.workers), batch_size // world)
+
+
+def _tell_sharing(streams: int, shards: int, batch_size: int, world: int, workers: int) -> None:
+    """One line when shards are read more than once an epoch, and how not to."""
+    readers, times = world * workers, times_read(batch_size, streams, world, workers)
+    if times == 1:
+        return
+    more = f"at least {readers} shards and a" if shards < readers else "a"
+    logger.info(
+        "%d readers share %d streams of shards: each shard is read %.1f times an epoch, though decoded once; %s micro-batch that "
+        "is a multiple of %d pairs would read each once",
+        *(readers, streams, times, more, readers),
+    )
 
 
 def _read_parts(plan: _Plan, worker: int) -> Iterator[Batch]:
     """The endless parts of the batches that one reader makes: its streams' pairs, stream after stream."""
-    first = (plan.first_reader + worker) * plan.streams_per_reader
     lengths = ShardLengths(plan.lengths, plan.short)
+    mine = rows_of_reader(plan.batch_size, plan.streams, plan.rank, plan.world, worker, plan.workers)
     streams = [
         Stream(
             plan.shards,
             plan.seed,
-            number,
+            rows.stream,
             plan.streams,
             plan.shuffle_buffer,
             plan.captions,
@@ -191,14 +216,14 @@ def _read_parts(plan: _Plan, worker: int) -> Iterator[Batch]:
             lengths,
             plan.remote,
         )
-        for number in range(first, first + plan.streams_per_reader)
+        for rows in mine
     ]
     while True:
-        yield _part(plan, streams, lengths)
+        yield _part(plan, streams, mine, lengths)
 
 
-def _part(plan: _Plan, streams: list[Stream], lengths: ShardLengths) -> Batch:
-    ready = [pair for stream in streams for pair in _prepared(plan, stream)]
+def _part(plan: _Plan, streams: list[Stream], mine: list[Rows], lengths: ShardLengths) -> Batch:
+    ready = [pair for stream, rows in zip(streams, mine, strict=True) for pair in _prepared(plan, stream, rows)]
     batch = Batch(
         torch.stack([pair.image for pair in ready]), torch.stack([pair.tokens for pair in ready]), [p.id for p in ready]
     )
@@ -223,28 +248,31 @@ class _Ready:
     caption_tokens: int
 
 
-def _prepared(plan: _Plan, stream: Stream) -> Iterator[_Ready]:
-    """The stream's next pairs for one batch, decoded, augmented and tokenized.
+def _prepared(plan: _Plan, stream: Stream, rows: Rows) -> Iterator[_Ready]:
+    """This reader's rows of the stream's next pairs for one batch, decoded, augmented and tokenized.
 
-    An unusable pair is replaced by a copy of a good pair from after the batch. So positions never depend on what
-    can be decoded, and a resumed run need not decode what it skips.
+    An unusable pair is replaced by a copy of a good pair from after the batch: by the one as far behind it as the pair is from
+    its beginning, or whole batches further on. So positions never depend on what can be decoded, a replacement not on other
+    readers' rows, and a resumed run need not decode what it skips.
     """
-    taken = [stream.next() for _ in range(plan.pairs_per_stream)]
-    behind = count()
-    for pair, rng in taken:
+    each = plan.batch_size // plan.streams
+    taken = [stream.next() for _ in range(each)]
+    if rows.first > 0:
+        stream.tally.take()  # counted by the reader of the first row
+    for row, (pair, rng) in enumerate(taken[rows.first : rows.end], rows.first):
         try:
             ready = _ready(plan, pair, rng)
         except Unusable as problem:
             if not pair.lost:  # otherwise it is counted with its shard
                 stream.tally.note_bad(pair.shard, pair.id, problem)
-            ready = _substitute(plan, stream, behind, rng)
+            ready = _substitute(plan, stream, count(row, each), rng)
         yield ready
 
 
-def _substitute(plan: _Plan, stream: Stream, behind: Iterator[int], rng: random.Random) -> _Ready:
+def _substitute(plan: _Plan, stream: Stream, distances: Iterator[int], rng: random.Random) -> _Ready:
     patience = stream.patience(JUDGED_AFTER)
     while True:
-        pair = stream.look_ahead(next(behind))
+        pair = stream.look_ahead(next(distances))
         try:
             return _ready(plan, pair, rng)
         except Unusable as problem:  # it is counted when its own turn comes

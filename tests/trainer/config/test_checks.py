@@ -217,7 +217,7 @@ def test_who_does_what_the_lines_propose_gets_a_run(world: int, values: dict[str
 def test_all_that_is_wrong_is_found_at_once_and_each_thing_once():
     config = config_with(optim__lr=0.0, model__heads=0, train__batch_size=3, log__wandb="no", eval__batch_size=5)
     problems = layout_problems(config, 2)
-    assert list(problems) == ["model.heads", "optim.lr", "log.wandb", "train router.group_size data.workers", "eval.batch_size"]
+    assert list(problems) == ["model.heads", "optim.lr", "log.wandb", "train router.group_size", "eval.batch_size"]
     with pytest.raises(UserError, match=r"model\.heads=0 must be at least 1 \(and 4 more: run\.dry=true shows them all\)"):
         check_layout(config, 2)
 

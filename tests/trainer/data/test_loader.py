@@ -99,12 +99,32 @@ def test_a_batch_has_the_promised_shapes(shards: list[str], tokenizer: Tokenizer
     assert (batch.read, batch.bad) == (8, {})
 
 
-@pytest.mark.parametrize(("world", "workers"), [(1, 1), (1, 2), (2, 0), (2, 1), (4, 0), (4, 2)])
+@pytest.mark.parametrize(("world", "workers"), [(1, 1), (1, 2), (2, 0), (2, 1), (4, 0), (4, 2), (16, 0), (2, 3)])
 def test_global_batches_do_not_depend_on_ranks_and_workers(
     shards: list[str], tokenizer: Tokenizer, world: int, workers: int
 ) -> None:
     expected = batches(shards, tokenizer, 8)  # beyond one epoch of 6 batches
-    assert same(global_batches(shards, tokenizer, 8, world, workers=workers), expected)
+    assert same(global_batches(shards, tokenizer, 8, world, workers=workers), expected), "8 streams, shared by 16 ranks"
+
+
+def test_readers_that_share_streams_count_and_replace_as_one_does(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    shards, options = damaged(tmp_path)[:6], {"streams": 2, "shuffle_buffer": 3, "max_bad_share": 1.0}
+    expected = batches(shards, tokenizer, 10, **options)
+    for world, workers in ((8, 0), (2, 3)):
+        ranks = [batches(shards, tokenizer, 10, rank=rank, world=world, workers=workers, **options) for rank in range(world)]
+        rows = [[pair_id for batch in parts for pair_id in batch.ids] for parts in zip(*ranks, strict=True)]
+        assert rows == [batch.ids for batch in expected]
+        for name in ("bad", "bad_shards"):
+            counted = sum((Counter(getattr(batch, name)) for made in ranks for batch in made), Counter())
+            assert counted == sum((Counter(getattr(batch, name)) for batch in expected), Counter())
+        assert sum(batch.read for made in ranks for batch in made) == sum(batch.read for batch in expected)
+        assert sum(batch.shards for made in ranks for batch in made) == sum(batch.shards for batch in expected)
+
+
+def test_a_run_goes_on_with_any_number_of_readers(shards: list[str], tokenizer: Tokenizer) -> None:
+    whole = batches(shards, tokenizer, 9, streams=4)
+    for world, workers in ((16, 0), (2, 3)):
+        assert same(global_batches(shards, tokenizer, 4, world, workers=workers, streams=4, start=5), whole[5:])
 
 
 def test_each_sample_comes_once_an_epoch_and_looks_different_in_the_next(shards: list[str], tokenizer: Tokenizer) -> None:
@@ -342,8 +362,18 @@ def test_warnings_of_workers_are_logged_by_the_training_process(
 
 
 def test_misfits_are_told_before_anything_is_read(shards: list[str], tokenizer: Tokenizer) -> None:
-    with pytest.raises(UserError, match=r"3 shards for 4 readers \(2 ranks x 2 workers\)"):
-        batches(shards[:3], tokenizer, 1, world=2, workers=2)
+    with pytest.raises(UserError, match=r"data.streams=4 is more than the 3 shards"):
+        batches(shards[:3], tokenizer, 1, world=2, workers=2, streams=4)
+
+
+def test_shared_reading_is_told_once(shards: list[str], tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        global_batches(shards[:3], tokenizer, 1, 4)
+    told = [record.getMessage() for record in caplog.records if "readers share" in record.getMessage()]
+    assert told == [
+        "4 readers share 2 streams of shards: each shard is read 2.0 times an epoch, though decoded once; at least 4 shards and "
+        "a micro-batch that is a multiple of 4 pairs would read each once"
+    ]
 
 
 def worker_processes(loader: Any) -> list[Any]:

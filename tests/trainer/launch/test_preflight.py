@@ -141,7 +141,7 @@ def a_file_for_the_checkpoints(config: Config, tmp_path: Path) -> None:
         (set_to("eval.fewshot", "DIR/none"), ("eval.fewshot: no shards match", "none does not exist", "training part")),
         (set_to("data.tokenizer", "DIR/none.model"), ("tokenizer", "none.model")),
         (set_to("data.kind", "shape"), ("data.kind=shape", "shapes")),
-        (set_to("data.workers", 4), ("2 shards for 4 readers", "use data.workers=2")),
+        (set_to("data.streams", 3), ("data.streams=3 is more than the 2 shards", "use data.streams=2")),
         (set_to("model.vocabulary", 50), ("t.model", "model.vocabulary=50")),
         (set_to("optim.lr", -1.0), ("optim.lr=-1.0",)),
         (set_to("schedule.kind", "cosin"), ("schedule.kind=cosin", "cosine")),
@@ -259,13 +259,10 @@ def test_a_run_with_biases_of_its_routers_goes_on(config: Config, tmp_path: Path
 def test_a_resume_keeps_the_streams_of_its_data_unless_it_is_told_others(config: Config, tmp_path: Path):
     saved(config, 7, tmp_path / "t.model")
     config.data.workers = 2
+    assert examine(config, 2).problems == [], "readers may share streams"
+    config.data.streams = 3
     (told,) = examine(config, 2).problems
-    assert told.startswith("2 shards for 4 readers (2 ranks x 2 workers): use data.workers=1")
-    config.data.workers = 1
-    assert examine(config, 2).problems == []
-    config.data.streams = 1
-    (told,) = examine(config, 2).problems
-    assert "data.streams=1 is not a multiple of the 2 readers" in told
+    assert told.startswith("data.streams=3 is more than the 2 shards: use data.streams=2")
     config.data.streams = 2
     assert examine(config, 2).problems == []
 
@@ -276,8 +273,8 @@ def test_the_embedded_data_set_need_not_be_there_and_is_not_written(config: Conf
     assert found.problems == []
     assert f"16 shards, 1 reader per process, to be written into {tmp_path}/cache/shapes-" in dict(found.rows)["training data"]
     assert not (tmp_path / "cache").exists()
-    config.data.workers = 17
-    assert "16 shards for 17 readers" in examine(config, 1).problems[0]
+    config.data.streams = 17
+    assert "data.streams=17 is more than the 16 shards" in examine(config, 1).problems[0]
 
 
 def test_the_runs_of_a_file_system_share_its_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
