@@ -142,8 +142,7 @@ class Specialists:
             self._add_words(trace, words, first_text)
 
     def _add_words(self, trace: LayerTrace, words: Sequence[Sequence[WordPiece]], first_text: int) -> None:
-        taken_nk = trace.taken_nk(TEXT).cpu()
-        expert_nk, gate_nk = trace.expert_nk.cpu(), trace.gate_nk.cpu()
+        expert_nk, gate_nk, taken_nk = (of_all.tolist() for of_all in (trace.expert_nk, trace.gate_nk, trace.taken_nk(TEXT)))
         sample_n, position_n = trace.sample_n.tolist(), trace.position_n.tolist()
         for token in ((trace.modality_n == TEXT) & trace.valid_n).nonzero().flatten().tolist():
             pieces = words[sample_n[token]]
@@ -151,8 +150,9 @@ class Specialists:
                 continue
             piece = pieces[position_n[token]]
             self._word[piece.word] += 1 / piece.pieces
-            taken_k = taken_nk[token]
-            for expert, gate in zip(expert_nk[token, taken_k].tolist(), gate_nk[token, taken_k].tolist(), strict=True):
+            for expert, gate, taken in zip(expert_nk[token], gate_nk[token], taken_nk[token], strict=True):
+                if not taken:
+                    continue
                 self._word_e[piece.word][expert] += 1 / piece.pieces
                 sure = self._sure_words[expert]
                 if piece.word not in sure or gate > sure[piece.word].gate:
