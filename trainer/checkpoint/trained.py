@@ -48,7 +48,7 @@ def place_of(run: str, what: str = "run") -> Path:
     return folder if _is_export_alone(folder) else checkpoint_of(run)
 
 
-def open_place(place: Path, kind: str, overrides: list[str]) -> Trained:
+def open_trained(place: Path, kind: str, overrides: list[str]) -> Trained:
     """The model of a checkpoint or an export; kind, overrides: as of `open_checkpoint`.
 
     Raises UserError for one that cannot be opened, and for a kind of weights that it does not have.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.limoe import LIMoE, Output, expert_layers
+from model.limoe import LIMoE, expert_layers
 from model.stream import IMAGE, MODALITIES, TEXT
 from model.tokenizer import WordPiece
 from trainer.evaluation.routing_trace import LayerTrace, trace
@@ -195,25 +195,18 @@ def find_specialists(
     words: Sequence[Sequence[WordPiece]],
     batch_size: int,
     prepare: Callable[[Tensor], Tensor],
-    seen: Callable[[Output], object] = lambda _: None,
-    most: int = PATCHES,
 ) -> dict[int, Specialists]:
     """The experts of each expert layer, by its index, over images uint8 `[n, 3, H, W]` and texts int64 `[t, L]` on the CPU.
 
-    words: of each text, what its tokens are pieces of; prepare: a batch of images or texts to what the model takes;
-    seen: gets what the model made of each batch, all images before all texts; most: patches and sure words to keep of an expert.
+    words: of each text, what its tokens are pieces of; prepare: a batch of images or texts to what the model takes.
     """
-    found = {index: Specialists(layer.num_experts, model.config.patch, most) for index, layer in expert_layers(model).items()}
+    found = {index: Specialists(layer.num_experts, model.config.patch) for index, layer in expert_layers(model).items()}
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
-        output, layers = trace(model, images=prepare(batch))
-        seen(output)
-        for index, traced in layers.items():
+        for index, traced in trace(model, images=prepare(batch))[1].items():
             found[index].add(traced, images=batch, first_image=start)
     for start in range(0, len(texts), batch_size):
         end = start + batch_size
-        output, layers = trace(model, texts=prepare(texts[start:end]))
-        seen(output)
-        for index, traced in layers.items():
+        for index, traced in trace(model, texts=prepare(texts[start:end]))[1].items():
             found[index].add(traced, words=words[start:end], first_text=start)
     return found

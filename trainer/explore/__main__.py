@@ -12,7 +12,7 @@ import torch
 
 from model.paths import user_path
 from trainer.checkpoint.load import WEIGHTS_ARGUMENT, take_newest
-from trainer.checkpoint.trained import open_place, place_of
+from trainer.checkpoint.trained import open_trained, place_of
 from trainer.config.arguments import Argument, Command
 from trainer.distributed.processes import ALONE
 from trainer.distributed.program import exit_with
@@ -81,7 +81,7 @@ def open_explorer(request: Request) -> Explorer:
 
 
 def _opened(request: Request) -> Explorer:
-    trained = open_place(request.place, request.kind, request.overrides)
+    trained = open_trained(request.place, request.kind, request.overrides)
     config = locate_data(trained.config, ALONE)
     gallery = read_gallery(config, request.samples)
     count = f"{len(gallery.ids)} images and {len(gallery.texts)} texts of {gallery.what}"

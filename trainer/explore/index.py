@@ -13,12 +13,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from model.limoe import Output
+from model.limoe import LIMoE, expert_layers
 from model.preprocess import normalise
 from model.stream import MODALITIES
 from trainer.checkpoint.trained import Trained
 from trainer.errors import reason
-from trainer.evaluation.specialists import Specialists, find_specialists
+from trainer.evaluation.routing_trace import trace
+from trainer.evaluation.specialists import Specialists
 from trainer.explore.gallery import Gallery
 from trainer.files import write_whole
 
@@ -57,30 +58,31 @@ def index_gallery(trained: Trained, gallery: Gallery, folder: Path, told: Callab
 
 def make_index(trained: Trained, gallery: Gallery) -> Index:
     """Embed and route a gallery, in batches of eval.batch_size."""
-    config, tokenizer = trained.config, trained.tokenizer
-    length = config.model.text_length
-    rows: dict[str, list[Tensor]] = {"images": [], "texts": []}
+    model, tokenizer = trained.model, trained.tokenizer
+    size, length = trained.config.eval.batch_size, model.config.text_length
+    experts = {
+        index: Specialists(layer.num_experts, model.config.patch, PATCHES) for index, layer in expert_layers(model).items()
+    }
+    images_nd, texts_td = [], []
+    for start in range(0, len(gallery.images), size):
+        images = gallery.images[start : start + size]
+        output, layers = trace(model, images=as_input(trained, images))
+        images_nd.append(output.images)
+        for index, layer in layers.items():
+            experts[index].add(layer, images=images, first_image=start)
+    for start in range(0, len(gallery.texts), size):
+        texts = gallery.texts[start : start + size]
+        output, layers = trace(model, texts=as_input(trained, tokenizer(texts, length)))
+        texts_td.append(output.texts)
+        for index, layer in layers.items():
+            experts[index].add(layer, words=[tokenizer.words(text, length) for text in texts], first_text=start)
+    cards = {index: [_card(layer, expert) for expert in range(layer.experts)] for index, layer in experts.items()}
+    return Index(_joined(images_nd, model), _joined(texts_td, model), cards)
 
-    def seen(output: Output) -> None:
-        for name, of_kind in rows.items():
-            values = getattr(output, name)
-            if values is not None:
-                of_kind.append(values.float().cpu())
 
-    specialists = find_specialists(
-        trained.model,
-        gallery.images,
-        tokenizer(gallery.texts, length),
-        [tokenizer.words(text, length) for text in gallery.texts],
-        config.eval.batch_size,
-        lambda batch: as_input(trained, batch),
-        seen,
-        PATCHES,
-    )
-    nothing = torch.empty(0, config.model.embedding)
-    images_nd, texts_td = (torch.cat([nothing, *of_kind]) for of_kind in rows.values())
-    cards = {index: [_card(layer, expert) for expert in range(layer.experts)] for index, layer in specialists.items()}
-    return Index(images_nd, texts_td, cards)
+def _joined(rows: list[Tensor | None], model: LIMoE) -> Tensor:
+    nothing = torch.empty(0, model.config.embedding)
+    return torch.cat([nothing, *(of_batch.float().cpu() for of_batch in rows if of_batch is not None)])
 
 
 def as_input(trained: Trained, batch: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 from model.paths import user_path
 from trainer.checkpoint.files import complete_checkpoints
 from trainer.checkpoint.load import WEIGHTS_ARGUMENT, take_newest
-from trainer.checkpoint.trained import Trained, open_place, place_of
+from trainer.checkpoint.trained import Trained, open_trained, place_of
 from trainer.config.arguments import Argument, Command, check_extra
 from trainer.distributed.processes import ALONE
 from trainer.engine.state import WEIGHTS
@@ -94,9 +94,9 @@ def _places(run: str, every: bool) -> list[Path]:
     return complete_checkpoints(folder) if every and is_run else [place]
 
 
-def open_with_experts(place: Path, request: Request) -> Trained:
+def open_place(place: Path, request: Request) -> Trained:
     """The model of a checkpoint or an export. Raises UserError for one that cannot be opened or has no experts."""
-    trained = open_place(place, request.kind, request.overrides)
+    trained = open_trained(place, request.kind, request.overrides)
     check_experts(trained)
     return trained
 
@@ -107,7 +107,7 @@ def show_experts(request: Request, arguments: Sequence[str]) -> None:
     folders = folder_names(request.places)
     found: list[Findings] = []
     for place, folder in zip(request.places, folders, strict=True):
-        trained = open_with_experts(place, request)
+        trained = open_place(place, request)
         samples = read_samples(locate_data(trained.config, ALONE), request.samples)
         found.append(find(trained, samples, request.with_atlas))
         _print(found[-1])

@@ -13,7 +13,7 @@ from trainer.evaluation.expert_samples import read_samples
 from trainer.export.__main__ import export_newest
 from trainer.report.__main__ import main
 from trainer.report.expert_findings import find, numbers
-from trainer.report.experts import folder_names, open_with_experts, read_request
+from trainer.report.experts import folder_names, open_place, read_request
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_an_export_says_the_same_as_its_run(run_dir: Path):
     found = []
     for place in (run_dir, run_dir / "export"):
         request = read_request([str(place), "experts=true"])
-        trained = open_with_experts(request.places[0], request)
+        trained = open_place(request.places[0], request)
         found.append(numbers(find(trained, read_samples(trained.config, 512), with_atlas=True)))
     assert [of_place["name"] for of_place in found] == ["photos, step 20", "photos: weights of step 20"]
     for part in ("layers", "tasks", "shown_with"):
@@ -119,7 +119,7 @@ def test_a_mistake_is_one_line(
 def test_a_dense_model_has_none(tmp_path: Path):
     place = checkpoint_path(write_run(tmp_path / "dense", [], steps=(5,)), 5)
     with pytest.raises(UserError, match="photos, step 5: limoe_tiny has no expert layers"):
-        open_with_experts(place, read_request([str(place), "experts=true"]))
+        open_place(place, read_request([str(place), "experts=true"]))
 
 
 def test_the_three_ways_to_write_a_key_and_several_places(run_dir: Path):
