@@ -4,7 +4,7 @@ Sums over the samples that were added, and a bounded number of patches; which ba
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -144,6 +144,7 @@ class Specialists:
     def _add_words(self, trace: LayerTrace, words: Sequence[Sequence[WordPiece]], first_text: int) -> None:
         expert_nk, gate_nk, taken_nk = (of_all.tolist() for of_all in (trace.expert_nk, trace.gate_nk, trace.taken_nk(TEXT)))
         sample_n, position_n = trace.sample_n.tolist(), trace.position_n.tolist()
+        found: list[list[SureWord]] = [[] for _ in range(self.experts)]
         for token in ((trace.modality_n == TEXT) & trace.valid_n).nonzero().flatten().tolist():
             pieces = words[sample_n[token]]
             if position_n[token] >= len(pieces) or not pieces[position_n[token]].word:  # the end of the text, a blank
@@ -154,11 +155,16 @@ class Specialists:
                 if not taken:
                     continue
                 self._word_e[piece.word][expert] += 1 / piece.pieces
-                sure = self._sure_words[expert]
-                if piece.word not in sure or gate > sure[piece.word].gate:
-                    sure[piece.word] = SureWord(gate, piece.word, first_text + sample_n[token])
-        for expert in range(self.experts):
-            self._sure_words[expert] = {sure.word: sure for sure in self.sure_words(expert)[: self._most]}
+                found[expert].append(SureWord(gate, piece.word, first_text + sample_n[token]))
+        for expert, words_of_expert in enumerate(found):
+            self._keep_surest(expert, words_of_expert)
+
+    def _keep_surest(self, expert: int, words: Iterable[SureWord]) -> None:
+        sure = self._sure_words[expert]
+        for word in words:
+            if word.word not in sure or word.gate > sure[word.word].gate:
+                sure[word.word] = word
+        self._sure_words[expert] = {word.word: word for word in self.sure_words(expert)[: self._most]}
 
     def _add_patches(self, trace: LayerTrace, images: Tensor, first_image: int) -> None:
         columns = images.shape[-1] // self._patch
