@@ -102,7 +102,14 @@ function askAddress() {
 }
 
 function askFile(file) {
-  if (!file) return;
+  if (!file) {
+    tell("that was no file: save the picture, then drop or choose it", true);
+    return;
+  }
+  if (file.size > about.most_bytes) {
+    tell(`too large: at most ${about.most_bytes / 2 ** 20} MiB`, true);
+    return;
+  }
   $("words").value = "";
   history.pushState(null, "", "#");
   ask({ file });
@@ -465,7 +472,7 @@ function listen() {
   });
   $("choose").addEventListener("click", () => $("file").click());
   $("file").addEventListener("change", () => {
-    askFile($("file").files[0]);
+    if ($("file").files.length) askFile($("file").files[0]);
     $("file").value = "";
   });
   $("random").addEventListener("click", () => goTo({ picture: Math.floor(Math.random() * about.gallery.images) }));

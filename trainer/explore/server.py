@@ -117,7 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
         if asked.path in PAGE:
             self._send(self.server.page[asked.path], PAGE[asked.path][1])
         elif asked.path == "/api/about":
-            self._send_json(explorer.about())
+            self._send_json(explorer.about() | {"most_bytes": MOST_BYTES})
         elif asked.path == "/api/picture":
             self._send_json(explorer.picture(_number(values, "number"), values.get("slots", SLOTS[0])))
         elif asked.path == "/api/expert":

@@ -11,6 +11,7 @@ import pytest
 from tests.browser import Browser, browser, needs_browser
 from tests.trainer.data.shards_on_disk import jpeg
 from tests.trainer.made_checkpoints import write_run
+from trainer.explore.server import MOST_BYTES
 
 ROOT = Path(__file__).parents[3]
 pytestmark = [pytest.mark.slow, needs_browser]
@@ -116,6 +117,10 @@ def test_a_file_a_neighbour_and_the_way_back(page: Browser, tmp_path: Path):
     page.wait("document.getElementById('status').innerText.startsWith('image cannot be decoded')")
     # The browser itself notes the refusal.
     assert "400" in page.errors.pop()
+    with (tmp_path / "large.jpg").open("wb") as large:
+        large.truncate(MOST_BYTES + 1)
+    page.give_file("#file", tmp_path / "large.jpg")
+    page.wait("document.getElementById('status').innerText === 'too large: at most 32 MiB'")
 
 
 def test_nothing_sticks_out_on_a_phone(page: Browser):
