@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: conf/ travels inside the package, as trainer/conf, and a page beside the code that fills it."""
+"""What pyproject.toml cannot say: conf/ travels in the package, as trainer/conf, and pages beside the code that fills them."""
 
 from setuptools import find_namespace_packages, find_packages, setup
 
@@ -7,5 +7,5 @@ CONF = ["trainer.conf", *(f"trainer.conf.{group}" for group in find_namespace_pa
 setup(
     packages=find_packages(include=["model", "model.*", "trainer", "trainer.*"]) + CONF,
     package_dir={"trainer.conf": "conf"},
-    package_data={"": ["*.yaml"], "trainer.report.html": ["page.*"]},
+    package_data={"": ["*.yaml"], "trainer.report.html": ["page.*"], "trainer.explore": ["page.*"]},
 )

@@ -89,6 +89,14 @@ class Tokenizer:
         """The text of token ids, as normalised by the tokenizer, without padding and end-of-text."""
         return str(self._processor.decode([int(token) - self._shift for token in ids if token not in (PADDING, self._end)]))
 
+    def pieces(self, text: str, length: int) -> list[str]:
+        """The piece that each token of `encode([text], length)` is, in their order, without the end-of-text token.
+
+        SPACE stands for a blank; what the tokenizer does not know is as it was.
+        """
+        # As text, not as ids: the id of an unknown piece does not tell what it was.
+        return [str(piece) for piece in self._processor.encode(clean_text(text), out_type=str)[: length - 1]]
+
     def words(self, text: str, length: int) -> list[WordPiece]:
         """What word each token of `encode([text], length)` is a piece of, in their order, without the end-of-text token.
 

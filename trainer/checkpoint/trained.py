@@ -9,15 +9,17 @@ from safetensors import safe_open
 from model import pretrained
 from model.errors import UserError
 from model.limoe import LIMoE
+from model.paths import user_path
 from model.tokenizer import Tokenizer
-from trainer.checkpoint.files import CONFIG, TOKENIZER
+from trainer.checkpoint.files import CONFIG, TOKENIZER, checkpoint_itself
 from trainer.checkpoint.identity import check_identity
-from trainer.checkpoint.load import check_sound, check_weights, load_state, read_progress, reading
+from trainer.checkpoint.load import check_sound, check_weights, checkpoint_of, load_state, read_progress, reading
 from trainer.config.schema import Config
 from trainer.config.stored import stored_config
 from trainer.data.sources import load_tokenizer
 from trainer.distributed.device import choose_device
 from trainer.distributed.processes import ALONE
+from trainer.engine.state import WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,32 @@ class Trained:
 def is_export(folder: Path) -> bool:
     """Whether `python -m trainer.export` has written there."""
     return all((folder / name).is_file() for name in pretrained.FILES)
+
+
+def place_of(run: str, what: str = "run") -> Path:
+    """The export or the checkpoint that an argument names; of a run directory, its newest complete checkpoint.
+
+    what: the argument, for messages. Raises UserError for a place that has neither.
+    """
+    folder = user_path(run, what)
+    return folder if _is_export_alone(folder) else checkpoint_of(run)
+
+
+def open_trained(place: Path, kind: str, overrides: list[str]) -> Trained:
+    """The model of a checkpoint or an export; kind, overrides: as of `open_checkpoint`.
+
+    Raises UserError for one that cannot be opened, and for a kind of weights that it does not have.
+    """
+    if not _is_export_alone(place):
+        return open_checkpoint(place, kind, overrides)
+    if kind != WEIGHTS:
+        raise UserError(f"weights={kind}: {place} is an export, which has the weights it was made of; leave weights={kind} out")
+    return open_export(place, overrides)
+
+
+def _is_export_alone(folder: Path) -> bool:
+    """Whether it is an export, and no checkpoint that has been exported into itself."""
+    return is_export(folder) and checkpoint_itself(folder) is None
 
 
 def unfilled(config: Config) -> LIMoE:

@@ -77,8 +77,8 @@ def read_samples(config: Config, samples: int) -> ExpertSamples:
     """
     shards = retrieval_shards(config)
     found = ExpertSamples(
-        None if shards is None else _read_pairs(config, list_shards(shards, retrieval_key(config)), samples),
-        [_read_classified(config, name, folder, samples) for name, folder in classification_sets(config.eval.zeroshot).items()],
+        None if shards is None else read_pairs(config, list_shards(shards, retrieval_key(config)), samples),
+        [read_classified(config, name, folder, samples) for name, folder in classification_sets(config.eval.zeroshot).items()],
     )
     if found.pairs is None and not found.classified:
         raise UserError("nothing to look at the experts with: set data.val, eval.retrieval or eval.zeroshot")
@@ -92,12 +92,16 @@ def _batches(config: Config, shards: list[str]) -> Iterator[EvaluationBatch]:
     )
 
 
-def _read_pairs(config: Config, shards: list[str], samples: int) -> Pairs:
+def read_pairs(config: Config, shards: list[str], samples: int, captioned: bool = True) -> Pairs:
+    """The first `samples` images of some shards and their captions; captioned: leave out images without one.
+
+    Raises UserError when there are none.
+    """
     images: list[Tensor] = []
     ids, captions, owners = [], [], []
     for batch in _batches(config, shards):
         for image, of_image, name in zip(batch.images, batch.captions, batch.ids, strict=True):
-            if of_image and len(images) < samples:
+            if name and (of_image or not captioned) and len(images) < samples:
                 captions += of_image[:CAPTIONS]
                 owners += [len(images)] * len(of_image[:CAPTIONS])
                 images.append(image)
@@ -105,11 +109,15 @@ def _read_pairs(config: Config, shards: list[str], samples: int) -> Pairs:
         if len(images) == samples:
             break
     if not images:
-        raise UserError(f"{retrieval_key(config)}: no image with a caption there")
-    return Pairs(torch.stack(images), ids, captions, torch.tensor(owners))
+        raise UserError(f"{retrieval_key(config)}: no image{' with a caption' if captioned else ''} there")
+    return Pairs(torch.stack(images), ids, captions, torch.tensor(owners, dtype=torch.int64))
 
 
-def _read_classified(config: Config, name: str, folder: str, samples: int) -> Classified:
+def read_classified(config: Config, name: str, folder: str, samples: int) -> Classified:
+    """About `samples` images of a classification set, equally many of every class, and at most PROMPTS * samples prompts.
+
+    Raises UserError for a set that cannot be used.
+    """
     dataset = read_classification_set(folder, wording=Wordings(config.eval).of(name))
     classes = len(dataset.classes)
     each = max(1, samples // classes)

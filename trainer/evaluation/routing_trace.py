@@ -91,6 +91,23 @@ def knocked_out(layer: ExpertLayer, expert: int) -> Iterator[None]:
         handle.remove()
 
 
+@contextmanager
+def slots_as_in_training(model: LIMoE) -> Iterator[None]:
+    """While this lasts, experts have as many slots as in training, so that tokens can be dropped, in batches as given.
+
+    The router's noise stays off: the same batch is routed the same way every time.
+    """
+    layers = expert_layers(model).values()
+    before = [(layer.config, layer.training) for layer in layers]
+    try:
+        for layer in layers:
+            layer.config, layer.training = replace(layer.config, noise=0.0), True
+        yield
+    finally:
+        for layer, (config, training) in zip(layers, before, strict=True):
+            layer.config, layer.training = config, training
+
+
 def _read(layer: ExpertLayer, stream: TokenStream, assignment: Assignment) -> LayerTrace:
     assert assignment.expert_nk is not None and assignment.slots is not None  # the layer has just decided
     gates = choose_experts(layer.router(stream.x_nd), layer.config.top_k, expert_nk=assignment.expert_nk, kind=layer.config.gates)

@@ -4,7 +4,7 @@ Sums over the samples that were added, and a bounded number of patches; which ba
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,7 +19,7 @@ from trainer.evaluation.rank_rows import RankRows
 from trainer.evaluation.routing_trace import LayerTrace, trace
 
 PATCHES = 8
-"""Patches to show of an expert by default, each from another image."""
+"""Patches to show of an expert by default, each from another image; and words, each another one."""
 CONTEXT = 2
 """Patches around a shown one on every side, where they are small beside the image; at least one."""
 LEAST_COUNT = 5.0
@@ -35,6 +35,15 @@ class TypicalWord:
     count: float
     share: float
     lift: float
+
+
+@dataclass(frozen=True)
+class SureWord:
+    """A word with the largest gate that the expert took a piece of it with. text: index of the text it was in."""
+
+    gate: float
+    word: str
+    text: int
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,7 @@ class Specialists:
     """The experts of one layer."""
 
     def __init__(self, experts: int, patch: int, patches: int = PATCHES) -> None:
-        """patch: side of a patch in pixels; patches: most to keep of an expert."""
+        """patch: side of a patch in pixels; patches: most patches, and most sure words, to keep of an expert."""
         self.tokens = dict.fromkeys(MODALITIES, 0)
         """Tokens by modality, without pads."""
         self.kept = dict.fromkeys(MODALITIES, 0)
@@ -68,6 +77,7 @@ class Specialists:
         self._word_e: dict[str, Tensor] = defaultdict(partial(torch.zeros, experts, dtype=torch.float64))
         self._word: dict[str, float] = defaultdict(float)
         self._patches: list[list[SurePatch]] = [[] for _ in range(experts)]
+        self._sure_words: list[dict[str, SureWord]] = [{} for _ in range(experts)]
         self._patch = patch
         self._most = patches
 
@@ -101,6 +111,10 @@ class Specialists:
                     found.append(TypicalWord(word, count, count / total, lift))
         return sorted(found, key=lambda typical: (-round(typical.lift, 6), -round(typical.count, 6), typical.word))[:most]
 
+    def sure_words(self, expert: int) -> list[SureWord]:
+        """The words that the expert took with its largest gates, largest first, no word twice."""
+        return sorted(self._sure_words[expert].values(), key=lambda sure: (-sure.gate, sure.text, sure.word))
+
     def patches(self, expert: int) -> list[SurePatch]:
         """The patches that the expert took with its largest gates, largest first, no two of one image."""
         return self._patches[expert]
@@ -117,6 +131,8 @@ class Specialists:
             self._word[word] += other._word[word]
         for kept, others in zip(self._patches, other._patches, strict=True):
             self._keep_best(kept, others)
+        for expert, words in enumerate(other._sure_words):
+            self._keep_surest(expert, words.values())
 
     def add(
         self,
@@ -124,11 +140,12 @@ class Specialists:
         images: Tensor | None = None,
         words: Sequence[Sequence[WordPiece]] = (),
         first_image: int = 0,
+        first_text: int = 0,
     ) -> None:
         """Add the tokens of one traced batch.
 
         images: uint8 `[B, 3, H, W]`, as they were before normalisation; words: of each text of the batch, what its tokens are
-        pieces of (Tokenizer.words); first_image: index of the batch's first image among all.
+        pieces of (Tokenizer.words); first_image, first_text: index of the batch's first one among all.
         """
         for modality, name in enumerate(MODALITIES):
             taken_nk = trace.taken_nk(modality)
@@ -140,19 +157,32 @@ class Specialists:
         if images is not None:
             self._add_patches(trace, images.cpu(), first_image)
         if words:
-            self._add_words(trace, words)
+            self._add_words(trace, words, first_text)
 
-    def _add_words(self, trace: LayerTrace, words: Sequence[Sequence[WordPiece]]) -> None:
-        taken_nk = trace.taken_nk(TEXT).cpu()
-        expert_nk, sample_n, position_n = trace.expert_nk.cpu(), trace.sample_n.tolist(), trace.position_n.tolist()
+    def _add_words(self, trace: LayerTrace, words: Sequence[Sequence[WordPiece]], first_text: int) -> None:
+        expert_nk, gate_nk, taken_nk = (of_all.tolist() for of_all in (trace.expert_nk, trace.gate_nk, trace.taken_nk(TEXT)))
+        sample_n, position_n = trace.sample_n.tolist(), trace.position_n.tolist()
+        found: list[list[SureWord]] = [[] for _ in range(self.experts)]
         for token in ((trace.modality_n == TEXT) & trace.valid_n).nonzero().flatten().tolist():
             pieces = words[sample_n[token]]
             if position_n[token] >= len(pieces) or not pieces[position_n[token]].word:  # the end of the text, a blank
                 continue
             piece = pieces[position_n[token]]
             self._word[piece.word] += 1 / piece.pieces
-            for expert in expert_nk[token, taken_nk[token]].tolist():
+            for expert, gate, taken in zip(expert_nk[token], gate_nk[token], taken_nk[token], strict=True):
+                if not taken:
+                    continue
                 self._word_e[piece.word][expert] += 1 / piece.pieces
+                found[expert].append(SureWord(gate, piece.word, first_text + sample_n[token]))
+        for expert, words_of_expert in enumerate(found):
+            self._keep_surest(expert, words_of_expert)
+
+    def _keep_surest(self, expert: int, words: Iterable[SureWord]) -> None:
+        sure = self._sure_words[expert]
+        for word in words:
+            if word.word not in sure or word.gate > sure[word.word].gate:
+                sure[word.word] = word
+        self._sure_words[expert] = {word.word: word for word in self.sure_words(expert)[: self._most]}
 
     def _add_patches(self, trace: LayerTrace, images: Tensor, first_image: int) -> None:
         columns = images.shape[-1] // self._patch
@@ -209,7 +239,7 @@ def find_specialists(
             found[index].add(traced.first(count), images=images[rows], first_image=rows[0])
     for rows, count in RankRows(len(texts), processes).batches(batch_size):
         for index, traced in trace(model, texts=prepare(texts[rows]))[1].items():
-            found[index].add(traced.first(count), words=[words[row] for row in rows])
+            found[index].add(traced.first(count), words=[words[row] for row in rows], first_text=rows[0])
     for of_rank in processes.gather_objects(found):
         for index, layer in together.items():
             layer.merge(of_rank[index])

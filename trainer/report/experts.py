@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.paths import user_path
-from trainer.checkpoint.files import checkpoint_itself, complete_checkpoints
-from trainer.checkpoint.load import WEIGHTS_ARGUMENT, checkpoint_of, take_newest
-from trainer.checkpoint.trained import Trained, is_export, open_checkpoint, open_export
+from trainer.checkpoint.files import complete_checkpoints
+from trainer.checkpoint.load import WEIGHTS_ARGUMENT, take_newest
+from trainer.checkpoint.trained import Trained, open_trained, place_of
 from trainer.config.arguments import Argument, Command, check_extra
 from trainer.distributed.processes import ALONE
 from trainer.engine.state import WEIGHTS
@@ -94,20 +94,14 @@ def read_request(arguments: list[str]) -> Request:
 
 
 def _places(run: str, every: bool) -> list[Path]:
-    folder = user_path(run, "runs")
-    if is_export(folder) and checkpoint_itself(folder) is None:
-        return [folder]
-    if every and checkpoint_itself(folder) is None and (found := complete_checkpoints(folder)):
-        return found
-    return [checkpoint_of(run)]
+    folder, place = user_path(run, "runs"), place_of(run, "runs")
+    is_run = place not in (folder, folder.resolve())
+    return complete_checkpoints(folder) if every and is_run else [place]
 
 
 def open_place(place: Path, request: Request) -> Trained:
     """The model of a checkpoint or an export. Raises UserError for one that cannot be opened or has no experts."""
-    if is_export(place) and checkpoint_itself(place) is None:
-        trained = open_export(place, request.overrides)
-    else:
-        trained = open_checkpoint(place, request.kind, request.overrides)
+    trained = open_trained(place, request.kind, request.overrides)
     check_experts(trained)
     return trained
 

@@ -142,3 +142,13 @@ def test_every_token_is_told_the_whole_word_that_it_is_a_piece_of(tmp_path: Path
     cut = next(place for place, piece in enumerate(words) if piece.word == "zebras") + 1
     assert [piece.word for piece in tokenizer.words(text, cut + 1)][-1] == "zebras"
     assert tokenizer.words("", 5) == []
+
+
+def test_the_pieces_are_the_text_cut_where_the_tokens_are(tmp_path: Path):
+    tokenizer = train_tokenizer(["a zebra", "two zebras"] * 50, tmp_path / "t.model", 40)
+    text = "Two  zebras 数"
+    pieces = tokenizer.pieces(text, 50)
+    assert "".join(pieces) == "▁two▁zebras▁数", "what is unknown, as it was"
+    ids = tokenizer([text], 50)[0].tolist()
+    assert len(pieces) == ids.index(0) - 1 == len(tokenizer.words(text, 50))
+    assert tokenizer.pieces(text, 4) == pieces[:3] and tokenizer.pieces("", 5) == []

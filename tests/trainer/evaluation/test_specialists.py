@@ -41,6 +41,25 @@ def test_shares_and_gates_are_counts_and_means():
                 assert float(layer.mean_gate(name)[expert]) == pytest.approx(mean)
 
 
+def test_the_sure_words_are_those_with_the_largest_gates_each_once():
+    made = model(CONFIG)
+    randomise(made, 3)
+    _, texts = pairs(20, CONFIG)
+    _, traces = trace(made.eval(), texts=texts)
+    layer, piecemeal = found(), found(batch_size=3)
+    for expert in range(3):
+        best: dict[str, tuple[float, int]] = {}
+        for place in (traces[1].expert_nk[:, 0] == expert).nonzero().flatten().tolist():
+            text, position = divmod(place, texts.shape[1])
+            if position < int((texts[text] != 0).sum()) - 1:  # neither the end nor a pad
+                word, gate = f"w{int(texts[text, position])}", float(traces[1].gate_nk[place, 0])
+                best[word] = max(best.get(word, (0.0, 0)), (gate, text))
+        expected = sorted(((gate, word, text) for word, (gate, text) in best.items()), reverse=True)[:8]
+        for shown in (layer.sure_words(expert), piecemeal.sure_words(expert)):
+            assert [(sure.word, sure.text) for sure in shown] == [(word, text) for _, word, text in expected]
+            assert [sure.gate for sure in shown] == pytest.approx([gate for gate, _, _ in expected])
+
+
 def test_the_patches_are_those_with_the_highest_gates_one_of_an_image():
     made = model(CONFIG)
     randomise(made, 3)

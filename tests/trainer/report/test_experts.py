@@ -7,39 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from model.limoe import LIMoE
-from tests.trainer.data.shards_on_disk import jpeg, small_tokenizer, write_shard
-from tests.trainer.made_checkpoints import write_checkpoint
+from tests.trainer.made_checkpoints import EXPERTS, write_run
 from trainer.checkpoint.files import checkpoint_path
-from trainer.config.schema import Config
 from trainer.errors import UserError
 from trainer.evaluation.expert_samples import read_samples
 from trainer.export.__main__ import export_newest
 from trainer.report.__main__ import main
 from trainer.report.expert_findings import find, numbers
 from trainer.report.experts import folder_names, open_place, read_request
-
-EACH, EXPERTS = 6, 2
-
-
-def write_run(run: Path, expert_layers: list[int], steps: tuple[int, ...] = (10, 20)) -> Path:
-    """A run with checkpoints of random weights, and data beside it: 8 pairs, and 2 classes of 6 pictures."""
-    data = run.parent / "data"
-    (data / "classes" / "test").mkdir(parents=True, exist_ok=True)
-    write_shard(data / "val-0.tar", [{"jpg": jpeg(n), "txt": f"picture {n % 2} of a small set"} for n in range(8)])
-    write_shard(data / "classes" / "test" / "0.tar", [{"jpg": jpeg(n), "cls": str(n // EACH)} for n in range(2 * EACH)])
-    (data / "classes" / "classnames.txt").write_text("small\nset\n")
-    (data / "classes" / "zeroshot_classification_templates.txt").write_text("a {c}\nthe {c}\n")
-    config = Config()
-    config.model.width, config.model.mlp, config.model.embedding, config.model.layers = 16, 24, 8, 2
-    config.model.expert_layers, config.model.experts, config.model.vocabulary = expert_layers, EXPERTS, 200
-    config.model.image_size, config.model.patch = 16, 8
-    config.data.kind, config.data.val, config.eval.zeroshot = "webdataset", str(data / "val-0.tar"), str(data / "classes")
-    config.run.name, config.run.device, config.data.max_bad_share = "photos", "cpu", 1.0
-    for step in steps:
-        weights = LIMoE(config.model, config.router).initialise(step).state_dict()
-        write_checkpoint(run, step, config, {"model": weights}, small_tokenizer(data))
-    return run
 
 
 @pytest.fixture
