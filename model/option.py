@@ -39,6 +39,8 @@ class Option:
             return True
         if self.choices:
             return value in self.choices
+        if isinstance(value, dict):
+            return all(map(self.allows, value.values()))
         if isinstance(value, (list, tuple)):
             if self.length is not None and len(value) != self.length:
                 return False

@@ -1,7 +1,7 @@
 """Tiny runs for the tests: configurations by layout, batches, training in real processes, and the state they end in."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
@@ -194,17 +194,16 @@ def decays(name: str) -> bool:
     return (leaf == "weight" and owner.endswith(matrices)) or name.endswith(("experts.up", "experts.down"))
 
 
-def plain_torch(config: Config, steps: int, keep: Iterable[int]) -> Trained:
+def plain_torch(config: Config, steps: int, keep: Iterable[int], factors: Mapping[str, float] | None = None) -> Trained:
     """The same training without DeepSpeed and without other processes, in the fewest words."""
     model = LIMoE(config.model, config.router).initialise(config.seed)
-    parameters = dict(model.named_parameters())
+    parameters, factors = dict(model.named_parameters()), factors or {}
     optim = config.optim
     optimizer = torch.optim.AdamW(
         [
-            {"params": [p for name, p in parameters.items() if decays(name)], "weight_decay": optim.weight_decay},
-            {"params": [p for name, p in parameters.items() if not decays(name)], "weight_decay": 0.0},
+            {"params": [p], "weight_decay": optim.weight_decay if decays(name) else 0.0, "lr": optim.lr * factors.get(name, 1.0)}
+            for name, p in parameters.items()
         ],
-        lr=optim.lr,
         betas=(optim.beta1, optim.beta2),
         eps=optim.eps,
     )

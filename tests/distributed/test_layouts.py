@@ -6,6 +6,7 @@ from functools import cache
 import pytest
 from torch import Tensor
 
+from model.limoe import LIMoE
 from tests.distributed.setups import BATCH, Layout, TinyRun, Trained, plain_torch, tiny, whole
 from tests.distributed.spawn import run_distributed
 from trainer.distributed.processes import Processes
@@ -115,6 +116,23 @@ def test_dense_models_train_alike_in_every_layout():
 
 def test_two_towers_train_alike_in_every_layout():
     check(*(Layout(2, 1, stage).with_(model__expert_layers=(), model__towers=2) for stage in (1, 3)))
+
+
+def factor(name: str) -> float:
+    """What the test below asks for, parameter by parameter: three blocks, half the rate from each to the one before it."""
+    layer = {"0": 0.125, "1": 0.25, "2": 0.5}[name.split(".")[3]] if ".blocks." in name else 1.0
+    if name.startswith(("patches.", "tokens.")):
+        layer = 0.0625
+    return layer * (3.0 if ".router." in name else 0.0 if name.startswith("towers.0.blocks.1.mlp.experts.") else 1.0)
+
+
+def test_factors_on_the_learning_rate_act_alike_in_every_layout():
+    asked = {"optim__lr_factors": {"*.router.*": 3.0, "*.1.mlp.experts.*": 0.0}, "optim__layer_decay": 0.5}
+    layouts = [Layout(2, ep, stage).with_(**asked) for ep, stage in ((1, 1), (2, 3))]
+    names = [name for name, _ in LIMoE(tiny().model, tiny().router).named_parameters()]
+    wanted = plain_torch(tiny(layouts[0]), STEPS, KEPT, {name: factor(name) for name in names})
+    for result in trained(layouts):
+        assert_same_training(result, wanted)
 
 
 # Half the wanted slots, so that many tokens are dropped. With one routing group a process (the default), a single process

@@ -4,8 +4,9 @@ The limits of a single value are declared with its field (trainer.config.schema)
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from model.config import ModelConfig, RouterConfig
 from trainer.config.keys import wrong_values
@@ -142,6 +143,15 @@ def _check_init_blocks(config: Config) -> None:
         raise UserError("init_blocks names blocks of the run to start from: set init_from, or leave out init_blocks")
 
 
+def _check_factors(factors: Any) -> None:
+    """Raise UserError for factors that are no numbers by pattern."""
+    if factors is None:
+        return
+    numbers = factors.values() if isinstance(factors, Mapping) else [None]
+    if not all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in numbers):
+        raise UserError(f"optim.lr_factors={factors} must be numbers by pattern, as in {{towers.0.blocks.*:0.1,*.router.*:3}}")
+
+
 def _check_parallel(config: Config, world: int) -> None:
     """Raise UserError when the model cannot be spread over `world` processes as asked."""
     ep, experts = config.parallel.expert_parallel, config.model.routed_experts
@@ -258,6 +268,7 @@ CHECKS = (
     _Check(("train.precision", "train.grad_dtype"), lambda config, world: _check_gradients(config.train)),
     _Check(("eval.batch_size",), _check_evaluation_batch),
     _Check(("log.artifacts", "checkpoint.best"), lambda config, world: _check_artifacts(config)),
+    _Check(("optim.lr_factors",), lambda config, world: _check_factors(config.optim.lr_factors)),
     _Check(("init_from", "init_blocks"), lambda config, world: _check_init_blocks(config)),
     _Check(("schedule", "train.steps"), lambda config, world: check_schedule(config.schedule, config.train.steps)),
 )

@@ -145,6 +145,18 @@ class OptimConfig:
     beta1: float = option(0.9, "decay of the gradients' moving average", at_least=0, below=1)
     beta2: float = option(0.98, "decay of the squared gradients' moving average", at_least=0, below=1)
     eps: float = option(1e-8, "added to the square root of that average", at_least=0)
+    lr_factors: Any = option(
+        None,
+        "factors on the learning rate of the parameters whose names fit a pattern, the first that does, as in "
+        "{towers.0.blocks.*:0.1,*.router.*:3}",
+        at_least=0,
+    )
+    layer_decay: float = option(
+        1.0,
+        "factor on the learning rate from each block to the one before it, and from the first to the embeddings",
+        above=0,
+        at_most=1,
+    )
     clip_norm: float = option(1.0, "largest norm of the global gradient; 0 turns clipping off", at_least=0)
 
 

@@ -3,7 +3,9 @@
 import logging
 import os
 import warnings
+from collections.abc import Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 # Before DeepSpeed is imported: nothing is compiled at start, and nothing but errors is printed.
@@ -23,6 +25,7 @@ from trainer.config.schema import Config
 from trainer.distributed.peers import DistributedPeers
 from trainer.distributed.processes import Processes
 from trainer.engine.mixed_precision import mixed_precision
+from trainer.engine.rates import rate_factors
 from trainer.estimate.memory import bucket_elements
 
 
@@ -107,23 +110,31 @@ def is_expert(parameter: nn.Parameter) -> bool:
     return not getattr(parameter, "allreduce", True)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, expert_parallel: int, mixed: bool = False) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module,
+    weight_decay: float,
+    expert_parallel: int,
+    mixed: bool = False,
+    factors: Mapping[str, float] = MappingProxyType({}),
+) -> list[dict[str, Any]]:
     """Optimizer groups: dense and expert parameters, each with decay (matrices) and without (norms, biases, positions, scale).
 
     mixed: the model runs in a dtype other than float32, so parameters that stay in float32 need their own groups: ZeRO puts each
-    group into one flat tensor. Every trainable parameter is in exactly one group.
+    group into one flat tensor. factors: on the learning rate, by parameter, 1 if not named; each has groups of its own, which
+    know it as `rate_factor`. Every trainable parameter is in exactly one group.
     """
     precise = {name for name, _ in float32_parameters(model)} if mixed else set()
-    members: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
+    members: dict[tuple[bool, bool, bool, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        members.setdefault((is_expert(parameter), _decays(name), name in precise), []).append(parameter)
+        kind = (is_expert(parameter), _decays(name), name in precise, factors.get(name, 1.0))
+        members.setdefault(kind, []).append(parameter)
     groups: list[dict[str, Any]] = []
-    for (expert, decays, is_precise), parameters in sorted(members.items(), key=lambda item: item[0]):
-        kind = "expert" if expert else "dense"
+    for (expert, decays, is_precise, factor), parameters in sorted(members.items(), key=lambda item: item[0]):
         group = {
             "params": parameters,
             "weight_decay": weight_decay if decays else 0.0,
-            "name": f"{kind}, {'decay' if decays else 'no decay'}{', float32' if is_precise else ''}",
+            "rate_factor": factor,
+            "name": f"{'expert' if expert else 'dense'}, {'decay' if decays else 'no decay'}{', float32' if is_precise else ''}",
         }
         groups.append(group | ({"moe": True, "name": f"ep_size_{expert_parallel}"} if expert else {}))
     return groups
@@ -192,10 +203,10 @@ def build_engine(config: Config, model: LIMoE, processes: Processes, peers: Dist
     if config.model.expert_layers:
         mark_experts(model, ep, peers.expert_rank)
     wrap_blocks(model, config)
-    optim = config.optim
+    optim, mixed = config.optim, config.train.precision != "fp32"
+    groups = parameter_groups(model, optim.weight_decay, ep, mixed, rate_factors(model, config.model.layers, optim))
     optimizer = torch.optim.AdamW(
-        parameter_groups(model, optim.weight_decay, ep, mixed=config.train.precision != "fp32"),
-        lr=optim.lr,
+        [group | {"lr": optim.lr * group["rate_factor"]} for group in groups],
         betas=(optim.beta1, optim.beta2),
         eps=optim.eps,
     )

@@ -36,6 +36,7 @@ from trainer.distributed.environment import (
 from trainer.distributed.processes import ALONE
 from trainer.distributed.program import EXIT_USER_ERROR
 from trainer.distributed.watchdog import check_time_to_leave
+from trainer.engine.rates import rate_factors
 from trainer.engine.state import WEIGHTS, named_tensors
 from trainer.errors import UserError
 from trainer.estimate.memory import checkpoint_bytes, estimate_memory, local_pairs, readable_bytes
@@ -128,6 +129,7 @@ def examine(config: Config, world: int) -> Findings:
         found.add("Weights & Biases", found.attempt(partial(check_login, config.log.wandb)) or "")
     if fits:
         _look_at_architecture(config, weights, found)
+        found.attempt(partial(_check_rates, config))
         _look_at_disk(config, found)
         found.rows += memory_rows(config, world)
         found.rows += sent_rows(config, world)
@@ -259,6 +261,12 @@ def _look_at_tokenizer(config: Config, progress: TrainingProgress, weights: Path
     tokenizer = found.attempt(partial(load_tokenizer, config, path))
     if tokenizer:
         found.add("tokenizer", f"{path}, {tokenizer.vocabulary} pieces")
+
+
+def _check_rates(config: Config) -> None:
+    """Raise UserError when optim.lr_factors names no parameter."""
+    with torch.device("meta"):
+        rate_factors(LIMoE(config.model, config.router), config.model.layers, config.optim)
 
 
 def _checkpoint(weights: Path | Start) -> Path:

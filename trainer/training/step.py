@@ -152,7 +152,7 @@ class Trainer:
     def _set_learning_rate(self) -> float:
         rate = learning_rate(self.config.schedule, self.config.optim.lr, self.progress.step, self.config.train.steps)
         for group in self.engine.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate_factor"]
         return rate
 
     def _next_batch(self) -> tuple[Tensor, Tensor, float]:
