@@ -1,5 +1,6 @@
 """Models of open_clip, judged like ours. https://github.com/mlfoundations/open_clip; an optional extra, `open-clip`."""
 
+import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,20 +82,16 @@ def load_open_clip(asked: str, device: torch.device, dtype: torch.dtype) -> Open
         import open_clip
     except (ImportError, RuntimeError) as problem:  # such as torchvision's, when it was built for another torch
         raise UserError(f"open_clip is installed, but cannot be imported: {reason(problem)}") from problem
-    if weights is not None and name not in open_clip.list_models():
-        known = open_clip.list_models()
-        raise UserError(f"open_clip={asked}: open_clip has no model {name}{did_you_mean(name, known)}; open_clip.list_models()")
-    if weights is not None and not Path(weights).is_file():
-        tags = open_clip.list_pretrained_tags_by_model(name)
-        if weights not in tags:
-            raise UserError(
-                f"open_clip={asked}: {weights} is no file, and of {name} open_clip has {', '.join(tags) or 'no weights'}"
-            )
+    if weights is not None:
+        _check_known(open_clip, asked, name, weights)
     try:
         model, transform = open_clip.create_model_from_pretrained(name, weights, precision=PRECISIONS[dtype], device=device)
         tokenizer = open_clip.get_tokenizer(name)
     except Exception as problem:  # a file of any kind, or what a server answers
-        raise UserError(f"open_clip={asked} cannot be loaded: {reason(problem)}") from problem
+        # torch's own line would have the file run whatever it contains.
+        why = "not a file of weights" if isinstance(problem, pickle.UnpicklingError) else reason(problem).rstrip(":")
+        remedy = f"give the weights of a {name}" if weights else "check the place"
+        raise UserError(f"open_clip={asked} cannot be loaded ({why}): {remedy}") from problem
     config = model.visual.preprocess_cfg
     size = config["size"]
     height, width = size if isinstance(size, Sequence) else (size, size)
@@ -104,6 +101,17 @@ def load_open_clip(asked: str, device: torch.device, dtype: torch.dtype) -> Open
     length = getattr(model, "context_length", None) or tokenizer.context_length
     model.eval().requires_grad_(False)
     return OpenClip(model, tokenizer, SquareImage(steps), height, length, config["mean"], config["std"], dtype)
+
+
+def _check_known(open_clip: Any, asked: str, name: str, weights: str) -> None:
+    """Raise UserError for a name, or a tag, that open_clip does not have."""
+    models = open_clip.list_models()
+    if name not in models:
+        raise UserError(f"open_clip={asked}: open_clip has no model {name}{did_you_mean(name, models)}")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if weights not in tags and not Path(weights).is_file():
+        known = f"tags such as {tags[0]}" if tags else "no tags"
+        raise UserError(f"open_clip={asked}: {weights} is no file, and for weights of {name} open_clip has {known}")
 
 
 def _name_and_weights(asked: str) -> tuple[str, str | None]:
