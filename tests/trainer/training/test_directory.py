@@ -22,6 +22,7 @@ from trainer.checkpoint.files import (
     write_marker,
 )
 from trainer.checkpoint.load import checkpoint_of
+from trainer.checkpoint.start import FITTED
 from trainer.config.compose import load_config, to_config
 from trainer.config.schema import Config
 from trainer.distributed.processes import Processes
@@ -146,7 +147,8 @@ def test_the_weights_of_another_run_come_with_their_tokenizer(tmp_path: Path):
     config = configured(tmp_path / "new")
     opened(tmp_path / "new")
     config.init_from = str(tmp_path / "old")
-    assert initial_weights(config, tmp_path / "new", ALONE) == checkpoint
+    start = initial_weights(config, tmp_path / "new", ALONE)
+    assert start is not None and start.checkpoint == checkpoint
     assert (tmp_path / "new" / TOKENIZER).read_text() == "tokenizer of step 5"
     config.init_from = str(tmp_path / "nothing")
     with pytest.raises(UserError, match=r"init_from=.*nothing: no complete checkpoint there"):
@@ -319,6 +321,8 @@ def test_weights_are_not_taken_for_those_of_another_model(tmp_path: Path, how: s
     section, _, leaf = key.partition(".")
     setattr(getattr(config, section), leaf, wanted)
     if how == "init_from":
+        if key in FITTED:
+            pytest.skip("fitted, not refused")
         config.run.dir, config.init_from = str(tmp_path / "new"), str(tmp_path / "old")
     told = rf"step-00000005 belongs to another model \({key} was {re.escape(str(was))}, is {re.escape(str(wanted))}\): use {key}="
     with pytest.raises(UserError, match=told):
