@@ -40,10 +40,10 @@ def test_enlarged_patches_are_embedded_as_before(patch: int) -> None:
 def test_smaller_patches_are_the_nearest_in_the_mean_square() -> None:
     torch.manual_seed(0)
     weight = torch.randn(1, 48, dtype=torch.float64)
-    pictures = torch.randn(20000, 3, 4, 4, dtype=torch.float64)
+    pictures = torch.eye(48, dtype=torch.float64).view(48, 3, 4, 4)  # as many as there are pixels: white noise on average
     small = F.interpolate(pictures, size=(2, 2), mode="bilinear", antialias=True, align_corners=False).flatten(1)
     best = torch.linalg.lstsq(small, pictures.flatten(1) @ weight.T).solution.T
-    assert_close([resize_patches(weight, 2)], [best], 0.2)
+    assert_close([resize_patches(weight, 2)], [best], 1e-9)
 
 
 def test_positions_keep_a_linear_pattern_and_the_order_of_rows_and_columns() -> None:
