@@ -32,7 +32,7 @@ class Adaptation:
     def changes_nothing(self) -> bool:
         """Whether every tensor is taken as it is, under its own name."""
         shapes = [(one.image_size, one.patch, one.text_length, one.vocabulary) for one in (self.source, self.target)]
-        return shapes[0] == shapes[1] and self.same_pieces and self.blocks == tuple(range(self.source.layers))
+        return shapes[0] == shapes[1] and self.same_pieces and self.blocks == same_blocks(self.source.layers)
 
     def names(self, name: str) -> list[str]:
         """The target's tensors that start from one of the source: none if its block is left out, several if it is used again."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from trainer.config.compose import GROUPS
 from trainer.config.keys import KEYS
 from trainer.errors import UserError, did_you_mean, either
-from trainer.errors import check_extra as check_extra  # for commands, which read their arguments first
 from trainer.output import reader_may_leave
 
 WIDTH = 100

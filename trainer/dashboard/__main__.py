@@ -9,10 +9,10 @@ from typing import Any
 import wandb
 
 from model.paths import user_path
-from trainer.config.arguments import Argument, Command, check_extra
+from trainer.config.arguments import Argument, Command
 from trainer.dashboard.panels import SECTIONS, SYSTEM, Panel, Section
 from trainer.distributed.program import exit_with
-from trainer.errors import UserError, reason
+from trainer.errors import UserError, check_extra, reason
 from trainer.files import write_whole
 from trainer.output import reader_may_leave
 from trainer.reporting.wandb_login import quiet_settings

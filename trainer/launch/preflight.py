@@ -116,9 +116,9 @@ def examine(config: Config, world: int) -> Findings:
     fits = not wrong
     if "parallel.lost_after_seconds" not in wrong:
         found.attempt(lambda: check_time_to_leave(config.parallel.lost_after_seconds, seconds_to_leave_from_environment()))
-    progress, weights = _look_at_directory(config, found)
-    if isinstance(weights, Start) and fits and not weights.is_as_it_was:
-        found.rows += [(f"  {what}", value) for what, value in weights.rows()]
+    progress, weights, start = _look_at_directory(config, found)
+    if start and fits and not start.is_as_it_was:
+        found.rows += [(f"  {what}", value) for what, value in start.rows()]
     ep = config.parallel.expert_parallel
     found.add("processes", f"{world}, with the experts spread over groups of {ep}" if ep > 1 else str(world))
     shards = None
@@ -128,7 +128,7 @@ def examine(config: Config, world: int) -> Findings:
     if "log.wandb" not in wrong:
         found.add("Weights & Biases", found.attempt(partial(check_login, config.log.wandb)) or "")
     if fits:
-        _look_at_architecture(config, weights, found)
+        _look_at_architecture(config, weights, start, found)
         found.attempt(partial(_check_rates, config))
         _look_at_disk(config, found)
         found.rows += batch_rows(config, world)
@@ -174,17 +174,17 @@ def sweep_problems(own: list[list[str]], found: list[Findings]) -> list[str]:
     return lines + space_problems(found)
 
 
-def _look_at_directory(config: Config, found: Findings) -> tuple[TrainingProgress, Path | Start | None]:
-    """Where the run would start, and the checkpoint, if any, that it would resume from or whose weights it would start with."""
+def _look_at_directory(config: Config, found: Findings) -> tuple[TrainingProgress, Path | None, Start | None]:
+    """Where the run would start, the checkpoint, if any, whose weights it would start with, and how, if it does not resume."""
     found.add("run directory", str(found.run_dir))
     checkpoint, initial = found.attempt(partial(inspect_run_directory, config, ALONE)) or (None, None)
     progress = found.attempt(partial(read_progress, checkpoint)) if checkpoint else None
     if progress is None:
         found.add("run", f"new, {config.train.steps} steps" + (f", with the weights of {initial.checkpoint}" if initial else ""))
-        return TrainingProgress(), initial
+        return TrainingProgress(), initial.checkpoint if initial else None, initial
     left = max(0, config.train.steps - progress.step)
     found.add("run", f"continues from step {progress.step}, {left or 'no'} steps left")
-    return progress, checkpoint
+    return progress, checkpoint, None
 
 
 def _look_at_data(config: Config, world: int | None, progress: TrainingProgress, found: Findings) -> int | None:
@@ -249,13 +249,13 @@ def _evaluation(config: Config, found: Sequence[Shards | None]) -> str:
     return ", ".join(parts) or "none"
 
 
-def _look_at_tokenizer(config: Config, progress: TrainingProgress, weights: Path | Start | None, found: Findings) -> None:
+def _look_at_tokenizer(config: Config, progress: TrainingProgress, weights: Path | None, found: Findings) -> None:
     """A resume keeps its checkpoint's tokenizer; a new run takes data.tokenizer, or that of the weights it starts with."""
     given = config.data.tokenizer if progress.step == 0 else None
     if given:
         path = Path(given)
     elif weights:
-        path = _checkpoint(weights) / TOKENIZER
+        path = weights / TOKENIZER
     else:
         found.add("tokenizer", "to be trained on the training captions")
         return
@@ -270,20 +270,16 @@ def _check_rates(config: Config) -> None:
         rate_factors(LIMoE(config.model, config.router), config.model.layers, config.optim)
 
 
-def _checkpoint(weights: Path | Start) -> Path:
-    return weights.checkpoint if isinstance(weights, Start) else weights
-
-
-def _look_at_architecture(config: Config, weights: Path | Start | None, found: Findings) -> None:
+def _look_at_architecture(config: Config, weights: Path | None, start: Start | None, found: Findings) -> None:
     if weights is None:
         return
-    if isinstance(weights, Start):
-        model = weights.unfilled()
+    if start:
+        model = start.unfilled()
     else:
         with torch.device("meta"):
             model = LIMoE(config.model, config.router)
     wanted = {f"{WEIGHTS}/{name}": tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
-    found.attempt(partial(check_architecture, _checkpoint(weights), wanted, prefix=f"{WEIGHTS}/"))
+    found.attempt(partial(check_architecture, weights, wanted, prefix=f"{WEIGHTS}/"))
 
 
 def _look_at_disk(config: Config, found: Findings) -> None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.paths import user_path
-from trainer.config.arguments import Argument, Command, check_extra
+from trainer.config.arguments import Argument, Command
 from trainer.distributed.program import exit_with
-from trainer.errors import UserError, did_you_mean, reason
+from trainer.errors import UserError, check_extra, did_you_mean, reason
 from trainer.files import write_whole
 from trainer.output import reader_may_leave
 from trainer.report import experts

@@ -10,10 +10,10 @@ from model.paths import user_path
 from trainer.checkpoint.files import complete_checkpoints
 from trainer.checkpoint.load import WEIGHTS_ARGUMENT, take_newest
 from trainer.checkpoint.trained import Trained, open_trained, place_of
-from trainer.config.arguments import Argument, Command, check_extra
+from trainer.config.arguments import Argument, Command
 from trainer.distributed.processes import ALONE
 from trainer.engine.state import WEIGHTS
-from trainer.errors import UserError
+from trainer.errors import UserError, check_extra
 from trainer.evaluation.expert_findings import Findings
 from trainer.evaluation.expert_samples import read_samples
 from trainer.output import reader_may_leave

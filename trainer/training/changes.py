@@ -11,10 +11,12 @@ from trainer.checkpoint.files import CONFIG
 from trainer.config.compose import load_config
 from trainer.config.schema import Config
 
-OF_PICTURES = ("log.experts", "log.every_images", "log.image_samples", "log.prediction_rows")
+OF_START = ("resume", "init_from", "init_blocks", "upcycle_noise", "run.dir", "run.dry")
+OF_PICTURES = ("log.experts", "log.every_images", "log.image_samples", "log.prediction_rows", "log.report", "log.progress")
+OF_PROFILES = ("train.profile", "train.profile_ranks")
 OF_WANDB = ("log.name", "log.group", "log.tags", "log.notes", "log.job_type", "log.system_metrics", "log.artifacts")
-CANNOT_MATTER = ("resume", "init_from", "upcycle_noise", "run.dir", "run.dry", "log.progress", *OF_PICTURES, *OF_WANDB)
-"""Keys about where a run starts and how it is shown; what it learns does not depend on them, nor on ALERTS."""
+CANNOT_MATTER = (*OF_START, *OF_PICTURES, *OF_PROFILES, *OF_WANDB)
+"""Keys about where a run starts and how it is shown and measured; what it learns does not depend on them, nor on ALERTS."""
 ALERTS = "log.alerts."
 BEFORE_THEY_EXISTED = {"train.negatives": "micro"}
 """What runs with several micro-batches did before there was a key, where that is not its default."""

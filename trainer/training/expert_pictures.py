@@ -7,10 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from trainer.config.arguments import check_extra
 from trainer.distributed.agree import first_reads
 from trainer.distributed.device import dtype_of
-from trainer.errors import UserError, reason
+from trainer.errors import UserError, check_extra, reason
 from trainer.evaluation.expert_findings import Findings, Looked, measure_experts
 from trainer.evaluation.expert_samples import ExpertSamples, read_samples
 from trainer.reporting.background import Background

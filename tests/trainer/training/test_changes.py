@@ -43,7 +43,15 @@ def test_where_it_lies_and_how_it_is_shown_cannot_matter(tmp_path: Path, caplog:
             tmp_path,
             before,
             changed(
-                run__dir="/z", log__progress="none", log__tags=["a"], run__dry=True, log__every_images=5, log__alerts__records=3
+                run__dir="/z",
+                log__progress="none",
+                log__tags=["a"],
+                run__dry=True,
+                log__every_images=5,
+                log__alerts__records=3,
+                log__report=False,
+                train__profile="3:4",
+                init_blocks=[0],
             ),
             caplog,
         )

@@ -9,8 +9,7 @@ from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
 
-from trainer.config.arguments import check_extra
-from trainer.errors import UserError, reason
+from trainer.errors import UserError, check_extra, reason
 from trainer.files import write_whole
 from trainer.report.html.contents import contents_of
 from trainer.report.runs import RunRecord, read_run
