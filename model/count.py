@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from model.config import ModelConfig, RouterConfig
@@ -32,8 +31,7 @@ def expert_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
 
 def count_parameters(config: ModelConfig, router: RouterConfig) -> ParameterCount:
     """Counts of the whole model, whatever the parallel layout; builds it without memory, on the meta device."""
-    with torch.device("meta"):
-        model = LIMoE(config, router)
+    model = LIMoE.without_values(config, router)
     total = sum(parameter.numel() for parameter in model.parameters())
     experts = sum(parameter.numel() for parameter in expert_parameters(model))
     other_towers = sum(parameter.numel() for tower in model.towers[1:] for parameter in tower.parameters())

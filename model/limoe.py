@@ -84,6 +84,12 @@ class LIMoE(nn.Module):
         self.scale = LogitScale()
         self.first_expert = peers.expert_rank * (config.routed_experts // peers.expert_parallel)
 
+    @classmethod
+    def without_values(cls, config: ModelConfig, router: RouterConfig, peers: Peers | None = None) -> "LIMoE":
+        """A model of names and shapes alone, which takes no memory (on the meta device)."""
+        with torch.device("meta"):
+            return cls(config, router, peers)
+
     def initialise(self, seed: int) -> "LIMoE":
         """Fill the parameters from the seed; see model.initialise."""
         initialise(self, seed, self.first_expert, self.config.initial_scale)

@@ -161,9 +161,7 @@ def _build(path: Path) -> tuple[LIMoE, tuple[list[float], list[float], list[int]
         routing = RouterConfig(**router | nested).without_drops()  # whatever the run was evaluated with
         data = values["data"]
         pixels = list(data["mean"]), list(data["std"]), list(data.get("background", WHITE))
-        with torch.device("meta"):
-            module = LIMoE(config, routing)
-        return trim(module, trimmed), pixels, trimmed.modality
+        return trim(LIMoE.without_values(config, routing), trimmed), pixels, trimmed.modality
     except (OSError, UnicodeDecodeError, yaml.YAMLError, LookupError, TypeError, ValueError, ArithmeticError) as problem:
         raise UserError(
             f"{path} is not the configuration of a trained model ({reason(problem)}); export the run again"

@@ -4,23 +4,16 @@ Komatsuzaki et al. 2022, "Sparse Upcycling: Training Mixture-of-Experts from Den
 """
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from model.config import ModelConfig
 from model.experts import ExpertLayer
 from model.initialise import generator_of
 from model.limoe import LIMoE
 
 EXPERTS_OF_MLP = {"up.weight": "up", "up.bias": "up_bias", "down.weight": "down", "down.bias": "down_bias"}
 """The parameters of `Experts` by those of the `MLP` that they copy."""
-
-
-def dense_twin(config: ModelConfig) -> ModelConfig:
-    """The dense model with the same blocks: the one that can be upcycled to this one."""
-    return replace(config, expert_layers=[])
 
 
 def copies(model: nn.Module) -> dict[str, str]:

@@ -2,13 +2,10 @@
 
 import difflib
 import importlib.util
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from model.errors import UserError as UserError  # one class, whoever finds the mistake
 from model.errors import reason as reason
-
-Check = Callable[[], object]
-"""Raises UserError if something is wrong."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

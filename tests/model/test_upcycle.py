@@ -1,12 +1,14 @@
 """A model whose experts are copies of a dense model's MLPs: its function, its noise, and the names of its parameters."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from model.config import RouterConfig
 from model.limoe import LIMoE
 from model.peers import SingleProcess
-from model.upcycle import dense_twin, upcycle
+from model.upcycle import upcycle
 from tests.model.build import assert_close, model, pairs, randomise, tiny
 
 CONFIG = tiny(layers=3, expert_layers=[0, 2])
@@ -22,7 +24,7 @@ class Second(SingleProcess):
 
 def dense() -> LIMoE:
     """The dense twin, with values that no fresh model has."""
-    twin = model(dense_twin(CONFIG))
+    twin = model(replace(CONFIG, expert_layers=[]))
     randomise(twin, 7)
     return twin
 
@@ -69,7 +71,8 @@ def test_a_dropped_token_passes_by_its_residual() -> None:
 def test_each_expert_is_its_mlp_and_has_noise_of_its_own(noise: float) -> None:
     width, hidden = 64, 256
     config = tiny(width=width, mlp=hidden)
-    twin, sparse = LIMoE(dense_twin(config), RouterConfig()).initialise(1), LIMoE(config, RouterConfig()).initialise(0)
+    twin = LIMoE(replace(config, expert_layers=[]), RouterConfig()).initialise(1)
+    sparse = LIMoE(config, RouterConfig()).initialise(0)
     router = sparse.towers[0].blocks[1].mlp.router.weight.clone()  # type: ignore[union-attr, index]
     upcycle(sparse, twin.named_parameters(), noise, seed=0)
     assert torch.equal(sparse.towers[0].blocks[1].mlp.router.weight, router)  # type: ignore[union-attr, index]

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from model.adapt import KERNEL, PATCHES, TABLE, WORDS, Adaptation, check_blocks, same_blocks
@@ -66,8 +65,7 @@ class Start:
 
     def unfilled(self, peers: Peers | None = None) -> LIMoE:
         """The checkpoint's model, without values."""
-        with torch.device("meta"):
-            return LIMoE(self.source, self.router, peers)
+        return LIMoE.without_values(self.source, self.router, peers)
 
     def load(self, model: LIMoE, sharding: ExpertSharding | None, peers: Peers | None = None) -> None:
         """Give a new, initialised model the weights. A collective.
@@ -149,8 +147,7 @@ def _check_upcycling(checkpoint: Path, model: ModelConfig, otherwise: str) -> No
 
 def _rows(start: Start) -> Iterable[tuple[str, str]]:
     config, adaptation = start.config, start.adaptation
-    with torch.device("meta"):
-        model = LIMoE(config.model, config.router)
+    model = LIMoE.without_values(config.model, config.router)
     copy_of = copies(model)
     own = named_tensors(model)
     given = {own_name: value for name, value in named_tensors(start.unfilled()).items() for own_name in adaptation.names(name)}

@@ -67,8 +67,7 @@ def _is_export_alone(folder: Path) -> bool:
 
 def unfilled(config: Config) -> LIMoE:
     """The model of a run as it is used afterwards, which drops nothing; without values."""
-    with torch.device("meta"):
-        return LIMoE(config.model, config.router.without_drops())
+    return LIMoE.without_values(config.model, config.router.without_drops())
 
 
 def open_checkpoint(checkpoint: Path, kind: str, overrides: list[str]) -> Trained:

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
-
 from model.count import count_parameters, expert_parameters
 from model.limoe import LIMoE
 from model.routing import capacity
@@ -159,8 +157,7 @@ class HostMemory:
 def estimate_host_memory(config: Config, world: int) -> HostMemory:
     """Of each of `world` processes."""
     ep = config.parallel.expert_parallel
-    with torch.device("meta"):
-        model = LIMoE(config.model, config.router)
+    model = LIMoE.without_values(config.model, config.router)
     experts = {id(parameter) for parameter in expert_parameters(model)}
     names = {name for name, parameter in model.named_parameters() if id(parameter) in experts}
     sizes = {name: parameter.numel() // (ep if name in names else 1) for name, parameter in model.named_parameters()}

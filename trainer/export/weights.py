@@ -1,6 +1,5 @@
 """The weights of a checkpoint, or the mean of several, and the model that has them."""
 
-import torch
 from torch import Tensor
 
 from model.limoe import LIMoE
@@ -18,8 +17,7 @@ def read_weights(export: Export, config: Config) -> dict[str, Tensor]:
 
     Raises UserError for a damaged checkpoint, or for one with a different architecture from the newest.
     """
-    with torch.device("meta"):
-        model = LIMoE(config.model, config.router)
+    model = LIMoE.without_values(config.model, config.router)
     mean: dict[str, Tensor] = {}
     for count, checkpoint in enumerate(export.checkpoints, start=1):
         for name, value in load_state(checkpoint, model, None, (export.kind,)).tensors(export.kind):

@@ -266,18 +266,13 @@ def _look_at_tokenizer(config: Config, progress: TrainingProgress, weights: Path
 
 def _check_rates(config: Config) -> None:
     """Raise UserError when optim.lr_factors names no parameter."""
-    with torch.device("meta"):
-        rate_factors(LIMoE(config.model, config.router), config.model.layers, config.optim)
+    rate_factors(LIMoE.without_values(config.model, config.router), config.model.layers, config.optim)
 
 
 def _look_at_architecture(config: Config, weights: Path | None, start: Start | None, found: Findings) -> None:
     if weights is None:
         return
-    if start:
-        model = start.unfilled()
-    else:
-        with torch.device("meta"):
-            model = LIMoE(config.model, config.router)
+    model = start.unfilled() if start else LIMoE.without_values(config.model, config.router)
     wanted = {f"{WEIGHTS}/{name}": tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
     found.attempt(partial(check_architecture, weights, wanted, prefix=f"{WEIGHTS}/"))
 
