@@ -15,7 +15,7 @@ def test_a_run_that_came_to_its_end_leaves_a_page(
 ):
     """Once, and not when it was asked to stop, which leaves little time."""
     places = []
-    monkeypatch.setattr("trainer.training.run.train", lambda config, processes: code)
+    monkeypatch.setattr("trainer.training.run.train", lambda config, processes, draw_experts: code)
     monkeypatch.setattr("trainer.report.html.write.write_after_training", places.append)
     config = Config()
     config.log.report = asked

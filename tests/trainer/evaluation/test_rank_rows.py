@@ -63,7 +63,7 @@ def told(layers: Iterable[Specialists]) -> list[object]:
             layer.taken("text").tolist(),
             [round(gate, 6) for gate in layer.mean_gate("text").tolist()],
             [layer.words(expert, 9, least_count=1) for expert in range(3)],
-            [layer.sure_words(expert) for expert in range(3)],
+            [[(sure.word, sure.text, round(sure.gate, 6)) for sure in layer.sure_words(expert)] for expert in range(3)],
             [[(patch.image, patch.row, patch.column) for patch in layer.patches(expert)] for expert in range(3)],
         )
         for layer in layers
