@@ -1,9 +1,11 @@
 """The load of every expert over a run, from its loads.jsonl: as many moments as a picture has room for."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from trainer.report.load_records import line_starts, records_at, rising
 
 MOMENTS = 200
 
@@ -22,13 +24,7 @@ class LoadsOverTime:
 
 def read_loads(path: Path) -> LoadsOverTime | None:
     """None for a file without records. Raises OSError for one that cannot be read."""
-    rows = []
-    with path.open("rb") as lines:
-        for line in lines:
-            try:
-                rows.append(json.loads(line))
-            except ValueError:  # cut off by a crash, or being written
-                continue
+    rows = rising(records_at(path, line_starts(path)))
     if not rows:
         return None
     names = [name for name in rows[-1] if name != "step"]
@@ -36,7 +32,7 @@ def read_loads(path: Path) -> LoadsOverTime | None:
     return LoadsOverTime(rows[0]["step"], rows[-1]["step"], layers)
 
 
-def _moments(rows: list[Mapping[str, Mapping[str, list[float]]]], layer: str, modality: str) -> list[list[float]]:
+def _moments(rows: Sequence[Mapping[str, Any]], layer: str, modality: str) -> list[list[float]]:
     each = -(-len(rows) // MOMENTS)
     parts = [[row[layer][modality] for row in rows[start : start + each]] for start in range(0, len(rows), each)]
     return [[sum(loads) / len(part) for loads in zip(*part, strict=True)] for part in parts]

@@ -18,8 +18,7 @@ from model.block import Block
 from model.experts import ExpertLayer
 from model.limoe import LIMoE
 from trainer.config.schema import ParallelConfig
-
-METRICS = "perf/ranks/"
+from trainer.reporting.alerts import RANKS
 
 
 class OwnTime:
@@ -87,7 +86,7 @@ def straggler_metrics(own_seconds: Mapping[str, Sequence[float]]) -> dict[str, f
     for name, by_rank in own_seconds.items():
         if len(by_rank) > 1:
             worst = max(range(len(by_rank)), key=by_rank.__getitem__)
-            metrics[f"{METRICS}{name}/min"] = min(by_rank)
-            metrics[f"{METRICS}{name}/max"] = by_rank[worst]
-            metrics[f"{METRICS}{name}/worst_rank"] = float(worst)
+            metrics[f"{RANKS}/{name}/min"] = min(by_rank)
+            metrics[f"{RANKS}/{name}/max"] = by_rank[worst]
+            metrics[f"{RANKS}/{name}/worst_rank"] = float(worst)
     return metrics

@@ -21,6 +21,13 @@ def test_each_record_is_a_moment_while_there_is_room(tmp_path: Path):
     assert found == LoadsOverTime(0, 20, {"layer03": {"image": [[1.0, 1.0]] * 3, "text": [[0.0, 2.0], [1.0, 1.0], [2.0, 0.0]]}})
 
 
+def test_what_a_resumed_run_did_again_is_a_moment_once(tmp_path: Path):
+    path = write(tmp_path / "loads.jsonl", 3)
+    path.write_text(path.read_text() + json.dumps({"step": 10, "layer03": {"image": [1.0, 1.0], "text": [0.5, 1.5]}}) + "\n")
+    found = read_loads(path)
+    assert found == LoadsOverTime(0, 10, {"layer03": {"image": [[1.0, 1.0]] * 2, "text": [[0.0, 2.0], [0.5, 1.5]]}})
+
+
 def test_a_long_run_is_shown_in_means(tmp_path: Path):
     found = read_loads(write(tmp_path / "loads.jsonl", 2 * MOMENTS + 1))
     assert found is not None and found.last == 20 * MOMENTS
