@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -24,6 +25,7 @@ from trainer.evaluation.encoder import ModelEncoder
 from trainer.reporting.log_lines import log_to_terminal
 from trainer.train import train
 from trainer.training.opening import OpenRun
+from trainer.training.passes import Piece
 from trainer.training.run import Run
 from trainer.training.saver import Saver
 from trainer.training.step import Trainer
@@ -148,14 +150,14 @@ def test_the_best_checkpoint_and_those_of_every_so_many_steps_are_kept(tmp_path,
 
 def stop_while_stepping(processes: Processes, overrides: list[str], step: int) -> int:
     """The program; one rank gets a signal while it takes a step, so many steps done before."""
-    kept = Trainer._next_batch
+    kept = Trainer._micro_batches
 
-    def signalled(trainer: Trainer) -> tuple[Tensor, Tensor, float]:
+    def signalled(trainer: Trainer) -> Iterator[Piece]:
         if trainer.progress.step == step and processes.rank == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return kept(trainer)
 
-    Trainer._next_batch = signalled  # type: ignore[method-assign]
+    Trainer._micro_batches = signalled  # type: ignore[method-assign]
     return run_program(processes, overrides)
 
 

@@ -53,14 +53,19 @@ def measured(processes: Processes, layout: Layout, late_block: int) -> dict[str,
 
 
 @pytest.mark.parametrize(
-    ("layout", "late_block"),
+    ("layout", "late_block", "times", "passes"),
     [
-        (Layout(2, 1, 1), 2),  # the whole forward pass is a rank's own
-        (Layout(2, 2, 2).with_(train__accumulate=2), 0),  # what comes before the first exchange is
+        (Layout(2, 1, 1), 2, 1, 1),  # the whole forward pass is a rank's own
+        (
+            Layout(2, 2, 2).with_(train__accumulate=2, train__negatives="micro"),
+            0,
+            2,
+            2,
+        ),  # what comes before the first exchange is
+        (Layout(2, 2, 2).with_(train__accumulate=2), 0, 2, 4),  # pieces of one batch pass twice
     ],
 )
-def test_the_slow_rank_is_named_and_waiting_for_it_is_not_counted(layout: Layout, late_block: int):
-    times = layout.changes[0][1] if layout.changes else 1
+def test_the_slow_rank_is_named_and_waiting_for_it_is_not_counted(layout: Layout, late_block: int, times: int, passes: int):
     told = run_distributed(measured, 2, layout, late_block)
     assert (
         told
@@ -70,7 +75,7 @@ def test_the_slow_rank_is_named_and_waiting_for_it_is_not_counted(layout: Layout
                 "perf/ranks/data_seconds/max": 5.0 * times,
                 "perf/ranks/data_seconds/worst_rank": LATE_DATA,
                 "perf/ranks/compute_seconds/min": 0.0,
-                "perf/ranks/compute_seconds/max": 3.0 * times,
+                "perf/ranks/compute_seconds/max": 3.0 * passes,
                 "perf/ranks/compute_seconds/worst_rank": LATE_DEVICE,
             }
         ]
