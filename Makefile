@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+WORKERS ?= 2
+TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
 PEERS := .peers-venv
 PURELIB := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
 SHELL := /bin/bash
@@ -20,10 +22,10 @@ train: setup  ## the demo: a LIMoE with its experts on two processes
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 -m trainer.train experiment=demo $(ARGS)
 
 test: setup  ## quick tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not cluster" $(ARGS)
+	$(TESTS) -m "not slow and not cluster" $(ARGS)
 
 test-all: setup  ## the quick tests, and those that start several processes
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not cluster" $(ARGS)
+	$(TESTS) -m "not cluster" $(ARGS)
 
 test-cluster: setup  ## jobs of a real SLURM, started on this machine (root; Debian); skipped where that is impossible
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m cluster tests/cluster $(ARGS)

@@ -81,25 +81,35 @@ def zeroshot_table(drawn: Sequence[tuple[int, Tensor, Any]], classes: Sequence[s
     return ExampleTable(["image", "truth", *_headings(answers), "place of the truth"], rows, hits)
 
 
+def found_for_first_captions(numbers: Sequence[int], owner_t: Tensor, images_nd: Tensor, captions_td: Tensor) -> list[int]:
+    """For the first caption of each of these images, the number of the image that is nearest to it."""
+    first = [int((owner_t == number).nonzero()[0]) for number in numbers]
+    return similarity(captions_td[first], images_nd).argmax(1).tolist()
+
+
 def retrieval_table(
-    drawn: Sequence[tuple[int, Tensor, Any]], images_nd: Tensor, captions_td: Tensor, captions: Sequence[Sequence[str]]
+    drawn: Sequence[tuple[int, Tensor, Any]],
+    answers: Sequence[tuple[int, Tensor]],
+    images_nd: Tensor,
+    captions_td: Tensor,
+    captions: Sequence[Sequence[str]],
 ) -> ExampleTable:
     """The image, its captions, those that are found for it with their cosines, and the place of its first right one; then the
-    place that the image has for its first caption, and what the image is captioned that is found for that.
+    place that the image has for its first caption, and the image that is found for that, with its caption.
 
-    images_nd, captions_td: all, as unit vectors; captions: of each image. A row is a hit if both places are the first.
+    answers: of each drawn image, the number and the image of `found_for_first_captions`; images_nd, captions_td: all, as unit
+    vectors; captions: of each image. A row is a hit if both places are the first.
     """
     texts = [caption for of_image in captions for caption in of_image]
     owner_t = torch.tensor([image for image, of_image in enumerate(captions) for _ in of_image], device=captions_td.device)
     rows: list[list[Cell]] = []
     hits: list[bool] = []
-    for number, image, _ in drawn:
+    for (number, image, _), (found, found_image) in zip(drawn, answers, strict=True):
         own_t = owner_t == number
         to_texts_t = similarity(images_nd[number : number + 1], captions_td)[0]
         first = int(own_t.nonzero()[0])
         to_images_n = similarity(captions_td[first : first + 1], images_nd)[0]
         scores, best = to_texts_t.topk(min(FOUND, len(texts)))
-        found = int(to_images_n.argmax())
         own_place = 1 + int((to_texts_t > to_texts_t[own_t].max()).sum())
         place_for_first = 1 + int((to_images_n > to_images_n[number]).sum())
         hits.append(own_place == place_for_first == 1)
@@ -110,12 +120,12 @@ def retrieval_table(
                 *_answers([texts[index] for index in best.tolist()], scores.tolist()),
                 own_place,
                 place_for_first,
+                found_image,
                 "(itself)" if found == number else captions[found][0],
             ]
         )
-    headings = ["place of its own", "place for its first caption", "image found for that"]
-    answers = _headings(min(FOUND, len(texts)))
-    return ExampleTable(["image", "captions", *answers, *headings], rows, hits)
+    headings = ["place of its own", "place for its first caption", "image found for that", "its caption"]
+    return ExampleTable(["image", "captions", *_headings(min(FOUND, len(texts))), *headings], rows, hits)
 
 
 def _headings(answers: int) -> list[str]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from trainer.data.limits import LeftOut
 from trainer.data.shards.patterns import list_shards
 from trainer.distributed.agree import first_reads, raise_together
-from trainer.evaluation.examples import Sample, retrieval_table
+from trainer.evaluation.examples import Sample, found_for_first_captions, retrieval_table
 from trainer.evaluation.ranking import chance, hits, similarity
 from trainer.evaluation.setting import Setting
 from trainer.evaluation.shots import Draw
@@ -30,14 +30,18 @@ def retrieval(shards: Any, setting: Setting, what: str = "eval.retrieval") -> di
     listed = first_reads(lambda: list_shards(shards, what), setting.processes)
     left_out = LeftOut()
     sample = Sample(Draw(listed), setting.examples)
-    images_nd, captions, _ = embed_captioned_images(listed, setting, left_out, sample=sample)
+    images_nd, captions, ids = embed_captioned_images(listed, setting, left_out, sample=sample)
     nothing = "; ".join([f"{what}: {shards} contains no image with a caption", *left_out.told()])
     raise_together(None if captions else nothing, setting.processes)
     owner_t = torch.tensor([image for image, of_image in enumerate(captions) for _ in of_image], device=images_nd.device)
     captions_td = setting.embed_texts([caption for of_image in captions for caption in of_image])
     image_n = torch.arange(len(images_nd), device=images_nd.device)
     if drawn := sample.together(setting.processes):
-        setting.tables.append(retrieval_table(drawn, images_nd, captions_td, captions))
+        found = found_for_first_captions([number for number, _, _ in drawn], owner_t, images_nd, captions_td)
+        images = {ids[number]: image for number, image, _ in drawn}
+        images |= _read_again({ids[number] for number in found} - images.keys(), listed, setting)
+        answers = [(number, images[ids[number]]) for number in found]
+        setting.tables.append(retrieval_table(drawn, answers, images_nd, captions_td, captions))
     return {
         **_recall("i2t", images_nd, image_n, captions_td, owner_t, setting),
         **_recall("t2i", captions_td, owner_t, images_nd, image_n, setting),
@@ -71,6 +75,18 @@ def embed_captioned_images(
     images_nd = setting.processes.gather_rows(torch.cat(rows))[kept_n]
     together = [pair for of_rank in setting.processes.gather_objects(captions) for pair in of_rank]
     return images_nd, [of_image for _, of_image in together], [name for name, _ in together]
+
+
+def _read_again(names: set[str], shards: list[str], setting: Setting) -> dict[str, Tensor]:
+    """The images of these ids, uint8 `[3, H, W]`, because a gallery is not kept; black where one is gone. A collective."""
+    theirs = [shard for shard in shards if any(name.startswith(f"{shard}/") for name in names)]
+    mine: dict[str, Tensor] = {}
+    for batch in setting.batches(theirs, LeftOut(), only=frozenset(names)):
+        mine |= {name: image.clone() for name, image in zip(batch.ids, batch.images, strict=True) if name}
+    together = {name: torch.zeros(3, setting.image_size, setting.image_size, dtype=torch.uint8) for name in names}
+    for of_rank in setting.processes.gather_objects(mine):
+        together |= of_rank
+    return together
 
 
 def _recall(

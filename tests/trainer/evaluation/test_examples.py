@@ -84,7 +84,8 @@ def test_the_tables_say_what_the_embeddings_say(folder: Path):
         assert row[8] == place(to_texts, max(to_texts[index] for index in own))
         assert row[9] == place(to_images, to_images[number])
         found = max(range(IMAGES), key=lambda index: to_images[index])
-        assert row[10] == ("(itself)" if found == number else CAPTIONS[OWNERS.index(found)])
+        assert image_of(row[10]) == found
+        assert row[11] == ("(itself)" if found == number else CAPTIONS[OWNERS.index(found)])
         assert is_hit == (row[8] == row[9] == 1)
 
 
