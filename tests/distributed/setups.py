@@ -133,7 +133,7 @@ class TinyRun:
     def _rows(self, micro: int) -> tuple[Tensor, Tensor]:
         """This rank's share of a micro-batch of the present step."""
         images, texts = rows_of(self.processes.rank, self.processes.world, *batch(self.progress.step, self.config, micro))
-        return images, texts
+        return images.to(self.processes.device), texts.to(self.processes.device)
 
     def save(self, run_dir: Path, keep: int = 100) -> Path:
         """Write a checkpoint to its end."""
@@ -147,7 +147,7 @@ class TinyRun:
         """This rank's share of the state, as plain tensors; experts with their place among the ranks."""
         share = read_state(self.engine, self.processes, self.sharding)
         return {
-            name: (self.peers.expert_rank, value.to_local().clone()) if isinstance(value, DTensor) else value
+            name: (self.peers.expert_rank, value.to_local().cpu().clone()) if isinstance(value, DTensor) else value.cpu()
             for name, value in share.items()
         }
 

@@ -1,4 +1,4 @@
-"""Run a function in several real processes that talk over gloo.
+"""Run a function in several real processes that talk over gloo, or as tests/distributed/device.py says.
 
 The imports (torch, DeepSpeed) cost each process seconds. So one launcher imports them once, and every call forks its ranks off
 it: a start then takes a fraction of a second, and no call sees what another left behind.
@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from tests.distributed.device import DEVICE, like_new_torch, share_one_gpu
 from trainer.distributed.processes import start_processes, stop_processes
 
 GRACE_SECONDS = 20.0
@@ -164,7 +165,9 @@ def _work(rank: int, world: int, port: int, job: bytes, writer: Connection) -> N
     )
     try:
         fn, args = pickle.loads(job)
-        processes = start_processes("cpu", timeout_minutes=1)
+        like_new_torch()
+        share_one_gpu(rank)
+        processes = start_processes(DEVICE, timeout_minutes=1)
         torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
         result = io.BytesIO()
         torch.save(fn(processes, *args), result)  # plain bytes: tensors of a process that has left cannot be read

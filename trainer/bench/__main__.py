@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from trainer.bench import accumulate, checkpoint, watching
+from trainer.bench import accumulate, checkpoint, step, watching
 from trainer.config.arguments import Argument, Command
 from trainer.config.schema import Config
 from trainer.distributed.processes import Processes
@@ -19,7 +19,7 @@ from trainer.distributed.program import exit_with, run_program
 from trainer.errors import UserError, either
 from trainer.output import reader_may_leave
 
-BENCHMARKS = {"accumulate": accumulate.bench, "checkpoint": checkpoint.bench, "watching": watching.bench}
+BENCHMARKS = {"accumulate": accumulate.bench, "checkpoint": checkpoint.bench, "step": step.bench, "watching": watching.bench}
 FOLDER = Path("benchmarks")
 
 

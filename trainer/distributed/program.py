@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+import torch
 import torch.distributed as dist
 
 from trainer.config.schema import Config
@@ -81,6 +82,8 @@ def run_program(config: Config, work: Callable[[Processes], int]) -> NoReturn:
 def _leave_failed(problem: Exception, processes: Processes) -> NoReturn:
     """Report what failed and where: in full in the log of this rank, and once for all ranks why the run ends."""
     logging.getLogger(__name__).info("failed", exc_info=problem)  # for train.log
+    if isinstance(problem, torch.OutOfMemoryError):
+        _leave_out_of_memory(problem, processes)
     has_own_log = processes.rank != 0 and own_logs_from_environment() is not None
     speaks, lost = _is_first_to_speak(processes), is_lost_contact(problem)
     if has_own_log or (speaks and not lost):
@@ -93,6 +96,24 @@ def _leave_failed(problem: Exception, processes: Processes) -> NoReturn:
         line = f"{_name_the_lost(processes)} (rank {processes.rank} saw {seen})"
     _tell_torchrun(line)
     _leave(EXIT_FAILURE, line)
+
+
+def _leave_out_of_memory(problem: torch.OutOfMemoryError, processes: Processes) -> NoReturn:
+    """As `_leave_failed`, with what to change in place of a traceback: where memory ran out is rarely what takes it."""
+    line = (
+        f"error: rank {processes.rank} has too little GPU memory ({_first_sentences(str(problem))}), in: "
+        f"{processes.watchdog.activity}. For training, raise train.accumulate, set train.activation_checkpointing=blocks, or "
+        f"take more GPUs (python -m trainer.describe says what a setting needs); for evaluating, lower eval.batch_size"
+    )
+    if not _is_first_to_speak(processes):
+        _leave(EXIT_FAILURE, None)
+    _tell_torchrun(line)
+    _leave(EXIT_FAILURE, line)
+
+
+def _first_sentences(text: str) -> str:
+    """What torch says of sizes, without its advice on the allocator."""
+    return " ".join(text.split()).partition(" Process ")[0].partition(" Of the allocated")[0].rstrip(". ")
 
 
 def is_lost_contact(problem: Exception) -> bool:

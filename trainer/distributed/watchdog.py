@@ -60,6 +60,11 @@ class Watchdog:
         """What this rank is about to do, for the message if it is not heard from again."""
         self._activity = activity
 
+    @property
+    def activity(self) -> str:
+        """What this rank was last said to be doing."""
+        return self._activity
+
     def stop(self) -> None:
         """Stop watching, and stop being watched by the ranks that have stopped too."""
         self._stopped.set()

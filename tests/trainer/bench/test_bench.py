@@ -14,9 +14,9 @@ def test_a_benchmark_and_its_models():
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ([], "name=NAME is missing (the benchmark: accumulate, checkpoint or watching)"),
+        ([], "name=NAME is missing (the benchmark: accumulate, checkpoint, step or watching)"),
         (["checkpoint", "step"], "'step'"),
-        (["checkpoints"], "name=checkpoints: choose accumulate, checkpoint or watching (did you mean 'checkpoint'?)"),
+        (["checkpoints"], "name=checkpoints: choose accumulate, checkpoint, step or watching (did you mean 'checkpoint'?)"),
         (["checkpoint", "models=a", "models=b"], "models is given twice"),
         (["checkpoint", "model=a"], "trainer.bench has no 'model' (did you mean 'models'?)"),
     ],

@@ -187,6 +187,28 @@ def test_a_failure_inside_nccl_keeps_its_traceback(store: dist.Store, left: list
     assert told.splitlines()[-1].startswith("error: rank 0 failed: DistBackendError: NCCL error in:")
 
 
+MEMORY_OF_A_GPU = (
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which 1.02 GiB is free. Process "
+    "7 has 78.07 GiB memory in use. Of the allocated memory 75.3 GiB is allocated by PyTorch. See documentation for Memory "
+    "Management"
+)
+
+
+def test_too_little_memory_of_a_gpu_is_a_line_that_says_what_to_change(
+    store: dist.Store, left: list[int], capsys: pytest.CaptureFixture[str]
+):
+    processes = rank_of(3, 1, store)
+    processes.watchdog.note("training step 7")
+    fails(torch.OutOfMemoryError(MEMORY_OF_A_GPU), processes)
+    fails(torch.OutOfMemoryError(MEMORY_OF_A_GPU), rank_of(3, 2, store))  # the next to notice says nothing more
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "error: rank 1 has too little GPU memory (CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of "
+        "79.10 GiB of which 1.02 GiB is free), in: training step 7. For training, raise train.accumulate, "
+    )
+    assert left == [1, 1]
+
+
 @pytest.mark.parametrize("speaks", [True, False])
 def test_a_rank_with_a_log_of_its_own_keeps_the_traceback_there(
     store: dist.Store, left: list[int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, speaks: bool
