@@ -15,7 +15,7 @@ from trainer.shards.dry import look
 from trainer.shards.manifest import is_finished, read_finished, write_manifest
 from trainer.shards.pack import pack
 from trainer.shards.place import Place, take_place
-from trainer.shards.plan import Plan, is_planned, make_plan
+from trainer.shards.plan import TRAIN, Plan, is_planned, make_plan
 from trainer.shards.progress import Bar
 from trainer.shards.request import Request, read_arguments
 from trainer.shards.source import Source
@@ -33,6 +33,10 @@ def write_shards(request: Request) -> list[str]:
     if not is_finished(place.folder):
         try:
             _write(request, place)
+        except UserError:
+            if not place.records().pairs:
+                place.leave()
+            raise
         except OSError as problem:
             raise UserError(
                 f"output={place.folder}: {reason(problem)}; what is finished stays, and the same command goes on from there"
@@ -54,7 +58,7 @@ def _write(request: Request, place: Place) -> None:
         _say(f"going on after {before:,} of {len(plan):,} samples")
     shards = request.shards(len(plan))
     with Bar(len(plan), before) as bar:
-        pack(Work(source, plan, request.wish), records, shards, request.workers, bar)
+        pack(Work(source, plan, request.wish), records, shards, request.workers, bar, shuffled=request.order.seed is not None)
     write_manifest(place.folder, request.settings, records, plan.left_out())
 
 
@@ -68,6 +72,8 @@ def _planned(source: Source, request: Request, work: Path) -> Plan:
         bad = plan.left_out()
         why = f"; {bad[0].key}: {bad[0].why}" if bad else ""
         raise UserError(f"input={request.input}: no samples in it{why}")
+    if TRAIN not in plan.parts:
+        raise UserError(f"val={request.order.val:g} leaves nothing to train on: there are {len(plan):,} samples")
     return plan
 
 

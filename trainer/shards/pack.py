@@ -34,10 +34,10 @@ class Shards:
         return self.folder / f"{self.prefix}{'-' * bool(self.prefix)}{part}-{number:06}.tar"
 
 
-def pack(work: Work, records: Records, shards: Shards, workers: int, watch: Watch) -> None:
+def pack(work: Work, records: Records, shards: Shards, workers: int, watch: Watch, shuffled: bool = False) -> None:
     """Write all shards of which there are no records yet.
 
-    Raises UserError if no sample can be used, OSError for a full disk and the like.
+    Raises UserError if no sample can be used, after HOPELESS of them if they come `shuffled`, and OSError for a full disk.
     """
     for part, items in work.plan.parts.items():
         done = records.of(part)
@@ -50,6 +50,8 @@ def pack(work: Work, records: Records, shards: Shards, workers: int, watch: Watc
             for outcome in outcomes:
                 packer.add(outcome)
                 watch(outcome)
+                if shuffled and packer.is_hopeless():
+                    raise _hopeless(packer.bad)
             packer.finish()
     if not records.pairs:
         raise _hopeless(records.bad)
@@ -67,12 +69,10 @@ class _Packer:
         self._writer: ShardWriter | None = None
 
     def add(self, outcome: Outcome) -> None:
-        """The next sample. Raises UserError when none of the first ones can be used."""
+        """The next sample."""
         if isinstance(outcome, Bad):
             self._record.bad.append(outcome)
             self._record.next += 1
-            if len(self._record.bad) >= HOPELESS and not self._record.pairs and not self._records.pairs:
-                raise _hopeless(self._record.bad)
             return
         if self._writer is not None and self._is_full(len(outcome.block)):
             self.finish()
@@ -88,6 +88,15 @@ class _Packer:
         self._record.next += 1
         if self._record.pairs == self._shards.pairs:
             self.finish()
+
+    @property
+    def bad(self) -> list[Bad]:
+        """What was left out since the last shard."""
+        return self._record.bad
+
+    def is_hopeless(self) -> bool:
+        """Whether the first HOPELESS samples were all left out."""
+        return len(self.bad) == HOPELESS and not self._record.pairs and not self._records.all
 
     def finish(self) -> None:
         """Put the shard in place, and write down what it and the samples left out since the last one account for."""
@@ -108,11 +117,8 @@ class _Packer:
 
 
 def _hopeless(bad: list[Bad]) -> UserError:
-    (kind, count), *_ = kinds_of(bad).most_common(1)
+    [(kind, _)] = kinds_of(bad).most_common(1)
     example = next(entry for entry in bad if entry.kind == kind)
-    none = (
-        f"none of the {'first ' * (len(bad) == HOPELESS)}{len(bad)} samples can be used"
-        if len(bad) > 1
-        else "the only sample cannot be used"
-    )
-    return UserError(f"{none}: {kind} ({count} times); for example, {example.key}: {example.why}")
+    first = "first " * (len(bad) == HOPELESS)
+    none = f"none of the {first}{len(bad)} samples can be used" if len(bad) > 1 else "the only sample cannot be used"
+    return UserError(f"{none}: {kind}; for example, {example.key}: {example.why}")

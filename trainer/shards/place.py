@@ -1,5 +1,6 @@
 """The folder that shards are written to: whose it is, and what is already there."""
 
+import contextlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -37,6 +38,20 @@ class Place:
         """Remove what was needed only while the folder was written."""
         shutil.rmtree(self.work, ignore_errors=True)
         (self.folder / LOCK).unlink(missing_ok=True)
+
+    def empty(self) -> None:
+        """Remove what was begun, when no shard is finished."""
+        shutil.rmtree(self.work, ignore_errors=True)
+        for pattern in ("*-000000.tar", ".*.tmp"):  # in place but not written down yet, or not even in place
+            for begun in self.folder.glob(pattern):
+                begun.unlink(missing_ok=True)
+
+    def leave(self) -> None:
+        """Give back a folder in which nothing was written."""
+        self.empty()
+        self.clean()
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
 
 
 def take_place(folder: Path, settings: Mapping[str, Any]) -> Place:
@@ -81,7 +96,7 @@ def _begin(place: Place, settings: Mapping[str, Any]) -> None:
         if place.records().all:
             remedy = f"give the same to go on, or delete {place.folder} to start again"
             _check_same(before, settings, f"output={place.folder} was begun", remedy)
-        shutil.rmtree(place.work)
+        place.empty()
         place.work.mkdir()
     write_whole(path, pretty(settings))
 

@@ -1,6 +1,9 @@
 """What will be written, in which order: everything that was found, on disk, so that a stopped writer goes on as planned."""
 
+import io
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -93,8 +96,8 @@ def make_plan(source: Source, order: Order, folder: Path) -> Plan:
     is_val = _held_out(numbers[first, 1], order.val)
     by = first if order.seed is None else numbers[first, 2] + items["repeat"] * MIX
     arranged = np.lexsort((first, by, ~is_val))  # the last is the first criterion
-    np.save(folder / ITEMS, items[arranged])
-    np.save(folder / LINES, offsets[lines])
+    write_whole(folder / ITEMS, _as_npy(items[arranged]))
+    write_whole(folder / LINES, _as_npy(offsets[lines]))
     with (folder / FOUND).open("rb") as found:
         for line in repeated:
             found.seek(int(offsets[line]))
@@ -111,15 +114,20 @@ def _find(source: Source, seed: int, path: Path) -> tuple[NDArray[np.uint64], ND
     offsets: list[int] = []
     numbers: list[bytes] = []
     bad: list[Bad] = []
-    with path.open("wb") as file:
+
+    def lines() -> Iterator[bytes]:
         offset = 0
         for found in source.find():
             if isinstance(found, Bad):
                 bad.append(found)
                 continue
+            line = json.dumps([found.key, found.place], separators=(",", ":")).encode() + b"\n"
             offsets.append(offset)
             numbers.append(np.array(numbers_of(found.key, seed), np.uint64).tobytes())
-            offset += file.write(json.dumps([found.key, found.place], separators=(",", ":")).encode() + b"\n")
+            offset += len(line)
+            yield line
+
+    write_whole(path, lines())
     table = np.frombuffer(b"".join(numbers), np.uint64).reshape(-1, 3)
     return np.array(offsets, np.uint64), table, bad
 
@@ -144,9 +152,15 @@ def _grouped(identity: NDArray[np.uint64], merges: bool, dedup: bool) -> tuple[N
 
 
 def _held_out(split: NDArray[np.uint64], val: float) -> NDArray[np.bool_]:
-    """Which samples are for evaluation: equal keys always together if `val` is a share."""
-    if val < 1:
-        return split < np.uint64(min(WIDE - 1, round(val * WIDE)))
+    """Which samples are for evaluation: equal keys always together if `val` is a share; at least one unless it is 0."""
+    if 0 < val < 1 and (chosen := split < np.uint64(min(WIDE - 1, round(val * WIDE)))).any():
+        return chosen
     chosen = np.zeros(len(split), bool)
-    chosen[np.argsort(split, kind="stable")[: int(val)]] = True
+    chosen[np.argsort(split, kind="stable")[: math.ceil(val)]] = True
     return chosen
+
+
+def _as_npy(table: NDArray[Any]) -> bytes:
+    content = io.BytesIO()
+    np.save(content, table)
+    return content.getvalue()

@@ -67,11 +67,12 @@ class Table:
                     yield Bad(f"{table.name}, row {line}", NO_IMAGE, f"its '{path_column}' is empty")
                     continue
                 if not isinstance(path, str):
-                    raise UserError(f"{table}: column '{path_column}' holds {type(path).__name__}, not paths; {_choose(names)}")
+                    kind = "the images themselves" if isinstance(path, (bytes, dict)) else f"{type(path).__name__} values"
+                    raise UserError(f"{table}: column '{path_column}' holds {kind}, not paths of images; {_choose(names)}")
                 if is_elsewhere(path):
                     raise UserError(f"{table}, row {line}: '{path[:80]}' is an address: load the images first (img2dataset)")
                 texts = [text for name in captions for text in _texts(row.get(name))]
-                more = {name: row[name] for name in others if row.get(name) not in (None, "")}
+                more = {name: value for name in others if (value := _plain(row.get(name))) not in (None, "")}
                 yield Found(_key_of(path), [number, path, texts, more])
 
     def read(self, places: Sequence[Any]) -> Sample:
@@ -84,7 +85,7 @@ class Table:
         root = self._root or self._tables[number].parent
         files = {extension if extension in IMAGES else UNKNOWN: read_file(root / path), "txt": "\n".join(texts).encode()}
         if more:
-            files["json"] = json.dumps(more, ensure_ascii=False, default=str).encode("utf-8", "replace")
+            files["json"] = json.dumps(more).encode()
         return Sample(str(self._tables[number]), "", files)
 
     def _caption_columns(self, names: list[str], table: Path) -> list[str]:
@@ -116,6 +117,15 @@ def _texts(value: Any) -> list[str]:
     """The captions in a cell: a text, or a list of texts in Parquet."""
     values = value if isinstance(value, list) else [value]
     return [text for text in (clean_text(entry) for entry in values if isinstance(entry, str)) if text]
+
+
+def _plain(value: Any) -> Any:
+    """A cell as JSON can hold it; None for what it cannot, such as another image."""
+    if isinstance(value, (bytes, dict)) or value != value:  # NaN
+        return None
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    return value if isinstance(value, (str, int, float, bool)) else value and str(value)
 
 
 def _column(names: list[str], asked: str | None, usual: Sequence[str], option: str, table: Path) -> str:

@@ -15,7 +15,7 @@ SPECIAL = set(",:=[]()' \t$\\")
 def summary(folder: Path, finished: Finished, short_side: int | None) -> list[str]:
     """Lines."""
     lines = []
-    for name, part in finished.parts.items():
+    for name, part in sorted(finished.parts.items()):
         count = len(part.shards)
         captions = f" with {part.captions:,} captions" if part.captions != part.pairs else ""
         lines.append(f"{name}: {part.pairs:,} pairs{captions} in {count:,} shard{'s' * (count != 1)}, {size_told(part.bytes)}")
