@@ -5,6 +5,7 @@ import gzip
 import io
 import logging
 import lzma
+import os
 import tarfile
 import zlib
 from abc import ABC, abstractmethod
@@ -152,11 +153,14 @@ class ArchiveIndex(Files[Span]):
     """Where the files of a shard are: reads its headers alone, so it must be an uncompressed archive on a disk."""
 
     def _open(self, stream: BinaryIO) -> tarfile.TarFile:
+        self._size = os.fstat(stream.fileno()).st_size
         return tarfile.open(fileobj=_uncompressed(stream), mode="r:", tarinfo=_StrictTarInfo)
 
     def _of(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> Span:
         if member.sparse is not None:
             raise tarfile.ReadError(f"{printable(member.name)} is a sparse file: write the archive without tar's --sparse")
+        if member.offset_data + member.size > self._size:
+            raise tarfile.ReadError("unexpected end of data")
         return Span(member.offset_data, member.size)
 
 
