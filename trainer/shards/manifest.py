@@ -34,8 +34,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Finished:
-    """What a complete folder contains, by part, and how many samples of each kind were left out."""
+    """What a complete folder was made with, what it contains, by part, and how many samples of each kind were left out."""
 
+    settings: dict[str, Any]
     parts: dict[str, Part]
     bad: Counter[str] = field(default_factory=Counter)
 
@@ -65,7 +66,7 @@ def write_manifest(folder: Path, settings: Mapping[str, Any], records: Records, 
 
 
 def read_finished(folder: Path) -> Finished:
-    """What a complete folder contains. Raises UserError if its manifest is damaged."""
+    """What a complete folder contains. Raises UserError if its manifest is damaged, or another program's."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         names = list(manifest["shards"])
@@ -74,9 +75,10 @@ def read_finished(folder: Path) -> Finished:
             count = part["shards"]
             parts[name] = Part(**part | {"shards": names[:count]})
             names = names[count:]
-        return Finished(parts, Counter(manifest["left_out"]))
-    except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise UserError(f"{folder / MANIFEST} cannot be read ({reason(problem)}): choose another output") from None
+        return Finished(dict(manifest["settings"]), parts, Counter(manifest["left_out"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+        told = f"{folder / MANIFEST} is not what trainer.shards writes ({reason(problem)})"
+        raise UserError(f"{told}: choose another output") from None
 
 
 def pretty(values: Mapping[str, Any]) -> bytes:

@@ -1,21 +1,18 @@
 """Shards that exist: img2dataset's output, or any others, to be packed anew."""
 
-import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from braceexpand import braceexpand
-
-from trainer.data.shards.archive import BREAKS, ArchiveIndex, is_compressed, open_plain
+from trainer.data.shards.archive import BREAKS, READ_AT_ONCE, ArchiveIndex, is_compressed, open_plain
 from trainer.data.shards.captions import CaptionRule
 from trainer.data.shards.names import printable
-from trainer.data.shards.opening import is_remote, unreadable_scheme
-from trainer.data.shards.patterns import name_some, part_of, tars_in
+from trainer.data.shards.opening import is_remote
+from trainer.data.shards.patterns import TRAINING, list_shards, name_some, part_of, tars_in
 from trainer.data.shards.samples import Sample, whole_samples
 from trainer.errors import UserError, reason
-from trainer.shards.source import MOST_BYTES, Found
+from trainer.shards.source import MOST_BYTES, Found, named
 from trainer.shards.unfit import BROKEN_SHARD, TOO_LARGE, UNREADABLE_FILE, Bad, Unfit
 
 OPEN_SHARDS = 64  # at a time, by each process: samples in random order come from all of them
@@ -36,12 +33,7 @@ class Packed:
     def find(self) -> Iterator[Found | Bad]:
         """Shard after shard, those of a broken one up to the break."""
         for number, shard in enumerate(self._shards):
-            problem = ""
-            try:
-                if is_remote(shard) or is_compressed(shard):
-                    _copy(shard, self._copy_of(number))
-            except BREAKS as failure:
-                problem = reason(failure)
+            problem = _copy(shard, self._copy_of(number)) if _needs_copy(shard) else ""
             index = ArchiveIndex(self._path_of(number))
             try:
                 for key, spans in whole_samples(shard, index):
@@ -89,11 +81,29 @@ def _read(stream: BinaryIO, offset: int, size: int) -> bytes:
     return b"".join(pieces)
 
 
-def _copy(shard: str, path: Path) -> None:
-    """Write a shard as an uncompressed archive, as far as it can be read. Raises one of BREAKS."""
-    with path.open("wb") as copy, open_plain(shard) as stream:
-        while piece := stream.read(1 << 20):
-            copy.write(piece)
+def _needs_copy(shard: str) -> bool:
+    try:
+        return is_remote(shard) or is_compressed(shard)
+    except OSError:  # which reading it will meet again
+        return False
+
+
+def _copy(shard: str, path: Path) -> str:
+    """Write a shard as an uncompressed archive, as far as it can be read; why it ends early, or "". Raises OSError."""
+    problem = ""
+
+    def pieces() -> Iterator[bytes]:
+        nonlocal problem
+        try:
+            with open_plain(shard) as stream:
+                while piece := stream.read(READ_AT_ONCE):
+                    yield piece
+        except BREAKS as failure:
+            problem = reason(failure)
+
+    with path.open("wb") as copy:
+        copy.writelines(pieces())
+    return problem
 
 
 def list_packed(pattern: str) -> list[str]:
@@ -101,13 +111,13 @@ def list_packed(pattern: str) -> list[str]:
 
     Raises UserError when one is missing, and when they are several parts of a data set by name.
     """
-    shards = [shard for name in _expanded(pattern) for shard in _named(name)]
+    if is_remote(pattern):
+        return list_shards(pattern, "input", TRAINING)
+    paths = [shard for path in named(pattern) for shard in (tars_in(path) if path.is_dir() else [path])]
+    shards = list(dict.fromkeys(map(str, paths)))
     if not shards:
         raise UserError(f"input={pattern}: no shards match")
-    for shard in shards:
-        if advice := unreadable_scheme(shard):
-            raise UserError(f"input: {advice}")
-    missing = [shard for shard in shards if not is_remote(shard) and not Path(shard).is_file()]
+    missing = [shard for shard in shards if not Path(shard).is_file()]
     if missing:
         raise UserError(f"input={pattern}: {len(missing)} of {len(shards)} shards do not exist: {name_some(missing)}")
     parts = {part: shard for shard in shards if (part := part_of([Path(shard).name]))}
@@ -116,25 +126,4 @@ def list_packed(pattern: str) -> list[str]:
             f"input={pattern}: shards of several parts of a data set by name ({name_some(sorted(parts.values()))}): "
             "name those of one part, and give each part an output of its own"
         )
-    return list(dict.fromkeys(shards))
-
-
-def _expanded(pattern: str) -> list[str]:
-    if Path(pattern).exists() or (pattern.startswith("pipe:") and "{" not in pattern):
-        return [pattern]
-    try:
-        return list(braceexpand(pattern))
-    except ValueError:
-        raise UserError(f"input={pattern}: the braces in this pattern do not match") from None
-
-
-def _named(name: str) -> list[str]:
-    path = Path(name)
-    if is_remote(name):
-        return [name]
-    if path.is_dir():
-        return [str(shard) for shard in tars_in(path)]
-    if not path.exists() and re.search(r"[*?\[]", name):
-        found = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-        return [str(shard) for place in found for shard in (tars_in(place) if place.is_dir() else [place])]
-    return [name]
+    return shards

@@ -10,7 +10,7 @@ from typing import Any
 
 from trainer.errors import UserError, reason
 from trainer.files import write_whole
-from trainer.shards.manifest import MANIFEST, is_finished, pretty
+from trainer.shards.manifest import is_finished, pretty, read_finished
 from trainer.shards.record import Records
 from trainer.training.lock import FILE as LOCK
 from trainer.training.lock import claim
@@ -65,8 +65,7 @@ def take_place(folder: Path, settings: Mapping[str, Any]) -> Place:
         folder.mkdir(parents=True, exist_ok=True)
         claim(folder, "output")
         if is_finished(folder):
-            before = json.loads((folder / MANIFEST).read_text())["settings"]
-            _check_same(before, settings, f"output={folder} was written", "choose another output")
+            _check_same(read_finished(folder).settings, settings, f"output={folder} was written", "choose another output")
         else:
             place.work.mkdir(exist_ok=True)
             _begin(place, settings)

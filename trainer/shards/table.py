@@ -2,13 +2,10 @@
 
 import csv
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
-
-from braceexpand import braceexpand
 
 from model.paths import is_elsewhere
 from model.text import clean_text
@@ -18,7 +15,7 @@ from trainer.data.shards.patterns import name_some
 from trainer.data.shards.samples import Sample
 from trainer.data.text_files import encoding_of
 from trainer.errors import UserError, check_extra, did_you_mean, reason
-from trainer.shards.source import Found, read_file
+from trainer.shards.source import Found, named, read_file
 from trainer.shards.unfit import NO_CAPTION, NO_IMAGE, Bad, Unfit
 
 ENDINGS = (".csv", ".tsv", ".parquet")
@@ -97,14 +94,11 @@ class Table:
 
 def list_tables(pattern: str) -> list[Path]:
     """The tables that `input` names. Raises UserError when one is missing."""
-    path = Path(pattern)
-    names = [path] if path.exists() else [Path(name) for name in braceexpand(pattern)]
-    if len(names) == 1 and not path.exists() and re.search(r"[*?\[]", pattern):
-        names = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-    missing = [name for name in names if not name.is_file()]
-    if missing or not names:
+    tables = named(pattern)
+    missing = [table for table in tables if not table.is_file()]
+    if missing or not tables:
         raise UserError(f"input={pattern}: {name_some(missing) if missing else 'no such table'} does not exist")
-    return names
+    return tables
 
 
 def _key_of(path: str) -> str:

@@ -294,6 +294,12 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path: Path, mo
     assert len(pairs(out)) == 4
 
 
+def test_a_manifest_of_another_program_is_one_line(tmp_path: Path):
+    (tmp_path / "shards.json").write_text('["train.tar"]')
+    with pytest.raises(UserError, match=r"shards.json is not what trainer.shards writes .*: choose another output"):
+        write(photos(tmp_path / "photos", 1), f"output={tmp_path}")
+
+
 def test_two_writers_do_not_share_an_output(tmp_path: Path):
     source, out = photos(tmp_path / "photos", 4), tmp_path / "out"
     code = (

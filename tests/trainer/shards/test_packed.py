@@ -10,6 +10,7 @@ import pytest
 from tests.trainer.data.shards_on_disk import jpeg, pair, write_shard
 from tests.trainer.shards.made import pairs, samples, write
 from trainer.errors import UserError
+from trainer.shards import packed
 
 
 def uneven(folder: Path) -> list[Path]:
@@ -85,6 +86,17 @@ def test_compressed_shards_and_commands_are_read_too(tmp_path: Path):
     write(f"pipe:cat {tmp_path}/in/0000{{1,2}}.tar", f"output={tmp_path / 'pipe'}")
     assert len(captions(tmp_path / "pipe")) == 10
     assert not [path for path in (tmp_path / "pipe").iterdir() if path.name.startswith(".")]
+
+
+def test_a_full_disk_is_no_broken_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    uneven(tmp_path / "in")
+
+    def full(shard: str, path: Path) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(packed, "_copy", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        write(f"pipe:cat {tmp_path}/in/00000.tar", f"output={tmp_path / 'out'}")
 
 
 def test_a_broken_shard_gives_what_is_before_the_break(tmp_path: Path):

@@ -1,7 +1,6 @@
-"""The command as a process with workers of its own: killed, stopped, continued, and followed by a training run."""
+"""The command as a process with workers of its own: killed, stopped and continued."""
 
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -58,7 +57,7 @@ def source(tmp_path: Path) -> Path:
 def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path: Path, source: Path):
     out = tmp_path / "out"
     write(source, f"output={tmp_path / 'whole'}", *GIVEN[:-1])
-    for end, shards in ((signal.SIGKILL, 1), (signal.SIGTERM, 4), (signal.SIGKILL, 6)):
+    for end, shards in ((signal.SIGKILL, 1), (signal.SIGTERM, 4)):
         with start(source, out) as writer:
             wait_for_shards(out, shards, writer)
             children = children_of(writer.pid)
@@ -77,26 +76,12 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path: Path, sour
     assert "going on after" in said
     assert contents(out) == contents(tmp_path / "whole")
 
-    command = shlex.split(said.splitlines()[-1])
-    small = ["model=limoe_tiny", "train.steps=1", "train.batch_size=8", "log.wandb=disabled", f"run.dir={tmp_path / 'run'}"]
-    done = subprocess.run(
-        [sys.executable, *command[1:], *small, "model.vocabulary=200"],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr
-
 
 def test_a_killed_worker_is_one_line_and_the_same_command_goes_on(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(work, "_Share", KilledInTheMiddle)
-        with pytest.raises(
-            UserError, match=r"a data worker was killed, usually for lack of memory: use fewer workers=; the same"
-        ):
+        with pytest.raises(UserError, match=r"a data worker was killed, .*: use fewer workers=; the same command goes on"):
             write(source, f"output={out}", *GIVEN[:-1], workers=2)
     assert list(out.glob("*.tar"))
     write(source, f"output={out}", *GIVEN[:-1])

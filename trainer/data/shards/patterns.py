@@ -90,6 +90,11 @@ def name_some(shards: Sequence[str | Path]) -> str:
     return shown if len(shards) <= NAMES_SHOWN else f"{shown} and {len(shards) - NAMES_SHOWN} more"
 
 
+def tars_in(folder: Path) -> list[Path]:
+    """The shards in a local folder itself, sorted; compressed ones only if there are no others. Raises OSError."""
+    return [Path(str(path)) for path in _tars_in(folder)]
+
+
 def _texts(pattern: Any, what: str) -> list[str]:
     if isinstance(pattern, (str, Path)):
         texts = [str(pattern).strip()]
@@ -150,18 +155,17 @@ def _part_of(name: str) -> str | None:
     return next((part for part, names in PARTS.items() if words.intersection(names)), None)
 
 
-def tars_in(folder: Path) -> list[Path]:
-    """The shards in a folder itself, compressed ones only if there are no others. Raises OSError."""
+def _tars_in(folder: Path) -> list[Path]:
     names = sorted(path for path in folder.iterdir() if path.name.lower().endswith(ENDINGS) and not is_litter(path.name))
     plain = [path for path in names if path.name.lower().endswith(".tar")]
     return plain or names
 
 
 def _in_directory(path: Path, what: str, wanted: _Wanted) -> list[str]:
-    direct = tars_in(path)
+    direct = _tars_in(path)
     for part in wanted.parts:
         for name in PARTS[part]:
-            if (path / name).is_dir() and (shards := _counted(path / name, what) or tars_in(path / name)):
+            if (path / name).is_dir() and (shards := _counted(path / name, what) or _tars_in(path / name)):
                 return [str(shard) for shard in shards]
         if shards := [shard for shard in direct if _part_of(shard.name) == part]:
             return [str(shard) for shard in shards]
