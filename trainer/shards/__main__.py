@@ -16,7 +16,7 @@ from trainer.shards.manifest import is_finished, read_finished, write_manifest
 from trainer.shards.pack import pack
 from trainer.shards.place import Place, take_place
 from trainer.shards.plan import TRAIN, Plan, is_planned, make_plan
-from trainer.shards.progress import Bar
+from trainer.shards.progress import Bar, Search
 from trainer.shards.request import Request, read_arguments
 from trainer.shards.source import Source
 from trainer.shards.told import summary, training_command
@@ -67,7 +67,7 @@ def _planned(source: Source, request: Request, work: Path) -> Plan:
     if is_planned(work):
         return Plan(work)
     _say(f"looking for {source.told}")
-    plan = make_plan(source, request.order, work)
+    plan = make_plan(source, request.order, work, Search())
     if not len(plan):
         bad = plan.left_out()
         why = f"; {bad[0].key}: {bad[0].why}" if bad else ""

@@ -3,7 +3,7 @@
 import io
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -88,9 +88,12 @@ def is_planned(folder: Path) -> bool:
     return (folder / PARTS).is_file()
 
 
-def make_plan(source: Source, order: Order, folder: Path) -> Plan:
-    """Find everything in the source. Raises UserError if it cannot be read, OSError if the folder cannot be written."""
-    offsets, numbers, bad = _find(source, order.seed or 0, folder / FOUND)
+def make_plan(source: Source, order: Order, folder: Path, watch: Callable[[], None]) -> Plan:
+    """Find everything in the source; `watch` is told of each.
+
+    Raises UserError if it cannot be read, OSError if the folder cannot be written.
+    """
+    offsets, numbers, bad = _find(source, order.seed or 0, folder / FOUND, watch)
     items, lines, repeated = _grouped(numbers[:, 0], merges=source.merges, dedup=order.dedup)
     first = lines[items["first"]] if len(items) else lines  # each item's first line, by its number
     is_val = _held_out(numbers[first, 1], order.val)
@@ -109,7 +112,9 @@ def make_plan(source: Source, order: Order, folder: Path) -> Plan:
     return Plan(folder)
 
 
-def _find(source: Source, seed: int, path: Path) -> tuple[NDArray[np.uint64], NDArray[np.uint64], list[Bad]]:
+def _find(
+    source: Source, seed: int, path: Path, watch: Callable[[], None]
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64], list[Bad]]:
     """Write down what is found: the place of each line, and Numbers of its key `[lines, 3]`; and what cannot be used."""
     offsets: list[int] = []
     numbers: list[bytes] = []
@@ -118,6 +123,7 @@ def _find(source: Source, seed: int, path: Path) -> tuple[NDArray[np.uint64], ND
     def lines() -> Iterator[bytes]:
         offset = 0
         for found in source.find():
+            watch()
             if isinstance(found, Bad):
                 bad.append(found)
                 continue

@@ -11,6 +11,23 @@ from trainer.shards.work import Outcome
 
 LINES_SECONDS = 30.0
 """Between lines where there is no terminal."""
+LOOK_EVERY = 1000
+"""Files are found much faster than images are converted: the clock is not read for each."""
+
+
+class Search:
+    """Told of everything that is found, it says now and then how much there is so far."""
+
+    def __init__(self) -> None:
+        self._found = 0
+        self._told = time.monotonic()
+
+    def __call__(self) -> None:
+        """One more."""
+        self._found += 1
+        if self._found % LOOK_EVERY == 0 and (now := time.monotonic()) - self._told >= LINES_SECONDS:
+            self._told = now
+            print_line(f"{self._found:,} found so far")
 
 
 class Bar:

@@ -302,12 +302,10 @@ def test_a_manifest_of_another_program_is_one_line(tmp_path: Path):
 
 def test_two_writers_do_not_share_an_output(tmp_path: Path):
     source, out = photos(tmp_path / "photos", 4), tmp_path / "out"
-    code = (
-        "import sys, pathlib; from trainer.shards.place import take_place; "
-        "take_place(pathlib.Path(sys.argv[1]), {}); print('taken', flush=True); input()"
-    )
+    (out / ".unfinished").mkdir(parents=True)
+    code = "import sys, pathlib, trainer.training.lock as lock; lock.claim(pathlib.Path(sys.argv[1])); print(flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", code, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout and other.stdout.readline() == b"taken\n"
+        assert other.stdout and other.stdout.readline() == b"\n"
         in_use = f"out is in use by process {other.pid} on .*: wait for it to end, or choose another output"
         with pytest.raises(UserError, match=in_use):
             write(source, f"output={out}")
