@@ -8,11 +8,22 @@ from dataclasses import dataclass
 from PIL import Image
 
 from model import preprocess
-from trainer.data.shards.captions import CaptionRule, NoCaption, captions_of, classes_of, label_of, read_captions
+from trainer.data.shards.captions import CaptionRule, NoCaption, classes_of, label_of, read_captions
 from trainer.data.shards.images import decode_image, image_bytes
 from trainer.data.shards.names import IMAGES
 from trainer.data.shards.samples import Sample, Unusable
-from trainer.shards.unfit import BAD_LABEL, NO_CAPTION, NO_IMAGE, TOO_LARGE, TOO_NARROW, TOO_SMALL, UNDECODABLE, Unfit
+from trainer.errors import reason
+from trainer.shards.unfit import (
+    BAD_LABEL,
+    NO_CAPTION,
+    NO_IMAGE,
+    TOO_LARGE,
+    TOO_NARROW,
+    TOO_SMALL,
+    UNDECODABLE,
+    UNENCODABLE,
+    Unfit,
+)
 
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2", "PPM": "ppm"}
 """Of images by Pillow's name for their format, where it is not the name in lower case."""
@@ -68,13 +79,18 @@ def convert(sample: Sample, rule: CaptionRule, wish: Wish) -> Converted:
 def _captions(sample: Sample, rule: CaptionRule) -> list[str]:
     """All captions; there may be none where there is a label."""
     try:
-        is_labelled = label_of(sample) >= 0 or classes_of(sample) is not None
+        return read_captions(sample, rule)
+    except NoCaption as problem:
+        if not _is_labelled(sample):
+            raise Unfit(NO_CAPTION, str(problem).removeprefix(f"{NO_CAPTION}: ")) from None
+        return []
+
+
+def _is_labelled(sample: Sample) -> bool:
+    try:
+        return label_of(sample) >= 0 or classes_of(sample) is not None
     except Unusable as problem:
         raise Unfit(BAD_LABEL, str(problem)) from None
-    try:
-        return captions_of(sample, rule) if is_labelled else read_captions(sample, rule)
-    except NoCaption as problem:
-        raise Unfit(NO_CAPTION, str(problem).removeprefix(f"{NO_CAPTION}: ")) from None
 
 
 def fit_image(content: bytes, wish: Wish) -> tuple[str, bytes, bool]:
@@ -116,5 +132,8 @@ def _shrunk(image: Image.Image, short_side: int) -> Image.Image:
 
 def _encoded(image: Image.Image, name: str, quality: int) -> bytes:
     encoded = io.BytesIO()
-    image.save(encoded, name, quality=quality)
+    try:
+        image.save(encoded, name, quality=quality)
+    except (OSError, ValueError) as problem:  # every format has a longest side
+        raise Unfit(UNENCODABLE, f"{image.width} x {image.height} pixels as {name}: {reason(problem)}") from None
     return encoded.getvalue()

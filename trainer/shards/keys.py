@@ -1,12 +1,14 @@
 """Keys that can stand in a shard, and numbers made of keys."""
 
 import hashlib
+import re
 from typing import NamedTuple
 
 from trainer.data.shards.litter import is_litter
 
 LONGEST = 180  # bytes of a key: the names of its files fit into a tar header's prefix and name
 UNSAFE = str.maketrans({".": "_", "\\": "_", "*": "_", "?": "_"})
+COUNTED = re.compile(r"__\d+$")
 WIDE = 2**64
 
 
@@ -22,7 +24,7 @@ def numbers_of(key: str, seed: int) -> Numbers:
     """The same everywhere and always; only `order` depends on the seed."""
     content = key.encode("utf-8", "surrogateescape")
     digest = hashlib.blake2b(content, digest_size=16).digest()
-    order = hashlib.blake2b(content, digest_size=8, key=str(seed).encode()).digest()
+    order = hashlib.blake2b(f"{seed} ".encode() + content, digest_size=8).digest()
     return Numbers(int.from_bytes(digest[:8]), int.from_bytes(digest[8:]), int.from_bytes(order))
 
 
@@ -34,6 +36,8 @@ def safe_key(key: str, repeat: int) -> str:
     """
     safe = "/".join(part for part in key.split("/") if part not in ("", ".", "..")).translate(UNSAFE)
     safe = "".join(c if c.isprintable() and c != "\ufffd" else "_" for c in safe)
+    if COUNTED.search(safe):
+        safe += "-"
     if not safe or is_litter(safe) or is_litter(f"{safe}.jpg"):
         safe = f"key-{safe.replace('/', '_')}".rstrip("~#")
     if len(safe.encode()) > LONGEST:

@@ -54,7 +54,7 @@ COMMAND = Command(
         Argument(
             "short_side",
             "PIXELS",
-            f"larger images are made smaller, to this (default: {SHORT_SIDE}; for shards none: every image is left as it is)",
+            f"larger images are made smaller, to this (default: {SHORT_SIDE}; for shards `none`: every image is left as it is)",
         ),
         Argument("format", "NAME", "of images that are made smaller (default: jpeg)", choices=tuple(ENCODED)),
         Argument("quality", "1-100", "of their encoding (default: 95)"),
@@ -151,7 +151,8 @@ def read_arguments(arguments: list[str]) -> Request:
     for name in OF_TABLES & values.keys() if kind != TABLE else OF_CAPTIONS & values.keys():
         raise UserError(f"{name}= is {'not ' * (kind == TABLE)}for tables, and input={values['input']} is {KINDS[kind]}")
     lines = values.flag("caption_lines", None)
-    side = values.number("short_side", None if kind == SHARDS else SHORT_SIDE)
+    default_side = None if kind == SHARDS else SHORT_SIDE
+    side = None if values.get("short_side") == "none" else values.number("short_side", default_side)
     least_side, aspect = values.number("min_side", 1), values.real("max_aspect", None)
     if aspect is not None and aspect < 1:
         raise UserError(f"max_aspect={aspect:g} must be at least 1, the ratio of a square")
@@ -201,8 +202,6 @@ class _Values(dict[str, str]):
         if name not in self:
             return default
         text = self[name].replace("_", "")
-        if text == "none" and default is not None and name == "short_side":
-            return None
         if not (text.isdecimal() and int(text) >= at_least):
             raise UserError(f"{name}={self[name]} must be a whole number, at least {at_least}")
         return int(text)

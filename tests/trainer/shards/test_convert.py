@@ -108,6 +108,18 @@ def test_what_cannot_be_used_is_of_a_kind(content: bytes, wish: Wish, kind: str)
     assert problem.value.kind == kind
 
 
+def test_an_array_beside_a_caption_need_not_be_a_label():
+    files = {"jpg": encoded(ramp(9, 9), "JPEG"), "txt": b"one", "npy": b"an embedding"}
+    assert convert(Sample("x.tar", "1", files), CaptionRule(), WISH).files == files
+
+
+def test_an_image_too_long_for_its_format_is_not_fatal():
+    content = encoded(Image.new("L", (40_000, 40)), "PNG")
+    with pytest.raises(Unfit) as problem:
+        fit_image(content, Wish(short_side=32, format="webp"))
+    assert problem.value.kind == "image cannot be encoded"
+
+
 def test_limits_are_about_the_whole_image():
     content = encoded(ramp(1200, 800), "JPEG")  # decoded at a fraction of its size
     assert fit_image(content, Wish(short_side=32, min_side=800, max_aspect=1.5))[2]

@@ -31,7 +31,7 @@ STRANGE = [
 def test_a_usual_key_stays(tmp_path: Path):
     for key in ("000012", "city/photo 1", "été/图片"):
         assert safe_key(key, 0) == key
-    assert safe_key("000012", 2) == "000012__3"
+    assert safe_key("000012", 2) == "000012__3" != safe_key("000012__3", 0)
 
 
 @settings(max_examples=60, deadline=None)

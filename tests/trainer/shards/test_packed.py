@@ -118,8 +118,9 @@ def test_images_are_made_smaller_only_when_that_is_asked_for(tmp_path: Path):
     (tmp_path / "in").mkdir()
     write_shard(tmp_path / "in" / "0.tar", [{"jpg": jpeg(1, 600, 300), "txt": "one"}])
     write(tmp_path / "in", f"output={tmp_path / 'as_is'}")
+    write(tmp_path / "in", f"output={tmp_path / 'none'}", "short_side=none")
     write(tmp_path / "in", f"output={tmp_path / 'small'}", "short_side=100")
-    assert [pairs(tmp_path / name)[0][1] for name in ("as_is", "small")] == [(600, 300), (200, 100)]
+    assert [pairs(tmp_path / name)[0][1] for name in ("as_is", "none", "small")] == [(600, 300), (600, 300), (200, 100)]
 
 
 def test_several_parts_of_a_data_set_are_not_mixed(tmp_path: Path):

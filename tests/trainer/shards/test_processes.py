@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,10 +16,11 @@ from tests.trainer.shards.made import contents, pairs, write
 from trainer.distributed.signals import EXIT_STOPPED
 from trainer.errors import UserError
 from trainer.shards import work
+from trainer.shards.__main__ import STOPPED
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
-GIVEN = ("pairs=6", "val=4", "short_side=64", "workers=2")
+GIVEN = ("pairs=6", "val=4", "shuffle=false", "short_side=64", "workers=2")
 
 
 def start(source: Path, out: Path) -> subprocess.Popen[str]:
@@ -54,22 +57,31 @@ def source(tmp_path: Path) -> Path:
     return folder
 
 
+@contextmanager
+def stalled(image: Path) -> Iterator[None]:
+    """Within the block, whoever reads the image waits for its content."""
+    content = image.read_bytes()
+    image.unlink()
+    os.mkfifo(image)
+    yield
+    image.unlink()
+    image.write_bytes(content)
+
+
 def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path: Path, source: Path):
     out = tmp_path / "out"
     write(source, f"output={tmp_path / 'whole'}", *GIVEN[:-1])
-    for end, shards in ((signal.SIGKILL, 1), (signal.SIGTERM, 4)):
-        with start(source, out) as writer:
+    for end, shards, image in ((signal.SIGKILL, 4, "033.jpg"), (signal.SIGTERM, 6, "055.jpg")):
+        with stalled(source / image), start(source, out) as writer:
             wait_for_shards(out, shards, writer)
             children = children_of(writer.pid)
             writer.send_signal(end)
-            writer.communicate()
-            if end == signal.SIGTERM:
-                assert writer.returncode == EXIT_STOPPED
-        until = time.monotonic() + 60
-        while any(map(is_alive, children)) and time.monotonic() < until:
+            _, problems = writer.communicate()
+        if end == signal.SIGTERM:
+            assert (writer.returncode, problems) == (EXIT_STOPPED, STOPPED)
+        while any(map(is_alive, children)):  # its workers end with it, also those that wait
             time.sleep(0.05)
-        assert not any(map(is_alive, children)), "its workers end with it"
-        assert not (out / "shards.json").exists(), "it was stopped in the middle"
+        assert not (out / "shards.json").exists()
     with start(source, out) as writer:
         said, problems = writer.communicate()
     assert writer.returncode == 0, problems
