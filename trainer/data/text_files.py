@@ -21,7 +21,7 @@ def decode_text(content: bytes) -> str:
 
     Raises UserError, with text to follow the file's name, for any other encoding: a wrong guess would be learned.
     """
-    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
+    encoding = encoding_of(content)
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as problem:
@@ -31,6 +31,11 @@ def decode_text(content: bytes) -> str:
     if "\0" in text.rstrip("\0"):
         raise UserError("contains NUL bytes, perhaps UTF-16 without a byte order mark: convert it to UTF-8")
     return text
+
+
+def encoding_of(head: bytes) -> str:
+    """The encoding of a file that begins so: what its byte order mark says, else UTF-8."""
+    return next((name for mark, name in _MARKS if head.startswith(mark)), "utf-8")
 
 
 def split_lines(text: str) -> list[str]:

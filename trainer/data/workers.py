@@ -24,6 +24,8 @@ T = TypeVar("T")
 # The training process decides what an interrupt or a cluster's signal means; its workers continue until it stops them.
 MAIN_DECIDES = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
+REMEDY = "use a smaller data.shuffle_buffer or fewer data.workers"
+
 logger = logging.getLogger(__name__)
 
 
@@ -44,10 +46,11 @@ class WorkerIterator(Generic[T]):
     """The outputs of `workers` processes, taken in turn: 0, 1, …, 0, 1, …; a finite one that has ended is left out.
 
     `make(worker)` builds the iterator that worker number `worker` runs; it is pickled, and so are the outputs. A UserError
-    in a worker is raised here, and its warnings are logged here. A worker that dies ends in a UserError.
+    in a worker is raised here, and its warnings are logged here. A worker that dies ends in a UserError, with the `remedy`.
     """
 
-    def __init__(self, make: Callable[[int], Iterator[T]], workers: int) -> None:
+    def __init__(self, make: Callable[[int], Iterator[T]], workers: int, remedy: str = REMEDY) -> None:
+        self._remedy = remedy
         loader: DataLoader[Parcel[T]] = DataLoader(
             _InWorkers(make),
             batch_size=None,
@@ -79,9 +82,7 @@ class WorkerIterator(Generic[T]):
             self.close()
             if isinstance(problem, RuntimeError) and "exited unexpectedly" not in str(problem):
                 raise
-            raise UserError(
-                "a data worker was killed, usually for lack of memory: use a smaller data.shuffle_buffer or fewer data.workers"
-            ) from problem
+            raise UserError(f"a data worker was killed, usually for lack of memory: {self._remedy}") from problem
         for warning, about in parcel.warnings:
             if about is None or is_news(*about):
                 logger.warning("%s", warning)

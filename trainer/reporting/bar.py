@@ -45,14 +45,14 @@ class Progress:
         terminal, else lines.
         """
         if mode == "auto":
-            mode = "bar" if _terminal() else "lines"
+            mode = "bar" if terminal() else "lines"
         return cls(total_steps, first_step, mode)
 
     def __enter__(self) -> "Progress":
         if self.mode == "bar":
             self._live = Live(
                 get_renderable=lambda: self._status,
-                console=_terminal() or Console(stderr=True, force_terminal=True),
+                console=terminal() or Console(stderr=True, force_terminal=True),
                 refresh_per_second=_REFRESHES_PER_SECOND,
                 # What others print appears above the bar; but what goes into a file stays there.
                 redirect_stdout=sys.stdout.isatty(),
@@ -86,7 +86,7 @@ class Progress:
         line = self._status.line()
         _log.info("%s", line)
         if self.mode == "lines":
-            _print_line(line)
+            print_line(line)
 
     def message(self, text: str) -> None:
         """Print text above the bar, or as a line; in mode "none", only write it to the log."""
@@ -94,7 +94,7 @@ class Progress:
         if self._live is not None:
             self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
         elif self.mode != "none":
-            _print_line(text)
+            print_line(text)
 
 
 @dataclass
@@ -207,13 +207,14 @@ def _row(parts: Iterable[RenderableType]) -> Table:
     return row
 
 
-def _terminal() -> Console | None:
+def terminal() -> Console | None:
     """A console on stderr or stdout, whichever is a terminal that can move its cursor."""
     consoles = (Console(stderr=True), Console())
     return next((console for console in consoles if console.is_terminal and not console.is_dumb_terminal), None)
 
 
-def _print_line(text: str) -> None:
+def print_line(text: str) -> None:
+    """Print a line as far as that is possible."""
     # A lost log (a closed pipe, a full disk) is no reason to lose the run.
     with contextlib.suppress(OSError), reader_may_leave():
         print(text)

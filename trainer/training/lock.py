@@ -1,4 +1,4 @@
-"""A run directory belongs to one run at a time: two jobs with the same name would overwrite each other's files."""
+"""A directory belongs to one program at a time: two runs with the same name would overwrite each other's files."""
 
 import contextlib
 import fcntl
@@ -12,14 +12,14 @@ FILE = ".in_use"
 """Locked by the first rank as long as its process lives; contains its name."""
 
 
-def claim(run_dir: Path) -> None:
+def claim(run_dir: Path, key: str = "run.dir") -> None:
     """Keep an existing directory for this process until it ends. Raises UserError while another one has it.
 
-    If files cannot be locked (as on some cluster file systems), nothing is claimed.
+    key: what the user sets to choose another one. If files cannot be locked, as on some cluster file systems, nothing is claimed.
     """
     with contextlib.suppress(OSError):
         file = os.open(run_dir / FILE, os.O_RDWR | os.O_CREAT, 0o666)  # never closed: that would end the lock
-        _lock(file, run_dir)
+        _lock(file, run_dir, key)
         os.truncate(file, 0)
         os.pwrite(file, f"{_name()} on {socket.gethostname()}".encode(), 0)
 
@@ -29,12 +29,12 @@ def check_unclaimed(run_dir: Path) -> None:
     with contextlib.suppress(OSError):
         file = os.open(run_dir / FILE, os.O_RDWR)
         try:
-            _lock(file, run_dir)
+            _lock(file, run_dir, "run.dir")
         finally:
             os.close(file)
 
 
-def _lock(file: int, run_dir: Path) -> None:
+def _lock(file: int, run_dir: Path, key: str) -> None:
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -42,7 +42,7 @@ def _lock(file: int, run_dir: Path) -> None:
         if _is_earlier_start(owner):
             return
         raise UserError(
-            f"{run_dir} is in use by {owner or 'another run'}: wait for it to end, or choose another run.dir "
+            f"{run_dir} is in use by {owner or 'another run'}: wait for it to end, or choose another {key} "
             f"(if it has already ended, perhaps because its host failed, delete {run_dir / FILE})"
         ) from None
 

@@ -7,11 +7,11 @@ import random
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import webdataset
 from PIL import Image
 
 from model.paths import user_path
@@ -20,6 +20,7 @@ from trainer.data.shapes import hard, simple
 from trainer.data.shapes.draw import draw
 from trainer.data.shapes.recipe import Recipe, ZeroShotSet
 from trainer.data.shapes.scene import Scene
+from trainer.data.shards.write import ShardWriter, packed_sample
 from trainer.errors import UserError
 
 RECIPES: dict[str, Recipe] = {"shapes": simple.RECIPE, "shapes_hard": hard.RECIPE}
@@ -132,14 +133,14 @@ def _write_labelled(
     shuffled = list(labels)
     scenes.shuffle(shuffled)
     images = _images((zeroshot.scene(label, scenes) for label in shuffled), image_size, pixels)
-    samples = ({"jpg": image, "cls": label} for label, (_, image) in zip(shuffled, images, strict=True))
+    samples = ({"jpg": image, "cls": str(label).encode()} for label, (_, image) in zip(shuffled, images, strict=True))
     folder.mkdir()
     _write_shards(folder, "{}.tar", 1, samples)
     (folder / "nshards.txt").write_text("1\n")
 
 
-def _pairs(scenes: Iterator[Scene], image_size: int, pixels: np.random.Generator) -> Iterator[dict[str, Any]]:
-    return ({"jpg": image, "txt": scene.caption} for scene, image in _images(scenes, image_size, pixels))
+def _pairs(scenes: Iterator[Scene], image_size: int, pixels: np.random.Generator) -> Iterator[dict[str, bytes]]:
+    return ({"jpg": image, "txt": scene.caption.encode()} for scene, image in _images(scenes, image_size, pixels))
 
 
 def _images(scenes: Iterator[Scene], image_size: int, pixels: np.random.Generator) -> Iterator[tuple[Scene, bytes]]:
@@ -161,11 +162,8 @@ def _jpeg(pixels: Any) -> bytes:
     return encoded.getvalue()
 
 
-def _write_shards(folder: Path, name: str, shards: int, samples: Iterator[dict[str, Any]]) -> None:
-    writers = [webdataset.TarWriter(str(folder / name.format(shard)), mtime=0) for shard in range(shards)]
-    try:
-        for index, sample in enumerate(samples):
-            writers[index % shards].write({"__key__": f"{index:06}", **sample})
-    finally:
-        for writer in writers:
-            writer.close()
+def _write_shards(folder: Path, name: str, shards: int, samples: Iterator[dict[str, bytes]]) -> None:
+    with ExitStack() as stack:
+        writers = [stack.enter_context(ShardWriter(folder / name.format(shard))) for shard in range(shards)]
+        for index, files in enumerate(samples):
+            writers[index % shards].write(packed_sample(f"{index:06}", files))

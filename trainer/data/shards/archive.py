@@ -5,10 +5,14 @@ import gzip
 import io
 import logging
 import lzma
+import os
 import tarfile
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
-from typing import BinaryIO, cast
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import BinaryIO, Generic, TypeVar, cast
 
 from trainer.data.shards.litter import is_litter
 from trainer.data.shards.names import printable
@@ -35,6 +39,7 @@ DECOMPRESSORS: dict[bytes, Callable[[BinaryIO], BinaryIO]] = {
 BREAKS = (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RecursionError, zlib.error, lzma.LZMAError)
 ZSTD = b"\x28\xb5\x2f\xfd"
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _warned: set[tuple[str, str]] = set()
@@ -53,8 +58,8 @@ def is_news(shard: str, kind: str) -> bool:
     return not known
 
 
-class Archive:
-    """Iterates over (name, content) of the files of a shard, without litter; a break ends it, and `problem` says why."""
+class Files(ABC, Generic[T]):
+    """Iterates over (name, T) of the files of a shard, without litter; a break ends it, and `problem` says why."""
 
     def __init__(self, shard: str, remote: Remote | None = None) -> None:
         self.problem = ""
@@ -64,11 +69,19 @@ class Archive:
         self._files_seen = 0
         self._files = self._until_break()
 
-    def __iter__(self) -> Iterator[tuple[str, bytes]]:
+    def __iter__(self) -> Iterator[tuple[str, T]]:
         return self
 
-    def __next__(self) -> tuple[str, bytes]:
+    def __next__(self) -> tuple[str, T]:
         return next(self._files)
+
+    @abstractmethod
+    def _open(self, stream: BinaryIO) -> tarfile.TarFile:
+        """The archive in a stream."""
+
+    @abstractmethod
+    def _of(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> T:
+        """What to give of a file."""
 
     def close(self) -> None:
         """Close the file, connection or command, also in the middle."""
@@ -80,16 +93,15 @@ class Archive:
         """In words, how many files there were so far, litter not counted."""
         return f"{self._files_seen} files, none of them called like 000.jpg or 000.txt" if self._files_seen else "no files at all"
 
-    def _until_break(self) -> Generator[tuple[str, bytes], None, None]:
+    def _until_break(self) -> Generator[tuple[str, T], None, None]:
         try:
             self._stream = open_shard(self._shard, self._remote)
-            content = _decompressed(self._stream)
-            with tarfile.open(fileobj=content, mode="r|", tarinfo=_StrictTarInfo) as archive:
+            with self._open(self._stream) as archive:
                 for member in archive:
                     name = printable(member.name.removeprefix("./"))
                     if member.isreg() and not is_litter(name):
                         self._files_seen += 1
-                        yield name, _content(archive, member)
+                        yield name, self._of(archive, member)
                     elif (member.islnk() or member.issym()) and not is_litter(name):
                         self._tell_of_link(name, member)
                     archive.members = []  # type: ignore[attr-defined]  # otherwise it keeps every header of the shard
@@ -119,6 +131,56 @@ class Archive:
             raise tarfile.ReadError(ZEROS)
 
 
+class Archive(Files[bytes]):
+    """The files of a shard with their content, in one reading from its start to its end."""
+
+    def _open(self, stream: BinaryIO) -> tarfile.TarFile:
+        return tarfile.open(fileobj=_decompressed(stream), mode="r|", tarinfo=_StrictTarInfo)
+
+    def _of(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+        return _content(archive, member)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where the content of a file is in its shard, in bytes."""
+
+    offset: int
+    size: int
+
+
+class ArchiveIndex(Files[Span]):
+    """Where the files of a shard are: reads its headers alone, so it must be an uncompressed archive on a disk."""
+
+    def _open(self, stream: BinaryIO) -> tarfile.TarFile:
+        self._size = os.fstat(stream.fileno()).st_size
+        return tarfile.open(fileobj=_uncompressed(stream), mode="r:", tarinfo=_StrictTarInfo)
+
+    def _of(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> Span:
+        if member.sparse is not None:
+            raise tarfile.ReadError(f"{printable(member.name)} is a sparse file: write the archive without tar's --sparse")
+        if member.offset_data + member.size > self._size:
+            raise tarfile.ReadError("unexpected end of data")
+        return Span(member.offset_data, member.size)
+
+
+@contextmanager
+def open_plain(shard: str, remote: Remote | None = None) -> Iterator[BinaryIO]:
+    """The bytes of a shard as an uncompressed archive. Raises one of BREAKS, here or while it is read."""
+    stream = open_shard(shard, remote)
+    try:
+        yield _decompressed(stream)
+    finally:
+        stream.close()
+
+
+def is_compressed(shard: str) -> bool:
+    """Whether a local shard begins as a compressed file does. Raises OSError."""
+    with open_shard(shard) as stream:
+        head = cast(io.BufferedReader, stream).peek(BLOCK)[:BLOCK]
+    return head.startswith((*DECOMPRESSORS, ZSTD))
+
+
 def _in_one_line(problem: BaseException) -> str:
     """What a problem says; of an OSError without the number and the path, since the shard's name stands before it."""
     text = (problem.strerror if isinstance(problem, OSError) else None) or str(problem)
@@ -144,6 +206,12 @@ def _decompressed(stream: BinaryIO) -> BinaryIO:
     for magic, opener in DECOMPRESSORS.items():
         if head.startswith(magic):
             return opener(stream)
+    return _uncompressed(stream)
+
+
+def _uncompressed(stream: BinaryIO) -> BinaryIO:
+    """The stream. Raises ReadError if it is not a tar archive."""
+    head = cast(io.BufferedReader, stream).peek(BLOCK)[:BLOCK]
     if head.startswith(ZSTD):
         raise tarfile.ReadError("it is compressed with zstd, which needs a command: 'pipe:zstd -dc PATH'")
     if head and len(head) == BLOCK and head.strip(b"\0"):

@@ -90,6 +90,11 @@ def name_some(shards: Sequence[str | Path]) -> str:
     return shown if len(shards) <= NAMES_SHOWN else f"{shown} and {len(shards) - NAMES_SHOWN} more"
 
 
+def tars_in(folder: Path) -> list[Path]:
+    """The shards in a local folder itself, sorted; compressed ones only if there are no others. Raises OSError."""
+    return [Path(str(path)) for path in _tars_in(folder)]
+
+
 def _texts(pattern: Any, what: str) -> list[str]:
     if isinstance(pattern, (str, Path)):
         texts = [str(pattern).strip()]

@@ -3,13 +3,12 @@
 import logging
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
-from trainer.data.shards.archive import Archive, warn_once
+from trainer.data.shards.archive import Archive, Files, warn_once
 from trainer.data.shards.opening import Remote
 
-File = tuple[str, bytes]
-"""A name in an archive, and the content."""
-
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -39,16 +38,11 @@ def read_samples(shard: str, remote: Remote | None = None) -> Generator[Sample, 
     break is logged once. `remote`: limits for a remote shard.
     """
     archive = Archive(shard, remote)
-    extensions: set[str] = set()
     empty = True
     try:
-        for sample in _grouped(shard, archive):
-            # The last sample before a break counts as complete only if it has every file that its predecessor has.
-            if archive.problem and not (extensions and extensions.issubset(sample.files)):
-                break
-            extensions = set(sample.files)
+        for key, files in whole_samples(shard, archive):
             empty = False
-            yield sample
+            yield Sample(shard, key, files)
     finally:
         archive.close()
     if archive.problem:
@@ -58,8 +52,19 @@ def read_samples(shard: str, remote: Remote | None = None) -> Generator[Sample, 
         warn_once(shard, "it holds no samples", archive.contents())
 
 
+def whole_samples(shard: str, archive: Files[T]) -> Iterator[tuple[str, dict[str, T]]]:
+    """The keys of the complete samples of a shard, each with what `archive` gives of its files, by extension."""
+    extensions: set[str] = set()
+    for key, files in _grouped(shard, archive):
+        # The last sample before a break counts as complete only if it has every file that its predecessor has.
+        if archive.problem and not (extensions and extensions.issubset(files)):
+            break
+        extensions = set(files)
+        yield key, files
+
+
 @dataclass
-class _Group:
+class _Group(Generic[T]):
     """Adjacent files with the same key. Their names: `key.extension`, split at the first dot after the last slash.
 
     A name with more dots has two readings: `photo.1.jpg` is `1.jpg` of `photo`, as webdataset has it, or `jpg` of `photo.1`.
@@ -68,7 +73,7 @@ class _Group:
 
     key: str
     stem: str | None
-    files: dict[str, bytes] = field(default_factory=dict)
+    files: dict[str, T] = field(default_factory=dict)
 
     def is_followed_by(self, key: str, stem: str | None) -> bool:
         """Whether a file of this key and stem belongs to another sample."""
@@ -80,10 +85,10 @@ class _Group:
     def _has_dotted_key(self) -> bool:
         return self.stem is not None and len(self.files) > 1
 
-    def sample(self, shard: str) -> Sample:
-        """The sample, with the reading of its names that fits."""
+    def named(self, shard: str) -> tuple[str, dict[str, T]]:
+        """Key and files of the sample, with the reading of its names that fits."""
         if self._has_dotted_key():
-            return Sample(shard, str(self.stem), {extension.rpartition(".")[2]: file for extension, file in self.files.items()})
+            return str(self.stem), {extension.rpartition(".")[2]: file for extension, file in self.files.items()}
         if self.files and all("." in extension for extension in self.files):
             first = next(iter(self.files))
             warn_once(
@@ -92,12 +97,12 @@ class _Group:
                 f"{self.key}.{first} is read as the file '{first}' of sample '{self.key}', since the first dot ends the key: "
                 "use names with one dot",
             )
-        return Sample(shard, self.key, self.files)
+        return self.key, self.files
 
 
-def _grouped(shard: str, files: Iterator[File]) -> Iterator[Sample]:
+def _grouped(shard: str, files: Iterator[tuple[str, T]]) -> Iterator[tuple[str, dict[str, T]]]:
     """The samples of files in archive order, grouped as in webdataset except for keys with dots."""
-    group: _Group | None = None
+    group: _Group[T] | None = None
     seen: dict[str, frozenset[str]] = {}
     for name, content in files:
         folder, slash, base = name.rpartition("/")
@@ -108,7 +113,7 @@ def _grouped(shard: str, files: Iterator[File]) -> Iterator[Sample]:
         stem = folder + slash + base.rpartition(".")[0] if "." in extension else None
         if group is None or group.is_followed_by(key, stem):
             if group is not None:
-                yield _told(group.sample(shard), seen)
+                yield _told(shard, *group.named(shard), seen)
             group = _Group(key, stem)
         if extension in group.files:
             warn_once(shard, "a file is ignored", f"{name} appears twice in one sample")
@@ -116,20 +121,20 @@ def _grouped(shard: str, files: Iterator[File]) -> Iterator[Sample]:
         group.files[extension] = content
         group.stem = group.stem if stem == group.stem else None
     if group is not None:
-        yield _told(group.sample(shard), seen)
+        yield _told(shard, *group.named(shard), seen)
 
 
-def _told(sample: Sample, seen: dict[str, frozenset[str]]) -> Sample:
-    """The sample; logs if its key has appeared before."""
-    before, extensions = seen.get(sample.key), frozenset(sample.files)
+def _told(shard: str, key: str, files: dict[str, T], seen: dict[str, frozenset[str]]) -> tuple[str, dict[str, T]]:
+    """Key and files of a sample; logs if its key has appeared before."""
+    before, extensions = seen.get(key), frozenset(files)
     if before is not None and before.isdisjoint(extensions):
         apart = " ".join(f".{extension}" for extension in sorted(before | extensions))
         warn_once(
-            sample.shard,
+            shard,
             "files of one sample are not next to each other",
-            f"{sample.key} ({apart}): they are read as separate samples; write the archive sorted by name (tar --sort=name)",
+            f"{key} ({apart}): they are read as separate samples; write the archive sorted by name (tar --sort=name)",
         )
     elif before is not None:
-        warn_once(sample.shard, "a key appears more than once", f"{sample.key}: each is read as a separate sample")
-    seen[sample.key] = extensions if before is None else before | extensions
-    return sample
+        warn_once(shard, "a key appears more than once", f"{key}: each is read as a separate sample")
+    seen[key] = extensions if before is None else before | extensions
+    return key, files

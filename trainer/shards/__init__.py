@@ -1,0 +1,1 @@
+"""Training shards from what people have: images with captions beside them, tables, other shards."""
