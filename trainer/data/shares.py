@@ -61,7 +61,7 @@ def work_out(
         )
     rest = budget.left - sum(passes.values())
     if rest <= 0 < budget.left:
-        steps = budget.steps - rest // budget.batch + 1
+        steps = budget.steps + -rest // budget.batch + 1
         raise UserError(
             f"{WHAT}: the epochs of {', '.join(passes)} take {sum(passes.values()):,} pairs, but the run has {budget.left:,}: "
             f"nothing remains for {', '.join(weights)}: ask for fewer epochs, or for train.steps={steps} or more"
