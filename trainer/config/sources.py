@@ -19,7 +19,7 @@ SUM_TOLERANCE = 0.011  # of probabilities that a person has rounded
 
 @dataclass
 class SourceConfig:
-    """One source in `data.train={NAME: {shards: …, …}, …}`: how often its pairs come, and what makes a pair of its samples."""
+    """How often the pairs of a source come, and what is a pair: `data.train={NAME: {shards: PATTERN, …}, …}`."""
 
     shards: Any = option(None, "its shards, in the forms of data.train", path=True)
     weight: float | None = option(

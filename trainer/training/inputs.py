@@ -132,11 +132,13 @@ def source_rows(config: Config, sources: list[FoundSource], progress: TrainingPr
     rows = []
     for source in sources:
         options, name = source.options, source.options.name
-        asked = f"weight {options.weight:g}" if options.epochs is None else f"{options.epochs:g} epochs asked for"
-        pairs = drawn.get(name, 0) + left * phase.share(name)
-        passes = f"about {source.pairs:,} pairs, {pairs / source.pairs:.3g} epochs" if source.pairs else "pairs not known"
-        said = f"{phase.share(name):.1%} of the pairs ({asked})" if name else "all pairs"
-        rows.append((f"  {options.what}: share", f"{said}: {passes} in the run"))
+        passes = (drawn.get(name, 0) + left * phase.share(name)) / source.pairs if source.pairs else None
+        if not name:
+            rows += [("  epochs", f"{passes:.3g} in the run, of about {source.pairs:,} pairs")] if passes is not None else []
+            continue
+        asked = f"weight {options.weight:g}" if options.epochs is None else f"{options.epochs:g} epochs"
+        held = f"about {source.pairs:,} pairs, {passes:.3g} epochs in the run" if passes is not None else "pairs not known"
+        rows.append((f"  share of {name}", f"{phase.share(name):.1%} ({asked}): {len(source.source.shards)} shards, {held}"))
     return rows
 
 

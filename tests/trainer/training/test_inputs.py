@@ -257,6 +257,10 @@ def test_epochs_are_passes_over_the_pairs_that_are_there(config: Config, tmp_pat
     assert phase.parts == {"web": 4, "pets": 1}, "24 of 120 pairs are 4 passes over 6"
     rows = source_rows(config, check_training_data(config), TrainingProgress())
     assert rows == [
-        ("  data.train.web: share", "80.0% of the pairs (weight 1): about 24 pairs, 4 epochs in the run"),
-        ("  data.train.pets: share", "20.0% of the pairs (4 epochs asked for): about 6 pairs, 4 epochs in the run"),
+        ("  share of web", "80.0% (weight 1): 3 shards, about 24 pairs, 4 epochs in the run"),
+        ("  share of pets", "20.0% (4 epochs): 1 shards, about 6 pairs, 4 epochs in the run"),
+    ]
+    config.data.train = f"{tmp_path}/web-*.tar"
+    assert source_rows(config, check_training_data(config), TrainingProgress()) == [
+        ("  epochs", "5 in the run, of about 24 pairs")
     ]
