@@ -22,6 +22,8 @@ from trainer.checkpoint.progress import TrainingProgress
 from trainer.checkpoint.save import Checkpointer
 from trainer.checkpoint.start import start_from
 from trainer.config.schema import CheckpointConfig, Config
+from trainer.data.order.mixture import Mixture
+from trainer.data.shards.captions import CaptionRule
 from trainer.distributed.device import dtype_of
 from trainer.distributed.peers import DistributedPeers
 from trainer.distributed.processes import Processes
@@ -237,7 +239,8 @@ class NothingUnusable:
     """The counters of a TrainingLoader whose samples and shards are all usable."""
 
     def __init__(self) -> None:
-        self.read = self.shards_read = self.truncated = 0
-        self.shards = 1
+        self.read = self.shards_read = self.truncated = self.left_out = 0
+        self.shards = self.streams = 1
+        self.mixture = Mixture.of_one([], CaptionRule())
         self.bad: Counter[str] = Counter()
         self.bad_shards: Counter[str] = Counter()

@@ -17,13 +17,13 @@ from torch import Tensor
 from trainer.config.schema import Config
 from trainer.data.limits import LeftOut
 from trainer.data.shards.samples import read_samples
+from trainer.data.wording import read_classes, read_prompts
 from trainer.distributed.processes import ALONE
 from trainer.evaluate import evaluate_open_clip
 from trainer.evaluation.classification_set import ClassificationSet, read_classification_set
 from trainer.evaluation.open_clip_model import load_open_clip
 from trainer.evaluation.setting import Setting
 from trainer.evaluation.winoground import twin_scores
-from trainer.evaluation.wording import read_classes, read_prompts
 
 MODEL = {
     "embed_dim": 24,

@@ -12,6 +12,8 @@ from trainer.config.compose import compose_config
 from trainer.config.schema import Config
 from trainer.data.batch import Batch
 from trainer.data.loader import TrainingLoader
+from trainer.data.order.mixture import Mixture
+from trainer.data.shards.captions import CaptionRule
 from trainer.distributed.agree import first_reads
 from trainer.distributed.processes import Processes
 
@@ -28,8 +30,9 @@ def config_of(name: str, pairs: int, processes: Processes, *more: str) -> Config
 class RandomPairs:
     """A TrainingLoader that gives one micro-batch of random pairs again and again."""
 
-    read = shards_read = truncated = 0
-    shards = 1
+    read = shards_read = truncated = left_out = 0
+    shards = streams = 1
+    mixture = Mixture.of_one([], CaptionRule())
 
     def __init__(self, config: Config, pairs: int) -> None:
         self.bad: dict[str, int] = {}

@@ -1,6 +1,7 @@
 """What a run needs besides its tensors to resume."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from trainer.data.order.progress import DataProgress
 
@@ -22,6 +23,8 @@ class TrainingProgress:
     """Pairs drawn from the training data, over all ranks: batches may have another size after a resume."""
     streams: int | None = None
     """Canonical streams that the data was dealt from: their number decides its order, so a resume keeps it."""
+    mixture: list[dict[str, Any]] = field(default_factory=list)
+    """The shares of the sources since the run began, as trainer.data.order.mixture.Phase; empty: a single one without a name."""
     best: float | None = None
     """The best value of `checkpoint.best` so far."""
     best_step: int | None = None

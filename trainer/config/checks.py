@@ -12,6 +12,7 @@ from model.config import ModelConfig, RouterConfig
 from trainer.config.keys import wrong_values
 from trainer.config.profile import check_profile
 from trainer.config.schema import Config, ScheduleConfig, TrainConfig
+from trainer.config.sources import read_sources
 from trainer.errors import UserError
 
 EVERYTHING = ("",)
@@ -266,6 +267,11 @@ def _check_artifacts(config: Config) -> None:
         )
 
 
+def _check_sources(train: Any) -> None:
+    """Raise UserError for named sources of which one is wrong by itself; whether there are shards is not looked at."""
+    read_sources(train)
+
+
 @dataclass(frozen=True)
 class _Check:
     """A check of several values, for a number of processes; sections: the keys and sections that it reads."""
@@ -275,6 +281,7 @@ class _Check:
 
 
 CHECKS = (
+    _Check(("data.train",), lambda config, world: _check_sources(config.data.train)),
     _Check(ARCHITECTURE, lambda config, world: _check_parts(config.model, config.router)),
     _Check(("router",), lambda config, world: _check_router(config.router)),
     _Check(("model", "parallel"), _check_parallel),

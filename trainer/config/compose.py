@@ -1,6 +1,5 @@
 """From the command line to a typed configuration, with errors a person can read."""
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -16,11 +15,11 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from yaml import MarkedYAMLError, YAMLError
 
 from trainer.config.keys import KEYS as VALUE_KEYS
+from trainer.config.nested import OPEN, quote_within
 from trainer.config.paths import expand_paths
 from trainer.config.schema import Config
 from trainer.errors import UserError, did_you_mean
 
-HOME_IN_LIST = re.compile(r"([\[{,:]\s*)(~[^\s,:\[\]{}'\"]*)")
 PACKAGE = Path(__file__).resolve().parents[1]
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 """The configuration: inside the package in an installed wheel (setup.py), next to it in a checkout."""
@@ -83,16 +82,28 @@ def quote_text(argument: str) -> str:
     So a shard pattern with braces or a `pipe:` command need not be quoted twice.
     """
     key, _, value = argument.partition("=")
-    if key.lstrip("+") not in TEXT_KEYS or value[:1] in ("", "'", '"'):
+    if not _takes_text(key.lstrip("+")) or value[:1] in ("", "'", '"'):
         return argument
-    try:
-        OverridesParser.create().parse_override(argument)
-    except HydraException:
-        if value[0] in "[{":  # in a list or a mapping, only home directories: Hydra does not allow `~` there
-            return HOME_IN_LIST.sub(r'\1"\2"', argument)
+    quoted = quote_within(value, _is_readable) if value[0] in OPEN else None
+    if _is_readable(value):
+        return argument
+    if quoted is None:
         escaped = value.replace('"', '\\"')
-        return f'{key}="{escaped}"'
-    return argument
+        quoted = f'"{escaped}"'
+    return f"{key}={quoted}"
+
+
+def _takes_text(key: str) -> bool:
+    return key in TEXT_KEYS or any(key.startswith(f"{name}.") for name in OPEN_KEYS)
+
+
+def _is_readable(value: str) -> bool:
+    """Whether Hydra's grammar has a meaning for a value as it is."""
+    try:
+        OverridesParser.create().parse_override(f"key={value}")
+    except HydraException:
+        return False
+    return True
 
 
 def to_config(values: Any) -> Config:

@@ -12,6 +12,7 @@ from omegaconf import ListConfig, OmegaConf
 from trainer.config.compose import CONF, GROUPS
 from trainer.config.keys import KEYS, Key
 from trainer.config.schema import Config
+from trainer.config.sources import SOURCE_KEYS, SourceConfig
 
 HEAD = """\
 # The configuration
@@ -53,12 +54,20 @@ def _classes(cls: type, prefix: str) -> Iterator[str]:
         if is_dataclass(entry.type):
             name = prefix + entry.name
             yield _section(f"`{name}`", f"{name}.", inspect.getdoc(entry.type) or "")
+            if name == "data":
+                title = "A named source in `data.train`"
+                yield _keys_section(title, list(SOURCE_KEYS.values()), inspect.getdoc(SourceConfig) or "")
             yield from _classes(entry.type, f"{name}.")  # type: ignore[arg-type]
 
 
 def _section(title: str, prefix: str, meaning: str) -> str:
-    rows = [_row(key) for key in KEYS.values() if key.name.rpartition(".")[0] == prefix.removesuffix(".")]
-    table = _table(["key", "type", "default", "allowed", "meaning"], rows)
+    return _keys_section(
+        title, [key for key in KEYS.values() if key.name.rpartition(".")[0] == prefix.removesuffix(".")], meaning
+    )
+
+
+def _keys_section(title: str, keys: list[Key], meaning: str) -> str:
+    table = _table(["key", "type", "default", "allowed", "meaning"], [_row(key) for key in keys])
     return "\n".join([f"## {title}\n", *([f"{meaning}\n"] if meaning else []), *table])
 
 

@@ -44,10 +44,11 @@ def _is_finite(value: Any) -> bool:
     return all(not isinstance(number, float) or math.isfinite(number) for number in numbers)
 
 
-def _keys(cls: type, prefix: str = "") -> Iterator[Key]:
+def keys_of(cls: type, prefix: str = "") -> Iterator[Key]:
+    """Every key of a dataclass and of those in it, with its dotted name."""
     for entry in fields(cls):
         if is_dataclass(entry.type):
-            yield from _keys(entry.type, f"{prefix}{entry.name}.")  # type: ignore[arg-type]
+            yield from keys_of(entry.type, f"{prefix}{entry.name}.")  # type: ignore[arg-type]
         else:
             yield Key(prefix + entry.name, entry.type, _default(entry), entry.metadata.get("option", Option("")))
 
@@ -56,7 +57,7 @@ def _default(entry: Field[Any]) -> Any:
     return entry.default if entry.default_factory is MISSING else entry.default_factory()
 
 
-KEYS = {key.name: key for key in _keys(Config)}
+KEYS = {key.name: key for key in keys_of(Config)}
 """Every key that is not a section, in the order of the schema."""
 
 

@@ -40,6 +40,7 @@ SECTIONS = (
         "Loss and success",
         (
             Panel("Contrastive loss", "train/loss_contrastive"),
+            Panel("Contrastive loss, by source", r"train/loss_contrastive/[\w-]+"),
             Panel("Routing success, by modality", f"routing/success/{MODALITY}"),
             Panel("Zero-shot top-1", r"eval/zeroshot[^/]*/top1"),
             Panel("Loss with the auxiliary losses", "train/loss"),
@@ -104,7 +105,8 @@ SECTIONS = (
             Panel("Gradient norm", "train/grad_norm"),
             Panel("Logit scale", "train/logit_scale"),
             Panel("Skipped steps", "train/skipped_steps"),
-            Panel("Data left out or cut", "data/.+"),
+            Panel("Data left out or cut", "data/[^/]+"),
+            Panel("Pairs so far, by source", r"data/source/[\w-]+/pairs"),
         ),
     ),
     Section(

@@ -12,6 +12,7 @@ class Batch:
     images: uint8 [B, 3, H, W]; texts: int64 [B, T], 0 is padding; ids: `shard/key` of each pair.
     read, bad: samples read to make this batch, and the unusable ones among them by shard.
     shards, bad_shards: shards opened for it, and by name how often one ended early.
+    left_out: samples that were read and are smaller than their source asks for; sources: the name of each pair's source.
     caption_tokens: tokens of each pair's whole caption, including its end; beyond T they were cut.
     lengths, short: what was learned about the shards' lengths, as in DataProgress.
     """
@@ -26,6 +27,8 @@ class Batch:
     lengths: dict[str, int] = field(default_factory=dict)
     short: dict[str, int] = field(default_factory=dict)
     caption_tokens: list[int] = field(default_factory=list)
+    left_out: int = 0
+    sources: list[str] = field(default_factory=list)
 
 
 @dataclass

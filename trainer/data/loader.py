@@ -3,21 +3,23 @@
 import functools
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from model.tokenizer import Encoded
 from trainer.config.schema import DataConfig
 from trainer.data.batch import Batch
 from trainer.data.evaluation import evaluation_batches as evaluation_batches  # the other loader
 from trainer.data.limits import JUDGED_AFTER
 from trainer.data.order.dealing import Rows, choose_streams, rows_of_reader, times_read
-from trainer.data.order.progress import DataProgress, ShardLengths, add_counts, keep_longest
+from trainer.data.order.mixture import MixedStream, Mixture, Reader, Source
+from trainer.data.order.progress import DataProgress, add_counts, keep_longest
 from trainer.data.order.reading import Pair
-from trainer.data.order.stream import Stream
+from trainer.data.order.stream import Stream, Taken
 from trainer.data.shards.captions import CaptionRule
 from trainer.data.shards.images import decode_image
 from trainer.data.shards.opening import Remote
@@ -27,6 +29,8 @@ from trainer.data.transforms import least_side, random_crop
 from trainer.data.truncation import TruncatedCaptions
 from trainer.data.workers import WorkerIterator
 
+CLASSES_KEPT = 4096  # whose prompts a reader keeps as tokens
+
 logger = logging.getLogger(__name__)
 
 
@@ -34,7 +38,7 @@ logger = logging.getLogger(__name__)
 class _Plan:
     """Everything a reader needs, as plain values, because it is sent to the workers."""
 
-    shards: list[str]
+    mixture: Mixture
     tokenizer: Tokenizer
     image_size: int
     text_length: int
@@ -49,7 +53,6 @@ class _Plan:
     short: dict[str, int]
     remote: Remote
     shuffle_buffer: int
-    captions: CaptionRule
     background: tuple[int, ...]
     crop_scale: tuple[float, ...]
     crop_ratio: tuple[float, ...]
@@ -60,16 +63,19 @@ class TrainingLoader:
     """This rank's part of endless global batches.
 
     The rows of all ranks in rank order are the same for every number of ranks and workers that has the same `streams`.
-    `read` and `bad` (by shard) count the samples read so far by this rank and the unusable ones among them, `shards_read` and
-    `bad_shards` (by name) the shards and those that ended early, `truncated` its captions that are too long; what several ranks
-    read is counted by one of them; rank 0 has what was counted before a resume. `shards`: how many there are.
+    `read` and `bad` (by shard) count the samples read so far by this rank and the unusable ones among them, `left_out` those that
+    their source does not want, `shards_read` and `bad_shards` (by name) the shards and those that ended early, `truncated` its
+    captions that are too long; what several ranks read is counted by one of them; rank 0 has what was counted before a resume.
+    `shards`: how many there are.
     """
 
     def __init__(self, plan: _Plan, in_workers: bool, before: DataProgress) -> None:
         self.streams = plan.streams
+        self.mixture = plan.mixture
         self.read = before.read
         self.bad = dict(before.bad)
-        self.shards = len(plan.shards)
+        self.shards = plan.mixture.shards
+        self.left_out = before.left_out
         self.shards_read = before.shards
         self.bad_shards = dict(before.bad_shards)
         self._truncated = TruncatedCaptions(plan.text_length, before.truncated, warns=plan.rank == 0)
@@ -85,6 +91,7 @@ class TrainingLoader:
     def __next__(self) -> Batch:
         batch = _join([next(self._parts) for _ in range(self._parts_per_batch)])
         self.read += batch.read
+        self.left_out += batch.left_out
         add_counts(self.bad, batch.bad)
         self.shards_read += batch.shards
         add_counts(self.bad_shards, batch.bad_shards)
@@ -104,6 +111,7 @@ class TrainingLoader:
         short, self._short = self._short, {}
         return DataProgress(
             read=self.read,
+            left_out=self.left_out,
             bad=dict(self.bad),
             lengths=lengths,
             truncated=self.truncated,
@@ -122,7 +130,7 @@ class TrainingLoader:
 def training_loader(
     data: DataConfig,
     *,
-    shards: list[str],
+    shards: list[str] | Mixture,
     tokenizer: Tokenizer,
     image_size: int,
     text_length: int,
@@ -135,6 +143,7 @@ def training_loader(
 ) -> TrainingLoader:
     """Rank `rank`'s loader of global batches of `batch_size` pairs, of which each rank has `batch_size / world`.
 
+    `shards`: those of the only source, or several sources and their shares.
     `start=n` continues as if all ranks had drawn n pairs, in batches of any size that `streams` divides; nothing before
     that is decoded. `progress` is what all ranks learned until then: its counters continue, and of the shards with known
     lengths only those that still have pairs are read. Raises UserError when data.streams does not fit the shards and the batch;
@@ -143,14 +152,15 @@ def training_loader(
     tokenizer knows nothing, by a copy of a later pair of its stream.
     """
     progress = progress or DataProgress()
-    streams = check_reading(data, len(shards), batch_size, world)
+    mixture = shards if isinstance(shards, Mixture) else Mixture.of_one(shards, CaptionRule.of(data))
+    streams = check_reading(data, mixture.most_shards, batch_size, world)
     workers = _workers(data, batch_size, world)
     if rank == 0:
-        _tell_sharing(streams, len(shards), batch_size, world, workers)
-    rule = CaptionRule.of(data)
+        for source in mixture.sources:
+            _tell_sharing(source, mixture.streams_of(source, streams), streams, batch_size, world, workers)
     remote = Remote.of(data)
     plan = _Plan(
-        shards=list(shards),
+        mixture=mixture,
         tokenizer=tokenizer,
         image_size=image_size,
         text_length=text_length,
@@ -165,7 +175,6 @@ def training_loader(
         short=progress.short,
         remote=remote,
         shuffle_buffer=data.shuffle_buffer,
-        captions=rule,
         background=tuple(data.background),
         crop_scale=tuple(data.crop_scale),
         crop_ratio=tuple(data.crop_ratio),
@@ -187,55 +196,61 @@ def _workers(data: DataConfig, batch_size: int, world: int) -> int:
     return min(max(1, data.workers), batch_size // world)
 
 
-def _tell_sharing(streams: int, shards: int, batch_size: int, world: int, workers: int) -> None:
-    """One line when shards are read more than once an epoch, and how not to."""
-    readers, times = world * workers, times_read(batch_size, streams, world, workers)
+def _tell_sharing(source: Source, own: int, streams: int, batch_size: int, world: int, workers: int) -> None:
+    """One line when a source's shards, in `own` streams, are read more than once an epoch, and how not to."""
+    readers, times = world * workers, times_read(batch_size, streams, world, workers, streams // own)
     if times == 1:
         return
-    more = f"at least {readers} shards and a" if shards < readers else "a"
+    more = f"at least {readers} shards and a" if len(source.shards) < readers else "a"
     logger.info(
-        "%d readers share %d streams of shards: each shard is read %.1f times an epoch, though decoded once; %s micro-batch that "
-        "is a multiple of %d pairs would read each once",
-        *(readers, streams, times, more, readers),
+        "%s%d readers share %d streams of shards: each shard is read %.1f times an epoch, though decoded once; %s micro-batch "
+        "that is a multiple of %d pairs would read each once",
+        *(f"{source.name}: " if source.name else "", readers, own, times, more, readers),
     )
 
 
 def _read_parts(plan: _Plan, worker: int) -> Iterator[Batch]:
     """The endless parts of the batches that one reader makes: its streams' pairs, stream after stream."""
-    lengths = ShardLengths(plan.lengths, plan.short)
     mine = rows_of_reader(plan.batch_size, plan.streams, plan.rank, plan.world, worker, plan.workers)
-    streams = [
-        Stream(
-            plan.shards,
-            plan.seed,
-            rows.stream,
-            plan.streams,
-            plan.shuffle_buffer,
-            plan.captions,
-            plan.start,
-            lengths,
-            plan.remote,
-        )
-        for rows in mine
-    ]
+    known = (plan.lengths, plan.short)
+    reader = Reader(plan.mixture, plan.seed, plan.streams, plan.shuffle_buffer, plan.start, known, plan.remote)
+    streams = reader.open(mine)
+    encode = _Encoder(plan.tokenizer, plan.text_length)
     while True:
-        yield _part(plan, streams, mine, lengths)
+        yield _part(plan, streams, mine, reader, encode)
 
 
-def _part(plan: _Plan, streams: list[Stream], mine: list[Rows], lengths: ShardLengths) -> Batch:
-    ready = [pair for stream, rows in zip(streams, mine, strict=True) for pair in _prepared(plan, stream, rows)]
+def _part(plan: _Plan, streams: Sequence[Stream | MixedStream], mine: list[Rows], reader: Reader, encode: "_Encoder") -> Batch:
+    made = [pair for stream, rows in zip(streams, mine, strict=True) for pair in _prepared(plan, stream, rows, encode)]
+    ready = [pair for _, pair in made]
     batch = Batch(
         torch.stack([pair.image for pair in ready]), torch.stack([pair.tokens for pair in ready]), [p.id for p in ready]
     )
     batch.caption_tokens = [pair.caption_tokens for pair in ready]
+    batch.sources = [source for source, _ in made]
     for stream in streams:
         tally = stream.tally.take()
         batch.read += tally.read
+        batch.left_out += tally.left_out
         add_counts(batch.bad, tally.bad)
         batch.shards += tally.shards
         add_counts(batch.bad_shards, tally.bad_shards)
-    batch.lengths, batch.short = lengths.take_news(), lengths.take_short_news()
+    batch.lengths, batch.short = reader.take_news()
     return batch
+
+
+class _Encoder:
+    """The tokenizer, which remembers what it made of the prompts of a class: they come again and again."""
+
+    def __init__(self, tokenizer: Tokenizer, length: int) -> None:
+        self._tokenizer, self._length = tokenizer, length
+        self._of_class = lru_cache(CLASSES_KEPT)(self._encode)
+
+    def __call__(self, captions: Sequence[str]) -> Encoded:
+        return self._of_class(captions) if isinstance(captions, tuple) else self._encode(captions)
+
+    def _encode(self, captions: Sequence[str]) -> Encoded:
+        return self._tokenizer.encode(captions, self._length)
 
 
 @dataclass(frozen=True)
@@ -248,45 +263,45 @@ class _Ready:
     caption_tokens: int
 
 
-def _prepared(plan: _Plan, stream: Stream, rows: Rows) -> Iterator[_Ready]:
-    """This reader's rows of the stream's next pairs for one batch, decoded, augmented and tokenized.
+def _prepared(plan: _Plan, stream: Stream | MixedStream, rows: Rows, encode: _Encoder) -> Iterator[tuple[str, _Ready]]:
+    """This reader's rows of the stream's next pairs for one batch, decoded, augmented and tokenized; with the name of the source.
 
-    An unusable pair is replaced by a copy of a good pair from after the batch: by the one as far behind it as the pair is from
-    its beginning, or whole batches further on. So positions never depend on what can be decoded, a replacement not on other
-    readers' rows, and a resumed run need not decode what it skips.
+    An unusable pair is replaced by a copy of a good pair of its source from after the batch: by the one as far behind it as the
+    pair is from its beginning, or whole batches further on. So positions never depend on what can be decoded, a replacement not
+    on other readers' rows, and a resumed run need not decode what it skips.
     """
     each = plan.batch_size // plan.streams
-    taken = [stream.next() for _ in range(each)]
+    taken = stream.take(each)
     if rows.first > 0:
         stream.tally.take()  # counted by the reader of the first row
-    for row, (pair, rng) in enumerate(taken[rows.first : rows.end], rows.first):
+    for one in taken[rows.first : rows.end]:
         try:
-            ready = _ready(plan, pair, rng)
+            ready = _ready(plan, one.pair, one.rng, encode)
         except Unusable as problem:
-            if not pair.lost:  # otherwise it is counted with its shard
-                stream.tally.note_bad(pair.shard, pair.id, problem)
-            ready = _substitute(plan, stream, count(row, each), rng)
-        yield ready
+            if not one.pair.lost:  # otherwise it is counted with its shard
+                stream.tally.note_bad(one.pair.shard, one.pair.id, problem)
+            ready = _substitute(plan, one, encode)
+        yield one.source, ready
 
 
-def _substitute(plan: _Plan, stream: Stream, distances: Iterator[int], rng: random.Random) -> _Ready:
-    patience = stream.patience(JUDGED_AFTER)
-    while True:
-        pair = stream.look_ahead(next(distances))
+def _substitute(plan: _Plan, bad: Taken, encode: _Encoder) -> _Ready:
+    patience = bad.stream.patience(JUDGED_AFTER)
+    for pair in bad.substitutes():
         try:
-            return _ready(plan, pair, rng)
+            return _ready(plan, pair, bad.rng, encode)
         except Unusable as problem:  # it is counted when its own turn comes
             patience.saw(pair.id, problem)
             patience.missed(pair.shard)
+    raise AssertionError("a stream has no end")
 
 
-def _ready(plan: _Plan, pair: Pair, rng: random.Random) -> _Ready:
+def _ready(plan: _Plan, pair: Pair, rng: random.Random, encode: _Encoder) -> _Ready:
     """Raises Unusable before anything is drawn from `rng`, so that the draws do not depend on whether the verdict was known."""
     if pair.problem:
         raise Unusable(pair.problem)
     try:
         image = decode_image(pair.image, least_side(plan.image_size, plan.crop_scale, plan.crop_ratio), plan.background)
-        texts = plan.tokenizer.encode(pair.captions, plan.text_length)
+        texts = encode(pair.captions)
         usable = [index for index, known in enumerate(texts.known) if known]
         if not usable:
             raise Unusable(f"the tokenizer does not know any part of its caption '{pair.captions[0][:40]}'")
@@ -295,7 +310,10 @@ def _ready(plan: _Plan, pair: Pair, rng: random.Random) -> _Ready:
         pair.image, pair.problem = b"", str(problem)
         raise
     crop = random_crop(image, plan.image_size, plan.crop_scale, plan.crop_ratio, plan.flip, rng)
-    drawn = rng.choice(usable)
+    if pair.chances is None:
+        drawn = rng.choice(usable)
+    else:
+        (drawn,) = rng.choices(usable, [pair.chances[index] for index in usable])
     return _Ready(pair.id, crop, texts.ids[drawn], texts.counts[drawn])
 
 
@@ -307,6 +325,8 @@ def _join(parts: list[Batch]) -> Batch:
         torch.cat([part.texts for part in parts]),
         [pair_id for part in parts for pair_id in part.ids],
         sum(part.read for part in parts),
+        left_out=sum(part.left_out for part in parts),
+        sources=[source for part in parts for source in part.sources],
         shards=sum(part.shards for part in parts),
         caption_tokens=[tokens for part in parts for tokens in part.caption_tokens],
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from trainer.config.schema import DataConfig
-from trainer.data.shards.captions import CaptionRule, captions_of, classes_of, label_of, read_captions, require_pair
+from trainer.data.shards.captions import CaptionRule, TooSmall, captions_of, classes_of, label_of, read_captions, require_pair
 from trainer.data.shards.images import decode_image, image_bytes
 from trainer.data.shards.opening import Remote, is_remote
 from trainer.data.shards.samples import Sample, Unusable, read_samples
@@ -26,7 +26,7 @@ Judge = Callable[[Sample, DataConfig], int]
 
 @dataclass
 class Look:
-    """What was found. captions: of the usable samples; broken: why, by shard; problems: an example's id by reason."""
+    """What was found. captions: of the usable samples; broken: why, by shard; problems, left_out: an example's id by reason."""
 
     shards: int = 0
     samples: int = 0
@@ -34,6 +34,7 @@ class Look:
     captions: int = 0
     broken: dict[str, str] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def check_readable(self, what: str) -> None:
         """Raise UserError when the opened shards gave no sample at all, and one of them says why."""
@@ -45,7 +46,7 @@ class Look:
         """Raise UserError when none of the samples can be used."""
         self.check_readable(what)
         if self.samples and not self.usable:
-            reason, sample = next(iter(self.problems.items()))
+            reason, sample = next(iter((self.problems | self.left_out).items()))
             raise UserError(f"{what}: {_all_of(self.samples, 'sample')} looked at cannot be used; {sample}: {reason}")
 
     def told(self) -> str:
@@ -63,7 +64,7 @@ def look_at(shards: Sequence[str], data: DataConfig, judge: Judge) -> Look:
     """Judge the first samples of some shards. Raises nothing: the checks are methods of `Look`."""
     look = Look()
     remote = Remote(data.remote_timeout, min(REMOTE_TRIES, data.remote_tries))
-    for shard in _spread(shards):
+    for shard in spread(shards):
         look.shards += 1
         with closing(read_samples(shard, remote)) as samples:
             for sample in islice(samples, SAMPLES):
@@ -75,13 +76,14 @@ def look_at(shards: Sequence[str], data: DataConfig, judge: Judge) -> Look:
                     look.captions += judge(sample, data)
                     look.usable += 1
                 except Unusable as problem:
-                    look.problems.setdefault(str(problem), sample.id)
+                    found = look.left_out if isinstance(problem, TooSmall) else look.problems
+                    found.setdefault(str(problem), sample.id)
     return look
 
 
-def judge_pair(sample: Sample, data: DataConfig) -> int:
-    """A sample to train on: an image and a caption."""
-    image, captions = require_pair(sample, CaptionRule.of(data))
+def judge_pair(sample: Sample, data: DataConfig, rule: CaptionRule | None = None) -> int:
+    """A sample to train on: an image and a caption. rule: of its source, None: that of all."""
+    image, captions, _ = require_pair(sample, rule or CaptionRule.of(data))
     decode_image(image)
     return len(captions)
 
@@ -102,7 +104,7 @@ def judge_labelled(sample: Sample, data: DataConfig) -> int:
     return judge_image(sample, data)
 
 
-def _spread(shards: Sequence[str]) -> list[str]:
+def spread(shards: Sequence[str]) -> list[str]:
     """The first shard, the last one, and some between them."""
     most = REMOTE_SHARDS if any(map(is_remote, shards)) else LOCAL_SHARDS
     if len(shards) <= most:

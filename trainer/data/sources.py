@@ -3,18 +3,23 @@
 import logging
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from trainer.config.schema import Config, DataConfig
-from trainer.data.look import Judge, Look, judge_image, judge_pair, look_at
+from trainer.config.sources import SourceOptions, read_sources
+from trainer.data.look import Judge, Look, judge_image, judge_pair, look_at, spread
+from trainer.data.order.mixture import Source
 from trainer.data.shapes.write import fewshot_folders, zeroshot_folders
-from trainer.data.shards.captions import CaptionRule, check_captions
+from trainer.data.shards.captions import CaptionRule, Labels, check_captions, has_key
 from trainer.data.shards.names import printable
 from trainer.data.shards.opening import Remote
 from trainer.data.shards.patterns import list_shards, name_some, shared_shards
+from trainer.data.survey import estimate_pairs
 from trainer.data.tokenizer import Tokenizer
+from trainer.data.wording import CLASSES, TEMPLATES, read_classes, read_names, read_prompts, read_templates
 from trainer.errors import UserError, did_you_mean
 
 _log = logging.getLogger(__name__)
@@ -70,14 +75,82 @@ class Shards:
         return f"{count} shard{'s' if count > 1 else ''}, {ends}: {self.look.told()}"
 
 
-def check_training_data(config: Config) -> Shards:
-    """The training shards, looked at. Raises UserError when one is missing, or none of the samples looked at can be used."""
-    what = "data.train"
-    shards = list_shards(config.data.train, what)
-    look = look_at(shards, config.data, judge_pair)
-    look.check_readable(what)
-    check_captions(shards, CaptionRule.of(config.data), Remote.of(config.data))
-    return _looked_at(what, shards, look)
+@dataclass(frozen=True)
+class FoundSource:
+    """A source of training pairs, found and looked at."""
+
+    options: SourceOptions
+    source: Source
+    shards: Shards
+
+    @cached_property
+    def pairs(self) -> int | None:
+        """In one pass: as the user says, or estimated, which reads some hundred samples of some shards; None if not known."""
+        return self.options.pairs or estimate_pairs(self.source.shards, self.source.rule)
+
+
+def check_training_data(config: Config) -> list[FoundSource]:
+    """The sources of the training pairs, looked at.
+
+    Raises UserError when a shard is missing, or none of the samples of a source that were looked at can be used.
+    """
+    found = [_check_source(config, options) for options in read_sources(config.data.train)]
+    for index, first in enumerate(found):
+        for second in found[index + 1 :]:
+            if shared := shared_shards(second.source.shards, first.source.shards):
+                _log.warning(
+                    "%s and %s have %d shards in common, whose pairs come from both: %s",
+                    *(first.options.what, second.options.what, len(shared), name_some(shared)),
+                )
+    return found
+
+
+def all_shards(found: Sequence[FoundSource]) -> list[str]:
+    """The shards of all sources, each once."""
+    return list(dict.fromkeys(shard for each in found for shard in each.source.shards))
+
+
+def _check_source(config: Config, options: SourceOptions) -> FoundSource:
+    shards = list_shards(options.shards, f"{options.what}.shards" if options.name else options.what)
+    rule = rule_of(config.data, options)
+    look = look_at(shards, config.data, partial(judge_pair, rule=rule))
+    look.check_readable(options.what)
+    try:
+        check_captions(shards, rule, Remote.of(config.data))
+    except UserError as problem:
+        raise (UserError(f"{options.what}: {problem}") if options.name else problem) from None
+    _check_keys(options, shards, rule, Remote.of(config.data))
+    return FoundSource(options, Source(options.name, shards, rule, options.replacement), _looked_at(options.what, shards, look))
+
+
+def rule_of(data: DataConfig, options: SourceOptions) -> CaptionRule:
+    """What makes a pair of a source's samples. Raises UserError for class names or prompts that cannot be read."""
+    rule = replace(CaptionRule.of(data), min_side=options.min_side, min_length=options.min_length)
+    if options.classes is None:
+        return replace(rule, chances=options.captions)
+    return replace(rule, labels=_labels(options, options.classes))
+
+
+def _labels(options: SourceOptions, place: str) -> Labels:
+    of_classes, of_templates = f"{options.what}.classes", f"{options.what}.templates"
+    folder = Path(place)
+    names = read_names(folder / CLASSES) if folder.is_dir() else read_classes(place, of_classes)
+    if options.templates is not None:
+        return Labels(names, read_prompts(options.templates, of_templates))
+    own = folder / TEMPLATES
+    return Labels(names, read_templates(own) if folder.is_dir() and own.is_file() else ["{c}"])
+
+
+def _check_keys(options: SourceOptions, shards: list[str], rule: CaptionRule, remote: Remote) -> None:
+    """Raise UserError for a caption key that none of the first samples has."""
+    if len(rule.chances) < 2:
+        return  # checked as the only one
+    missing = [key for key, _ in rule.chances if not has_key(spread(shards), key, rule, remote)]
+    if missing:
+        raise UserError(
+            f"{options.what}.captions: none of the first samples has a caption under '{missing[0]}'; name keys of .json, or txt "
+            f"for the .txt"
+        )
 
 
 def check_evaluation_data(

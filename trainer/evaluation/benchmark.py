@@ -7,8 +7,8 @@ from typing import Any
 
 from model.paths import user_path
 from trainer.data.text_files import decode_text
+from trainer.data.wording import CLASSES
 from trainer.errors import UserError, did_you_mean, reason
-from trainer.evaluation.classification_set import CLASSES
 
 TYPE = "dataset_type.txt"
 CLASSIFICATION, MULTILABEL, RETRIEVAL, SELECTION = "classification", "multilabel", "retrieval", "image_caption_selection"

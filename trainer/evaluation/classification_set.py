@@ -8,11 +8,10 @@ from pathlib import Path
 from model.paths import user_path
 from model.text import clean_text
 from trainer.data.shards.patterns import list_shards
+from trainer.data.wording import CLASSES, TEMPLATES, read_classes, read_names, read_prompts, read_templates, read_text
 from trainer.errors import UserError
-from trainer.evaluation.wording import OWN, Wording, read_classes, read_names, read_prompts, read_templates, read_text
+from trainer.evaluation.wording import OWN, Wording
 
-CLASSES = "classnames.txt"
-TEMPLATES = "zeroshot_classification_templates.txt"
 ATTRIBUTES = "class_attributes.json"
 RESERVED = ("top1", "top5", "mean_per_class", "chance", "images", "bad_samples", "bad_shards")
 

@@ -25,7 +25,7 @@ from trainer.config.checks import layout_problems
 from trainer.config.schema import Config
 from trainer.data.loader import check_reading
 from trainer.data.shapes.write import RECIPES, TRAIN_SHARDS, shapes_folder
-from trainer.data.sources import Shards, check_training_data, load_tokenizer, with_shapes
+from trainer.data.sources import Shards, all_shards, check_training_data, load_tokenizer, with_shapes
 from trainer.distributed.device import choose_device, gpu_memory_gib
 from trainer.distributed.environment import (
     in_allocation,
@@ -49,7 +49,7 @@ from trainer.reporting.log_lines import log_to_terminal
 from trainer.reporting.tables import facts_table
 from trainer.reporting.wandb_login import check_login
 from trainer.training.directory import existing_part, inspect_run_directory
-from trainer.training.inputs import evaluation_checks
+from trainer.training.inputs import evaluation_checks, source_rows
 
 T = TypeVar("T")
 
@@ -188,7 +188,10 @@ def _look_at_directory(config: Config, found: Findings) -> tuple[TrainingProgres
 
 
 def _look_at_data(config: Config, world: int | None, progress: TrainingProgress, found: Findings) -> int | None:
-    """The number of shards, if they are sound. world: None if the layout is wrong, so that it is unknown who would read what."""
+    """The number of shards of the source that has most, if all are sound.
+
+    world: None if the layout is wrong, so that it is unknown who would read what.
+    """
     before = len(found.problems)
     written = ""
     if config.data.kind in RECIPES:
@@ -201,17 +204,21 @@ def _look_at_data(config: Config, world: int | None, progress: TrainingProgress,
     shards, training = TRAIN_SHARDS, None
     if not written or config.data.train is not None:
         training = found.attempt(partial(check_training_data, config))
-        shards = len(training.names) if training else 0
-    checks = found.attempt(partial(evaluation_checks, config, training.names if training else [])) or []
+        shards = max(len(source.source.shards) for source in training) if training else 0
+    checks = found.attempt(partial(evaluation_checks, config, all_shards(training or []))) or []
     evaluation = [found.attempt(check) for check in checks]
     if shards and world:
         found.attempt(partial(_check_shards, shards, world, progress, config))
+    mixture_rows = found.attempt(partial(source_rows, config, training, progress)) if training else []
     if len(found.problems) > before:
         return None
     readers = f"{max(1, config.data.workers)} reader{'s' if config.data.workers > 1 else ''} per process"
-    found.add("training data", f"{shards} shards, {readers}{written}")
-    if training:
-        found.add("  data.train", training.told())
+    count = sum(len(source.source.shards) for source in training) if training else shards
+    found.add("training data", f"{count} shards, {readers}{written}")
+    for source in training or []:
+        found.add(f"  {source.options.what}", source.shards.told())
+    for row in mixture_rows or []:
+        found.add(*row)
     found.add("evaluation data", "from the same data set" if written else _evaluation(config, evaluation))
     for shown in evaluation:
         if shown is not None:

@@ -28,6 +28,8 @@ class Standing:
     """Those of them that ended early."""
     truncated: int = 0
     """Captions that are too long for the model."""
+    left_out: int = 0
+    """Samples that are smaller than their source asks for."""
     stop_signal: int = 0
     """The signal that asked this rank to stop; 0 for none."""
     written: bool = False
@@ -36,6 +38,8 @@ class Standing:
     """Whether `checkpoint.every_minutes` have passed. Clocks differ between ranks: rank 0's counts."""
     own_seconds: Mapping[str, float] = field(default_factory=dict)
     """What it spent its own time on (trainer.training.own_time); the same names on every rank."""
+    by_source: Tensor | None = None
+    """The sums of its pairs' losses, by source: on its device, as long on every rank. None: no sources."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,9 @@ class Boundary:
     minutes_over: bool
     own_seconds: dict[str, list[float]]
     """By rank."""
+    left_out: int = 0
+    by_source: list[float] = field(default_factory=list)
+    """Sums over the pairs of all ranks."""
 
 
 def agree(mine: Standing, processes: Processes) -> Boundary:
@@ -62,15 +69,18 @@ def agree(mine: Standing, processes: Processes) -> Boundary:
     rank, world = processes.rank, processes.world
     # Of several signals the greatest counts, which a sum cannot show: each has its own element.
     asked = [mine.stop_signal == number for number in SIGNALS]
-    of_data = [mine.read, mine.bad, mine.shards_read, mine.bad_shards, mine.truncated]
+    of_data = [mine.read, mine.bad, mine.shards_read, mine.bad_shards, mine.truncated, mine.left_out]
     # Each rank fills its place in a table and leaves the others' at zero, so that the sum has everybody's.
     table = [seconds if owner == rank else 0.0 for seconds in mine.own_seconds.values() for owner in range(world)]
     counts = [*of_data, mine.written, mine.minutes_over and processes.is_first, *asked, *table]
     contrastive = mine.contrastive.double().view(1)
     auxiliary = torch.zeros_like(contrastive) if mine.auxiliary is None else mine.auxiliary.double().view(1)
-    told = torch.cat([contrastive, auxiliary, contrastive.new_tensor(list(map(float, counts)))])
-    loss, extra, read, bad, shards_read, bad_shards, truncated, written, minutes_over, *rest = processes.sum(told).tolist()
-    by_signal, seconds = rest[: len(asked)], rest[len(asked) :]
+    by_source = contrastive.new_empty(0) if mine.by_source is None else mine.by_source.double()
+    told = torch.cat([contrastive, auxiliary, contrastive.new_tensor(list(map(float, counts))), by_source])
+    loss, extra, read, bad, shards_read, bad_shards, truncated, left_out, written, minutes_over, *rest = processes.sum(
+        told
+    ).tolist()
+    by_signal, seconds, sums = rest[: len(asked)], rest[len(asked) :][: len(table)], rest[len(asked) + len(table) :]
     return Boundary(
         contrastive=loss / world,
         auxiliary=extra / world,
@@ -79,6 +89,8 @@ def agree(mine: Standing, processes: Processes) -> Boundary:
         shards_read=int(shards_read),
         bad_shards=int(bad_shards),
         truncated=int(truncated),
+        left_out=int(left_out),
+        by_source=sums,
         stop_signal=max((int(number) for number, ranks in zip(SIGNALS, by_signal, strict=True) if ranks), default=0),
         all_written=written == world,
         minutes_over=minutes_over > 0,

@@ -49,12 +49,22 @@ def differing(before: DictConfig, config: Config) -> dict[str, tuple[Any, Any]]:
     """
     asked = OmegaConf.structured(config)
     formerly = BEFORE_THEY_EXISTED if _value(before, "train.accumulate", 1) > 1 else {}
-    changes = {}
+    changes: dict[str, tuple[Any, Any]] = {}
     for key, default in _leaves(OmegaConf.to_container(OmegaConf.structured(Config))):
         was, now = _value(before, key, formerly.get(key, default)), _value(asked, key, default)
         if was != now and key not in CANNOT_MATTER and not key.startswith(ALERTS):
-            changes[key] = (was, now)
+            changes |= dict(_differing_within(key, was, now))
     return changes
+
+
+def _differing_within(key: str, was: Any, now: Any) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """Of two mappings of the user's own, such as named sources, the entries that differ."""
+    if not (isinstance(was, dict) and isinstance(now, dict)):
+        yield key, (was, now)
+        return
+    for name in [*was, *(name for name in now if name not in was)]:
+        if was.get(name) != now.get(name):
+            yield from _differing_within(f"{key}.{name}", was.get(name), now.get(name))
 
 
 def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

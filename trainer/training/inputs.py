@@ -1,7 +1,7 @@
 """From the configuration to data that can be read: shards, tokenizer, loader, evaluation sets."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -9,15 +9,26 @@ from typing import Any
 
 from model.paths import user_path
 from trainer.checkpoint.files import TOKENIZER
+from trainer.checkpoint.progress import TrainingProgress
 from trainer.config.schema import Config
+from trainer.config.sources import WHAT
 from trainer.data.loader import TrainingLoader, training_loader
 from trainer.data.look import judge_image, judge_labelled
-from trainer.data.order.progress import DataProgress
+from trainer.data.order.mixture import ALONE, Mixture, Phase
 from trainer.data.shapes.write import RECIPES, write_shapes
-from trainer.data.shards.captions import CaptionRule, training_captions
+from trainer.data.shards.captions import training_captions
 from trainer.data.shards.opening import Remote
 from trainer.data.shards.patterns import list_shards
-from trainer.data.sources import Shards, check_evaluation_data, check_training_data, load_tokenizer, with_shapes
+from trainer.data.shares import Budget, asked_of, changes, other_epochs, work_out
+from trainer.data.sources import (
+    FoundSource,
+    Shards,
+    all_shards,
+    check_evaluation_data,
+    check_training_data,
+    load_tokenizer,
+    with_shapes,
+)
 from trainer.data.tokenizer import Tokenizer, train_tokenizer
 from trainer.distributed.agree import first_reads
 from trainer.distributed.processes import Processes
@@ -50,22 +61,26 @@ class TrainingPairs:
     """The training data of a run, found and checked, not yet read."""
 
     config: Config
-    shards: list[str]
+    sources: list[FoundSource]
     tokenizer: Tokenizer
-    told: list[str]  # a line for the training data and one for each evaluation set
+    told: list[str]  # a line for each source of training data and one for each evaluation set
 
-    def loader(
-        self, processes: Processes, start: int, streams: int | None, progress: DataProgress | None = None
-    ) -> TrainingLoader:
-        """Endless batches of this rank, as if `start` pairs had been drawn already.
+    @property
+    def shards(self) -> list[str]:
+        """The shards of all sources."""
+        return all_shards(self.sources)
 
-        `streams`: canonical streams of the run so far, kept unless data.streams is set;
-        `progress`: what all ranks knew about the data at that point.
+    def loader(self, processes: Processes, progress: TrainingProgress) -> TrainingLoader:
+        """Endless batches of this rank, from where the run is. A collective.
+
+        The canonical streams of the run so far are kept unless data.streams is set, and so are the shares of the sources, unless
+        these are asked for otherwise than before: then the new shares hold from here on.
         """
         config = self.config
+        mixture = first_reads(lambda: mixture_of(config, self.sources, progress), processes)
         return training_loader(
-            replace(config.data, streams=config.data.streams or streams),
-            shards=self.shards,
+            replace(config.data, streams=config.data.streams or progress.streams),
+            shards=mixture,
             tokenizer=self.tokenizer,
             image_size=config.model.image_size,
             text_length=config.model.text_length,
@@ -73,27 +88,67 @@ class TrainingPairs:
             rank=processes.rank,
             world=processes.world,
             seed=config.seed,
-            start=start,
-            progress=progress,
+            start=progress.pairs,
+            progress=progress.data,
         )
 
 
 def find_pairs(config: Config, run_dir: Path, processes: Processes) -> TrainingPairs:
     """Find and check all data of the run, and make its tokenizer unless the run directory has one. A collective."""
-    training, *evaluation = first_reads(lambda: _check_all(config), processes)
-    shards = training.names
-    first_reads(lambda: _make_tokenizer(config, shards, run_dir / TOKENIZER), processes)
-    told = [f"{found.what}: {found.told()}" for found in (training, *evaluation)]
-    return TrainingPairs(config, shards, load_tokenizer(config, run_dir / TOKENIZER), told)
+    sources, evaluation = first_reads(lambda: _check_all(config), processes)
+    first_reads(lambda: _make_tokenizer(config, sources, run_dir / TOKENIZER), processes)
+    told = [f"{found.what}: {found.told()}" for found in (*(source.shards for source in sources), *evaluation)]
+    return TrainingPairs(config, sources, load_tokenizer(config, run_dir / TOKENIZER), told)
 
 
-def _check_all(config: Config) -> list[Shards]:
-    """The training shards, then those of each evaluation set: a mistake in them should show now, not after hours."""
+def mixture_of(config: Config, sources: list[FoundSource], progress: TrainingProgress, tell: bool = True) -> Mixture:
+    """The sources in the shares that hold from here on, and those that held before.
+
+    Raises UserError when they are impossible. tell: warn when they change during a run, or are not what the epochs say.
+    """
+    options, found = [each.options for each in sources], [each.source for each in sources]
+    budget = Budget(config.train.steps, config.train.batch_size, progress.pairs)
+    phases = [Phase(**phase) for phase in progress.mixture] or ([ALONE] if progress.pairs else [])
+    asked = asked_of(options, budget)
+    if phases and phases[-1].asked == asked:
+        return Mixture(found, phases)
+    before = Mixture(found, phases)
+    drawn = before.drawn_by_all(progress.streams or 1, progress.pairs) if phases else {}
+    sizes = {each.options.name: each.pairs for each in sources if each.options.epochs}
+    phase = Phase(progress.pairs, work_out(options, sizes, drawn, budget), asked)
+    if tell and (note := other_epochs(options, sizes, budget)):
+        _log.warning("%s: %s", WHAT, note)
+    if tell and phases and (changed := changes(phases[-1], phase)):
+        _log.warning("%s: from pair %d on, %s; each source continues where it stopped", WHAT, progress.pairs, changed)
+    return Mixture(found, [*(earlier for earlier in phases if earlier.pairs < phase.pairs), phase])
+
+
+def source_rows(config: Config, sources: list[FoundSource], progress: TrainingProgress) -> list[tuple[str, str]]:
+    """A row of a table for each source: its share and why, how many pairs it has, and the passes over it in the run."""
+    mixture = mixture_of(config, sources, progress)
+    phase = mixture.phases[-1]
+    drawn = mixture.drawn_by_all(progress.streams or 1, progress.pairs) if progress.pairs else {}
+    left = max(0, config.train.steps * config.train.batch_size - progress.pairs)
+    rows = []
+    for source in sources:
+        options, name = source.options, source.options.name
+        passes = (drawn.get(name, 0) + left * phase.share(name)) / source.pairs if source.pairs else None
+        if not name:
+            rows += [("  epochs", f"{passes:.3g} in the run, of about {source.pairs:,} pairs")] if passes is not None else []
+            continue
+        asked = f"weight {options.weight:g}" if options.epochs is None else f"{options.epochs:g} epochs"
+        held = f"about {source.pairs:,} pairs, {passes:.3g} epochs in the run" if passes is not None else "pairs not known"
+        rows.append((f"  share of {name}", f"{phase.share(name):.1%} ({asked}): {len(source.source.shards)} shards, {held}"))
+    return rows
+
+
+def _check_all(config: Config) -> tuple[list[FoundSource], list[Shards]]:
+    """The sources of training data, and the shards of each evaluation set: a mistake in them should show now, not after hours."""
     training = check_training_data(config)
-    evaluation = [check() for check in evaluation_checks(config, training.names)]
+    evaluation = [check() for check in evaluation_checks(config, all_shards(training))]
     if config.eval.retrieval is True and retrieval_shards(config) is None:
         _log.warning("data.val is not set, so retrieval is not evaluated (eval.retrieval=false silences this)")
-    return [training, *evaluation]
+    return training, evaluation
 
 
 def evaluation_checks(config: Config, training: list[str]) -> list[Callable[[], Shards]]:
@@ -140,7 +195,7 @@ def evaluation_checks(config: Config, training: list[str]) -> list[Callable[[], 
     return checks
 
 
-def _make_tokenizer(config: Config, shards: list[str], path: Path) -> None:
+def _make_tokenizer(config: Config, sources: list[FoundSource], path: Path) -> None:
     if path.exists():  # from the checkpoint that the run resumes from
         if config.data.tokenizer and Tokenizer.load(config.data.tokenizer).model != path.read_bytes():
             _log.warning(
@@ -152,9 +207,14 @@ def _make_tokenizer(config: Config, shards: list[str], path: Path) -> None:
             Tokenizer.load(config.data.tokenizer)
             write_whole(path, user_path(config.data.tokenizer).read_bytes())
             return
-        captions: Iterable[str] = training_captions(
-            shards, CaptionRule.of(config.data), config.data.tokenizer_captions, Remote.of(config.data)
-        )
-        train_tokenizer(captions, path, config.model.vocabulary, config.seed)
+        train_tokenizer(_captions(config, sources), path, config.model.vocabulary, config.seed)
     except OSError as problem:
         raise UserError(f"cannot write {path} ({reason(problem)}): make room or choose another run.dir") from problem
+
+
+def _captions(config: Config, sources: list[FoundSource]) -> Iterator[str]:
+    """Captions to train a tokenizer on, from each source as many as its share."""
+    phase = mixture_of(config, sources, TrainingProgress(), tell=False).phases[-1]
+    for source in sources:
+        count = round(phase.share(source.options.name) * config.data.tokenizer_captions)
+        yield from training_captions(source.source.shards, source.source.rule, count, Remote.of(config.data))

@@ -79,9 +79,9 @@ def _open(config: Config, processes: Processes, closing: ExitStack) -> OpenRun:
     progress = read_progress(checkpoint) if checkpoint else TrainingProgress(seed=config.seed)
     engine = _start_engine(located, processes, peers, sharding, progress, checkpoint, start)
     checkpointer = Checkpointer(run_dir, config.checkpoint, processes, sharding, checkpoint)
-    loader = pairs.loader(processes, progress.pairs, progress.streams, progress.data)
+    loader = pairs.loader(processes, progress)
     closing.callback(_close, "the loader", loader.close)
-    progress.streams = loader.streams
+    progress.streams, progress.mixture = loader.streams, loader.mixture.recorded()
     write_config(config, run_dir, processes)
     recorder = Recorder(config, run_dir, progress.step if checkpoint else None, processes)
     closing.callback(_close, "the records", recorder.close)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.contrastive import pair_rows
 from model.limoe import expert_layers
 from model.objective import Losses, training_losses
 from model.pieces import FirstPass, replayed, whole_losses
@@ -54,12 +55,14 @@ class Passes:
         config: Config,
         peers: DistributedPeers,
         computing: Callable[[], AbstractContextManager[None]] = nullcontext,
+        saw: Callable[[Tensor, Tensor], None] | None = None,
     ) -> None:
-        """computing: entered around each forward pass."""
+        """computing: entered around each forward pass; saw: gets each contrastive batch's embeddings, and the logit scale."""
         self._engine = engine
         self._config = config
         self._peers = peers
         self._computing = computing
+        self._saw = saw
 
     def backward(self, pieces: Iterable[Piece], step: int) -> list[Losses]:
         """Add up the gradients of a step's `train.accumulate` micro-batches; the engine takes its step after the last of them.
@@ -80,6 +83,8 @@ class Passes:
                 output = self._engine(images, texts, self._draw(images, texts, generators))
             with region("loss"):
                 losses = training_losses(output, self._config.router.aux, self._config.model.routed_experts, self._peers)
+            if self._saw and output.images is not None and output.texts is not None:
+                self._saw(pair_rows(output.images, output.texts), output.scale)
             with region("backward"):
                 self._engine.backward(losses.total)
             with region("optimizer"):
@@ -95,6 +100,8 @@ class Passes:
             losses, gradients = whole_losses(
                 first_passes, self._config.router.aux, self._config.model.routed_experts, self._peers
             )
+        if self._saw:
+            self._saw(torch.cat([first.pair_bd for first in first_passes]), first_passes[0].scale)
         for number, ((piece, first), gradient) in enumerate(zip(seen, gradients, strict=True)):
             images, texts = piece()
             drawn = self._draw(images, texts, noise.generators(number))

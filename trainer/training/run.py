@@ -124,7 +124,7 @@ class Run:
             report = self.trainer.conclude(outcome, self.opened.stop.signal, self.saver.is_written, self.saver.minutes_over)
         self._check_finite()
         ends = number == self.config.train.steps or report.boundary.stop_signal != 0
-        told = ends or due(number, self.config.log.every) or number == self.first_step + 1
+        told = ends or self.trainer.is_recorded(number)
         if told:
             metrics = self.trainer.measure(outcome, report)
             self.success = _success(metrics)

@@ -28,8 +28,10 @@ from trainer.distributed.processes import Processes
 from trainer.engine.ema import update_ema
 from trainer.reporting.loads import Loads
 from trainer.training.boundary import Boundary, Standing, agree
+from trainer.training.by_source import LossBySource
 from trainer.training.own_time import OwnTime, straggler_metrics
 from trainer.training.passes import Passes, Piece
+from trainer.training.saver import due
 from trainer.training.schedule import learning_rate
 
 
@@ -81,7 +83,12 @@ class Trainer:
         self.peers = peers
         self._dtype = dtype_of(config.train.precision)
         self._own_time = OwnTime(config.parallel, engine.module, processes.device)
-        self._passes = Passes(engine, config, peers, self._own_time.computing)
+        names = loader.mixture.names
+        self._by_source = LossBySource(names if len(names) > 1 else [], peers, processes.device)
+        self._passes = Passes(
+            engine, config, peers, self._own_time.computing, self._by_source.saw if self._by_source.names else None
+        )
+        self._first_step = progress.step + 1
         self._data_seconds = 0.0  # of the present step
         self._broken = 0  # shards, when they were last looked at
         self._flops = step_flops(config.model, config.router, config.train.batch_size)
@@ -89,6 +96,7 @@ class Trainer:
     def step(self) -> StepOutcome:
         """Draw the next step's batch and train on it, together with the other ranks."""
         started = time.perf_counter()
+        self._by_source.begin(self.is_recorded(self.progress.step + 1))
         rate = self._set_learning_rate()
         self._data_seconds = 0.0
         losses = self._passes.backward(self._micro_batches(), self.progress.step)
@@ -99,6 +107,10 @@ class Trainer:
             if self.config.train.ema is not None:
                 update_ema(self.engine, self.config.train.ema)
         return StepOutcome(losses, routing, rate, applied, started, self._data_seconds)
+
+    def is_recorded(self, step: int) -> bool:
+        """Whether a step's metrics are recorded even if nobody asks the run to stop in it."""
+        return due(step, self.config.log.every) or step in (self._first_step, self.config.train.steps)
 
     def conclude(
         self, outcome: StepOutcome, stop_signal: int = 0, written: bool = False, minutes_over: bool = False
@@ -117,10 +129,12 @@ class Trainer:
             shards_read=loader.shards_read,
             bad_shards=sum(loader.bad_shards.values()),
             truncated=loader.truncated,
+            left_out=loader.left_out,
             stop_signal=stop_signal,
             written=written,
             minutes_over=minutes_over,
             own_seconds=self._own_time.means(),
+            by_source=self._by_source.sums,
         )
         with region("agree"):
             boundary = agree(mine, self.processes)
@@ -147,7 +161,27 @@ class Trainer:
             "train/loss_contrastive": report.boundary.contrastive,
             "train/loss_aux": report.boundary.auxiliary,
         }
-        return losses | values | self._counts(outcome, report.boundary) | self._performance(outcome, report)
+        return (
+            losses
+            | self._of_sources(report.boundary)
+            | values
+            | self._counts(outcome, report.boundary)
+            | self._performance(outcome, report)
+        )
+
+    def _of_sources(self, boundary: Boundary) -> dict[str, float]:
+        """Pairs of each source so far, and the mean loss of those in this step, where the run has several."""
+        names, streams, pairs = self._by_source.names, self.loader.streams, self.progress.pairs
+        if not names:
+            return {}
+        now = self.loader.mixture.drawn_by_all(streams, pairs)
+        before = self.loader.mixture.drawn_by_all(streams, pairs - self.config.train.batch_size)
+        found = {f"data/source/{name}/pairs": float(now[name]) for name in names}
+        for name, total in zip(names, boundary.by_source, strict=True):
+            count = now[name] - before.get(name, 0)
+            if count and total:
+                found[f"train/loss_contrastive/{name}"] = total / count
+        return found
 
     def loads(self, outcome: StepOutcome) -> Loads:
         """The load of every expert in a step. It waits for the device, like `measure`."""
@@ -173,6 +207,7 @@ class Trainer:
                 batch = next(self.loader)
             self._data_seconds += time.perf_counter() - started
             self.progress.pairs += self.config.train.batch_size // self.config.train.accumulate
+            self._by_source.drew(batch.sources)
             pixels, texts = batch.images, batch.texts
             if self.config.train.in_pieces:  # they stay for a second pass, while the workers' shared memory may be small
                 pixels, texts = (tensor.clone() if tensor.is_shared() else tensor for tensor in (pixels, texts))
@@ -195,6 +230,7 @@ class Trainer:
         met = {
             "data/bad_samples": float(boundary.bad),
             "data/bad_shards": float(boundary.bad_shards),
+            "data/left_out": boundary.left_out / boundary.read if boundary.read else 0.0,
             "data/truncated_captions": boundary.truncated / self.progress.pairs,
         }
         return {name: value for name, value in met.items() if value} | {

@@ -17,7 +17,9 @@ from trainer.config.schema import DataConfig
 from trainer.data.batch import Batch
 from trainer.data.limits import check_bad_share
 from trainer.data.loader import TrainingLoader, training_loader
+from trainer.data.order.mixture import Mixture, Phase, Source
 from trainer.data.order.progress import DataProgress
+from trainer.data.shards.captions import CaptionRule, Labels
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import UserError
 
@@ -35,7 +37,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def open_loader(
-    shards: list[str],
+    shards: list[str] | Mixture,
     tokenizer: Tokenizer,
     rank: int = 0,
     world: int = 1,
@@ -60,7 +62,7 @@ def open_loader(
     )
 
 
-def batches(shards: list[str], tokenizer: Tokenizer, count: int, **options: Any) -> list[Batch]:
+def batches(shards: list[str] | Mixture, tokenizer: Tokenizer, count: int, **options: Any) -> list[Batch]:
     loader = open_loader(shards, tokenizer, **options)
     try:
         made = [next(loader) for _ in range(count)]
@@ -71,7 +73,7 @@ def batches(shards: list[str], tokenizer: Tokenizer, count: int, **options: Any)
         loader.close()
 
 
-def global_batches(shards: list[str], tokenizer: Tokenizer, count: int, world: int, **data: Any) -> list[Batch]:
+def global_batches(shards: list[str] | Mixture, tokenizer: Tokenizer, count: int, world: int, **data: Any) -> list[Batch]:
     ranks = [batches(shards, tokenizer, count, rank=rank, world=world, **data) for rank in range(world)]
     return [
         Batch(
@@ -483,3 +485,81 @@ def test_workers_end_when_the_training_process_is_killed(shards: list[str], tmp_
     ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=200, check=False)
     assert ended.returncode == -signal.SIGKILL
     assert len(ended.stdout.split()) == 2
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Mixture:
+    """Captions under two keys; bad samples; and classes, of which one shard is all there is."""
+    folder = tmp_path_factory.mktemp("sources")
+    for name in ("web", "bad"):
+        (folder / name).mkdir()
+    samples = [pair(number) | {"json": b'{"other": "a small set"}'} for number in range(24)]
+    web = [write_shard(folder / "web" / f"{shard}.tar", samples[shard::8]) for shard in range(8)]
+    classes = write_shard(folder / "classes.tar", [{"jpg": jpeg(n), "cls": n % 2} for n in range(12)])
+    sources = [
+        Source("web", web, CaptionRule(chances=(("txt", 0.25), ("other", 0.75)))),
+        Source("bad", damaged(folder / "bad")[:3], CaptionRule()),
+        Source("classes", [classes], CaptionRule(labels=Labels(["picture", "number"], ["set {c}", "small {c}", "of {c}"]))),
+    ]
+    return Mixture(sources, [Phase(0, {"web": 4, "bad": 1, "classes": 3})])
+
+
+@pytest.mark.parametrize(("world", "workers"), [(1, 2), (4, 0), (2, 3)])
+def test_a_mixture_does_not_depend_on_ranks_workers_and_resumes(
+    mixture: Mixture, tokenizer: Tokenizer, world: int, workers: int
+) -> None:
+    whole = batches(mixture, tokenizer, 9)
+    assert same(global_batches(mixture, tokenizer, 9, world, workers=workers), whole)
+    assert same(global_batches(mixture, tokenizer, 4, world, workers=workers, start=5), whole[5:])
+
+
+def test_every_pair_has_its_source_and_a_bad_one_is_replaced_from_it(mixture: Mixture, tokenizer: Tokenizer) -> None:
+    made = batches(mixture, tokenizer, 24)
+    sources = [source for batch in made for source in batch.sources]
+    ids = [pair_id for batch in made for pair_id in batch.ids]
+    assert Counter(sources) == mixture.drawn_by_all(8, len(ids)) == {"web": 192, "bad": 48, "classes": 144}
+    folders = {"web": "web", "bad": "bad", "classes": "sources0"}
+    assert all(
+        Path(pair_id).parents[1].name.startswith(folders[source][:7]) for source, pair_id in zip(sources, ids, strict=True)
+    )
+    assert sum(sum(batch.bad.values()) for batch in made) > 5
+    for batch in made:
+        of_bad = [pair_id for source, pair_id in zip(batch.sources, batch.ids, strict=True) if source == "bad"]
+        assert len(of_bad) == len(set(of_bad)), "no pair twice in a batch for a bad one"
+
+
+def test_captions_are_drawn_with_their_probabilities_and_classes_at_every_visit_anew(
+    mixture: Mixture, tokenizer: Tokenizer
+) -> None:
+    texts: dict[str, Counter[str]] = {"web": Counter(), "bad": Counter(), "classes": Counter()}
+    for batch in batches(mixture, tokenizer, 40, text_length=30):
+        for source, row, pair_id in zip(batch.sources, batch.texts.tolist(), batch.ids, strict=True):
+            texts[source][tokenizer.decode(row) if source == "web" else f"{int(pair_id[-6:]) % 2}: {tokenizer.decode(row)}"] += 1
+    assert texts["web"]["a small set"] / texts["web"].total() == pytest.approx(0.75, abs=0.07)
+    assert set(texts["classes"]) == {
+        f"{label}: {prompt} {name}" for label, name in enumerate(("picture", "number")) for prompt in ("set", "small", "of")
+    }
+    assert max(texts["classes"].values()) < 2 * min(texts["classes"].values())
+
+
+def test_what_a_source_leaves_out_is_counted_but_not_bad(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    samples = [{"jpg": jpeg(number, 24, 20 if number % 3 else 10), "txt": "picture number"} for number in range(30)]
+    shards = [write_shard(tmp_path / f"{index}.tar", samples) for index in range(2)]
+    small = Mixture([Source("a", shards, CaptionRule(min_side=12))], [Phase(0, {"a": 1})])
+    loader = open_loader(small, tokenizer)
+    for _ in range(10):
+        assert all(int(pair_id[-6:]) % 3 for pair_id in next(loader).ids)
+    report = loader.report()
+    assert report.bad == {}
+    assert report.left_out == pytest.approx(report.read / 3, abs=2)
+    assert report.lengths == {f"a:{shard}": 20 for shard in shards}
+
+
+def test_a_source_of_few_shards_says_how_often_they_are_read(
+    mixture: Mixture, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        global_batches(mixture, tokenizer, 1, 4)
+    told = [record.getMessage() for record in caplog.records if "readers share" in record.getMessage()]
+    assert [line.partition(":")[0] for line in told] == ["bad", "classes"]
+    assert "classes: 4 readers share 1 streams of shards: each shard is read 4.0 times an epoch" in told[1]

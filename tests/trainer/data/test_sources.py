@@ -53,7 +53,8 @@ def test_a_set_that_is_not_there_cannot_be_switched_off(tmp_path: Path) -> None:
 
 def test_the_first_and_last_shard_and_what_was_seen_are_told(tmp_path: Path) -> None:
     shards = write_shards(tmp_path, 20, 6)
-    found = check_training_data(config(str(tmp_path)))
+    (source,) = check_training_data(config(str(tmp_path)))
+    found = source.shards
     assert found.names == shards
     assert found.told() == f"20 shards, {shards[0]} … {shards[-1]}: 32 captions in 32 of 32 samples of 8 shards looked at"
 
@@ -88,7 +89,7 @@ def test_a_part_that_cannot_be_used_is_a_warning(tmp_path: Path, caplog: pytest.
     shards = write_shards(tmp_path, 2, 3)
     write_shard(Path(shards[1]), [{"jpg": b"no image", "txt": "a"}])
     with caplog.at_level(logging.WARNING):
-        assert check_training_data(config(shards)).look.usable == 3
+        assert check_training_data(config(shards))[0].shards.look.usable == 3
     assert f"data.train: some of the samples looked at cannot be used: {shards[1]}/000000: image cannot be decoded" in caplog.text
 
 
@@ -135,6 +136,6 @@ def test_a_break_that_is_seen_at_the_start_is_told_once(tmp_path: Path, caplog: 
     shards = write_shards(tmp_path, 3, 3)
     Path(shards[1]).write_bytes(Path(shards[1]).read_bytes().rstrip(b"\0"))
     with caplog.at_level(logging.WARNING):
-        assert check_training_data(config(shards)).look.broken.keys() == {shards[1]}
+        assert check_training_data(config(shards))[0].shards.look.broken.keys() == {shards[1]}
     assert len(caplog.records) == 1
     assert f"{shards[1]}: the shard ends early: " in caplog.text

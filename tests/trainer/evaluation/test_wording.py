@@ -7,9 +7,10 @@ import pytest
 
 from tests.trainer.evaluation.test_zeroshot import CLASSES, TEMPLATES, write_folder
 from trainer.config.schema import EvalConfig
+from trainer.data.wording import BENCHMARK_PROMPTS, read_classes, read_prompts
 from trainer.errors import UserError
 from trainer.evaluation.classification_set import read_classification_set
-from trainer.evaluation.wording import BENCHMARK_PROMPTS, OWN, Wording, Wordings, read_classes, read_prompts
+from trainer.evaluation.wording import OWN, Wording, Wordings
 
 OPEN_CLIP = """
 OPENAI_IMAGENET_TEMPLATES = (lambda c: f'a bad photo of a {c}.', lambda c: f'the {c} in a {{frame}}.')

@@ -15,13 +15,20 @@ from trainer.errors import UserError
 MOST_STREAMS = 64  # unless there are more readers: every stream holds its own shuffle buffer
 
 
-def stream_shards(shards: list[str], seed: int, stream: int, streams: int) -> Iterator[tuple[int, str]]:
-    """A stream's endless (epoch, shard): every streams-th of all epochs' shuffled shard lists, laid end to end."""
+def stream_shards(
+    shards: list[str], seed: int | str, stream: int, streams: int, replacement: bool = False
+) -> Iterator[tuple[int, str]]:
+    """A stream's endless (epoch, shard): every streams-th of all epochs' shuffled shard lists, laid end to end.
+
+    replacement: an epoch is as many shards, each drawn from all of them (as webdataset's ResampledShards).
+    """
 
     def all_epochs() -> Iterator[tuple[int, str]]:
         for epoch in count():
-            order = list(shards)
-            random.Random(f"{seed}/shards/{epoch}").shuffle(order)
+            rng = random.Random(f"{seed}/shards/{epoch}")
+            order = rng.choices(shards, k=len(shards)) if replacement else list(shards)
+            if not replacement:
+                rng.shuffle(order)
             yield from ((epoch, shard) for shard in order)
 
     return islice(all_epochs(), stream, None, streams)
@@ -81,8 +88,12 @@ def rows_of_reader(batch_size: int, streams: int, rank: int, world: int, worker:
     ]
 
 
-def times_read(batch_size: int, streams: int, world: int, workers: int) -> float:
-    """How often each shard is read an epoch: once, or more where readers share streams."""
-    ranks = range(world)
-    parts = (rows_of_reader(batch_size, streams, rank, world, worker, workers) for rank in ranks for worker in range(workers))
-    return sum(map(len, parts)) / streams
+def times_read(batch_size: int, streams: int, world: int, workers: int, sharing: int = 1) -> float:
+    """How often each shard is read an epoch: once, or more where readers share streams.
+
+    sharing: neighbours among the canonical streams that have one stream of shards together, of which a reader reads it once.
+    """
+    parts = [
+        rows_of_reader(batch_size, streams, rank, world, worker, workers) for rank in range(world) for worker in range(workers)
+    ]
+    return sum(len({rows.stream // sharing for rows in part}) for part in parts) / (streams // sharing)

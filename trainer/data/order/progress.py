@@ -18,7 +18,9 @@ class DataProgress:
     truncated: captions drawn so far that are too long for the model.
     lengths: usable pairs by shard, for shards that were read to their end; a pair has an image file and a caption.
     short: by `epoch/shard`, how many pairs a shard gave in an epoch in which it ended early. The order of the data has that many
-    positions for it in that epoch, and as many as its length in the others.
+    positions for it in that epoch, and as many as its length in the others. In both, the name of a source comes before that of
+    a shard, as in `epoch/shard` and `coco:shard`.
+    left_out: samples that are smaller than their source asks for.
     """
 
     read: int = 0
@@ -28,6 +30,7 @@ class DataProgress:
     bad_shards: dict[str, int] = field(default_factory=dict)
     short: dict[str, int] = field(default_factory=dict)
     truncated: int = 0
+    left_out: int = 0
 
     def merged(self, reports: Iterable["DataProgress"]) -> "DataProgress":
         """The progress after this one, from the reports of all ranks: their counters are totals, their lengths are new ones."""
@@ -36,6 +39,7 @@ class DataProgress:
             after.read += report.read
             after.shards += report.shards
             after.truncated += report.truncated
+            after.left_out += report.left_out
             add_counts(after.bad, report.bad)
             add_counts(after.bad_shards, report.bad_shards)
             keep_longest(after.lengths, report.lengths)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from trainer.data.order.progress import ShardLengths
 from trainer.data.shards.archive import warn_once
-from trainer.data.shards.captions import CaptionRule, require_pair
+from trainer.data.shards.captions import CaptionRule, TooSmall, require_pair
 from trainer.data.shards.opening import Remote
 from trainer.data.shards.samples import Unusable, read_samples
 from trainer.errors import UserError
@@ -21,16 +21,21 @@ class Pair:
     shard: str
     id: str
     image: bytes
-    captions: list[str]
+    captions: Sequence[str]
+    chances: list[float] | None = None  # of the captions, in proportion; None: all the same
     lost: bool = False  # stands in for a pair that can no longer be read
     problem: str = ""
 
 
 @dataclass
 class Tally:
-    """What was read since the last `take`: samples and shards, and by shard the unusable samples and the breaks among them."""
+    """What was read since the last `take`: samples and shards, and by shard the unusable samples and the breaks among them.
+
+    left_out: samples that are smaller than their source asks for.
+    """
 
     read: int = 0
+    left_out: int = 0
     bad: Counter[str] = field(default_factory=Counter)
     shards: int = 0  # opened
     bad_shards: Counter[str] = field(default_factory=Counter)
@@ -43,14 +48,15 @@ class Tally:
     def add(self, other: "Tally") -> None:
         """Add the counts of another."""
         self.read += other.read
+        self.left_out += other.left_out
         self.bad.update(other.bad)
         self.shards += other.shards
         self.bad_shards.update(other.bad_shards)
 
     def take(self) -> "Tally":
         """What was counted so far; counting starts again at zero."""
-        taken = Tally(self.read, self.bad, self.shards, self.bad_shards)
-        self.read, self.bad, self.shards, self.bad_shards = 0, Counter(), 0, Counter()
+        taken = Tally(self.read, self.left_out, self.bad, self.shards, self.bad_shards)
+        self.read, self.left_out, self.bad, self.shards, self.bad_shards = 0, 0, Counter(), 0, Counter()
         return taken
 
 
@@ -123,15 +129,18 @@ class ShardReader:
                 self.patience.saw(shard, sample.broken)
                 continue
             try:
-                image, captions = require_pair(sample, self._captions)
+                image, captions, chances = require_pair(sample, self._captions)
             except Unusable as problem:
                 self.noted.read += 1
-                self.noted.note_bad(shard, sample.id, problem)
+                if isinstance(problem, TooSmall):
+                    self.noted.left_out += 1
+                else:
+                    self.noted.note_bad(shard, sample.id, problem)
                 self.patience.saw(sample.id, problem)
             else:
                 pairs += 1
                 self.patience.found()
-                yield Pair(shard, sample.id, image, captions)
+                yield Pair(shard, sample.id, image, captions, chances)
         self.lengths.learn(epoch, shard, pairs, whole)
         if not pairs:
             self.patience.missed(shard)

@@ -7,8 +7,10 @@ any position without decoding what comes before it, and usually without reading 
 import random
 from collections import deque
 from collections.abc import Iterator
-from itertools import groupby
+from dataclasses import dataclass
+from itertools import count, groupby
 from operator import itemgetter
+from typing import Protocol
 
 from trainer.data.order.dealing import stream_shards
 from trainer.data.order.progress import ShardLengths
@@ -21,13 +23,42 @@ from trainer.data.shards.opening import Remote
 PATIENCE = 16  # different shards in a row, beyond two epochs of a stream's own, that may have no usable pair
 
 
+class Spare(Protocol):
+    """A stream that has more pairs to look at."""
+
+    def look_ahead(self, distance: int) -> Pair:
+        """The pair that will be taken after `distance` others."""
+
+    def patience(self, samples: int = 0) -> Patience:
+        """A new limit for a search through its shards."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A pair and the generator for its augmentation; it has index `row` among the `of` that were taken at once.
+
+    source: its name, in a mixture.
+    """
+
+    pair: Pair
+    rng: random.Random
+    stream: Spare
+    row: int
+    of: int
+    source: str = ""
+
+    def substitutes(self) -> Iterator[Pair]:
+        """Pairs to stand in for this one, from after those it was taken with: none that is offered to another of these."""
+        return (self.stream.look_ahead(distance) for distance in count(self.row, self.of))
+
+
 class Stream:
     """What `next` returns, and what `tally` has counted at a position, depend only on seed and shards."""
 
     def __init__(
         self,
         shards: list[str],
-        seed: int,
+        seed: int | str,
         stream: int,
         streams: int,
         shuffle_buffer: int,
@@ -35,6 +66,7 @@ class Stream:
         start: int = 0,
         lengths: ShardLengths | None = None,
         remote: Remote | None = None,
+        replacement: bool = False,
     ) -> None:
         """Stream number `stream` of `streams`, as if `start` pairs had been taken from it, uncounted.
 
@@ -46,7 +78,7 @@ class Stream:
         self._buffer = max(1, shuffle_buffer)
         self._most_missed = min(len(shards), 2 * -(-len(shards) // streams) + PATIENCE)
         self._reader = ShardReader(captions or CaptionRule(), lengths or ShardLengths(), self.patience(), remote)
-        self._epochs = groupby(stream_shards(shards, seed, stream, streams), itemgetter(0))
+        self._epochs = groupby(stream_shards(shards, seed, stream, streams, replacement), itemgetter(0))
         self._ahead: deque[tuple[Pair, Tally]] = deque()
         self._pairs = self._all_epochs(start)
 
@@ -55,17 +87,25 @@ class Stream:
 
         Raises UserError when a shard that a resumed stream needs has changed, or too many have no usable pair.
         """
-        pair, noted = self._ahead.popleft() if self._ahead else self._pull()
-        rng = random.Random(f"{self._name}/{self.position}")
+        pair, noted = self._ahead.popleft() if self._ahead else self.pull()
+        rng = self.generator(self.position)
         self.position += 1
         self.tally.read += not pair.lost
         self.tally.add(noted)
         return pair, rng
 
+    def take(self, count: int) -> list["Taken"]:
+        """The next pairs, which belong together: if one of them proves unusable, it is replaced by one after them all."""
+        return [Taken(*self.next(), self, row, count) for row in range(count)]
+
+    def generator(self, position: int) -> random.Random:
+        """What the crop and the caption of a pair are drawn from."""
+        return random.Random(f"{self._name}/{position}")
+
     def look_ahead(self, distance: int) -> Pair:
         """The pair that `next` will return after `distance` others, to stand in for an undecodable one; the position stays."""
         while len(self._ahead) <= distance:
-            self._ahead.append(self._pull())
+            self._ahead.append(self.pull())
         pair, _ = self._ahead[distance]
         return pair
 
@@ -73,7 +113,7 @@ class Stream:
         """A new limit for a search through this stream's shards, which needs at least the given number of samples."""
         return Patience(self._most_missed, samples)
 
-    def _pull(self) -> tuple[Pair, Tally]:
+    def pull(self) -> tuple[Pair, Tally]:
         """A pair, and what was noted on the way to it: it counts when the pair is taken, not when it is looked at."""
         return next(self._pairs), self._reader.noted.take()
 

@@ -1,5 +1,6 @@
 """The image of a sample, whatever files it has."""
 
+import io
 import warnings
 from collections.abc import Sequence
 
@@ -32,6 +33,15 @@ def image_bytes(sample: Sample) -> bytes:
     if any(name.rpartition(".")[2] in IMAGES for name in sample.files):
         raise Unusable(f"its image is empty: it contains {held}")
     raise Unusable(f"{'several images' if images else 'no image'}: it contains {held}")
+
+
+def shorter_side(content: bytes) -> int | None:
+    """Pixels of an image's shorter side as its header says, None if it cannot be read: decoding will say why."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return min(image.size)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
 
 
 def decode_image(content: bytes, least_side: int = 0, background: Sequence[int] = preprocess.WHITE) -> Image.Image:

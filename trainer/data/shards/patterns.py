@@ -133,7 +133,7 @@ def _expand(text: str, what: str, wanted: _Wanted) -> list[str]:
 
 def _wanted_parts(what: str) -> tuple[str, ...]:
     """Names of PARTS for a configuration key, the best first."""
-    if what == "data.train":
+    if what == "data.train" or what.startswith("data.train."):  # a named source
         return TRAINING
     return ("validation", "test") if what == "data.val" else HELD_OUT
 

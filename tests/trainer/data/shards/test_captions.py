@@ -10,7 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.trainer.data.shards_on_disk import jpeg, pair, write_shard, write_shards
-from trainer.data.shards.captions import CaptionRule, captions_of, check_captions, label_of, read_captions, training_captions
+from trainer.data.shards.captions import (
+    CaptionRule,
+    Labels,
+    NoCaption,
+    TooSmall,
+    captions_of,
+    check_captions,
+    label_of,
+    read_captions,
+    require_pair,
+    training_captions,
+)
 from trainer.data.shards.opening import Remote
 from trainer.data.shards.samples import Sample, Unusable
 from trainer.errors import UserError
@@ -240,3 +251,39 @@ def test_captions_are_waited_for_as_long_as_the_configuration_says(
     assert not list(training_captions(["pipe:sleep 602"], DEFAULT, 10, Remote(timeout=0.2, tries=2)))
     for number in (601, 602):
         assert f"pipe:sleep {number}: the shard ends early: the command wrote nothing for 0.2 s (tried 2 times)" in caplog.text
+
+
+def test_captions_of_a_source_have_the_probability_of_their_key() -> None:
+    files = {"jpg": jpeg(1), "txt": b"one", "json": json.dumps({"more": ["two", "three"], "no": 3}).encode()}
+    rule = CaptionRule(chances=(("txt", 0.2), ("more", 0.5), ("no", 0.2), ("nor", 0.1)))
+    assert require_pair(sample(**files), rule)[1:] == (["one", "two", "three"], [0.2, 0.25, 0.25]), (
+        "what is missing counts for nothing"
+    )
+    assert require_pair(sample(**files), CaptionRule(chances=(("more", 1.0),)))[1:] == (["two", "three"], None)
+    with pytest.raises(NoCaption, match=r"'no' of its \.json is a number, not text"):
+        require_pair(sample(**files), CaptionRule(chances=(("no", 0.5), ("nor", 0.5))))
+    with pytest.raises(NoCaption, match=r"no \.json: it contains \.jpg \.txt"):
+        require_pair(sample(jpg=jpeg(1), txt=b"one"), CaptionRule(chances=(("more", 1.0),)))
+
+
+def test_captions_come_from_class_names_and_prompts() -> None:
+    rule = CaptionRule(labels=Labels(["cat", "{dog}"], ["a {c}.", "{c} {0}"]))
+    labelled = sample(jpg=jpeg(1), cls=b"1", txt=b"not this")
+    assert require_pair(labelled, rule)[1] == ("a {dog}.", "{dog} {0}")
+    assert require_pair(labelled, rule)[1] is require_pair(labelled, rule)[1], "one object for each class, tokenized once"
+    with pytest.raises(NoCaption, match=r"its \.cls is 2, but there are 2 class names, from 0"):
+        require_pair(sample(jpg=jpeg(1), cls=b"2"), rule)
+    with pytest.raises(NoCaption, match=r"it has no \.cls"):
+        require_pair(sample(jpg=jpeg(1), txt=b"one"), rule)
+    assert list(training_captions(["/no/shard.tar"], rule, 5)) == ["a cat.", "a {dog}.", "cat {0}", "{dog} {0}", "a cat."]
+
+
+def test_what_is_smaller_than_a_source_wants_is_left_out() -> None:
+    rule = CaptionRule(chances=(("txt", 0.5), ("more", 0.5)), min_side=20, min_length=4)
+    files = {"txt": b"one", "json": b'{"more": ["three", "four"]}'}
+    assert require_pair(sample(jpg=jpeg(1, 24, 20), **files), rule)[1:] == (["three", "four"], [0.25, 0.25])
+    with pytest.raises(TooSmall, match="19 pixels on the shorter side, fewer than min_side=20"):
+        require_pair(sample(jpg=jpeg(1, 19, 30), **files), rule)
+    with pytest.raises(TooSmall, match="its caption 'one' has fewer characters than min_length=4"):
+        require_pair(sample(jpg=jpeg(1, 24, 20), txt=b"one"), rule)
+    assert require_pair(sample(jpg=b"damaged", **files), rule)[0] == b"damaged", "decoding will say what is wrong with it"

@@ -18,7 +18,7 @@ def test_the_only_file_with_an_ending_is_meant() -> None:
 
 def test_one_dotted_pair_is_a_pair() -> None:
     sample = Sample("shard", "photo", {"1.jpg": jpeg(1), "1.txt": b"a dog"})
-    assert require_pair(sample, CaptionRule()) == (jpeg(1), ["a dog"])
+    assert require_pair(sample, CaptionRule()) == (jpeg(1), ["a dog"], None)
 
 
 def test_several_dotted_images_are_told() -> None:

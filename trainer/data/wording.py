@@ -1,0 +1,114 @@
+"""Class names and prompts, from a file or from the packages that publish those that go by a word; none are copied here."""
+
+import importlib.resources
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+from model.text import clean_text
+from trainer.data.text_files import decode_text, split_lines
+from trainer.errors import UserError, check_extra, did_you_mean, reason
+
+CLASSES = "classnames.txt"
+TEMPLATES = "zeroshot_classification_templates.txt"
+"""In a folder of CLIP_benchmark's layout."""
+OPEN_CLIP_PROMPTS = {"imagenet80": "OPENAI_IMAGENET_TEMPLATES", "simple": "SIMPLE_IMAGENET_TEMPLATES"}
+"""CLIP's 80 prompts for ImageNet, and its authors' selection of seven of them, by their names in open_clip."""
+OPEN_CLIP_CLASSES = {"imagenet": "IMAGENET_CLASSNAMES"}
+BENCHMARK_PROMPTS = "datasets/en_zeroshot_classification_templates.json"
+"""In CLIP_benchmark's package: the prompts of each data set."""
+
+
+def read_prompts(asked: str, key: str = "eval.prompts") -> list[str]:
+    """The prompts behind a word or in a file, each with `{c}` for the class name. Raises UserError where there are none.
+
+    key: of the configuration, for messages.
+    """
+    what = f"{key}={asked}"
+    if asked in OPEN_CLIP_PROMPTS:
+        return [template("{c}") for template in getattr(_of_open_clip(what), OPEN_CLIP_PROMPTS[asked])]
+    if Path(asked).is_file():
+        return read_templates(Path(asked))
+    of_benchmark = _of_clip_benchmark()
+    if asked in of_benchmark:
+        return list(of_benchmark[asked])
+    known = [*OPEN_CLIP_PROMPTS, *of_benchmark]
+    more = "" if of_benchmark else ", and, with limoe-trainer[clip-benchmark], the names of CLIP_benchmark's data sets"
+    raise UserError(f"{what} is no file and no word{did_you_mean(asked, known)}: the words are {', '.join(known)}{more}")
+
+
+def read_classes(asked: str, key: str = "eval.classes") -> list[str]:
+    """The class names behind a word or in a file, in label order. Raises UserError where there are none.
+
+    key: of the configuration, for messages.
+    """
+    what = f"{key}={asked}"
+    if asked in OPEN_CLIP_CLASSES:
+        return list(getattr(_of_open_clip(what), OPEN_CLIP_CLASSES[asked]))
+    if Path(asked).is_file():
+        return read_names(Path(asked))
+    words = ", ".join(OPEN_CLIP_CLASSES)
+    raise UserError(f"{what} is no file and no word{did_you_mean(asked, OPEN_CLIP_CLASSES)}: the words are {words}")
+
+
+def read_names(path: Path) -> list[str]:
+    """The class names in a file. Raises UserError when there are none, or one is empty."""
+    names = _read_lines(path, "one class name per line, in label order")
+    if "" in names:
+        raise UserError(f"{path}: line {names.index('') + 1} is empty; every label needs a name")
+    return names
+
+
+def read_templates(path: Path) -> list[str]:
+    """The prompts in a file. Raises UserError when there are none, or one has no place for the class name."""
+    templates = [line for line in _read_lines(path, "one prompt per line, with {c} for the class name") if line]
+    for template in templates:
+        if "{c}" not in template:
+            raise UserError(f"{path}: '{template}' does not say where the class name goes; write {{c}} there")
+    return templates
+
+
+def read_text(path: Path) -> str:
+    """The text of a file. Raises UserError when it cannot be read."""
+    try:
+        return decode_text(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {reason(error)}") from error
+    except UserError as problem:
+        raise UserError(f"{path} {problem}") from None
+
+
+def _read_lines(path: Path, content: str) -> list[str]:
+    """The lines, cleaned (model.text), empty ones at the beginning and the end left out; at least one."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing; write {content}")
+    lines = [clean_text(line) for line in split_lines(read_text(path))]
+    while lines and not lines[-1]:
+        lines.pop()
+    while lines and not lines[0]:
+        lines.pop(0)
+    if not lines:
+        raise UserError(f"{path} is empty; write {content}")
+    return lines
+
+
+def _of_open_clip(what: str) -> ModuleType:
+    """The module that has them, without the package around it, which would load torchvision and timm."""
+    check_extra("open_clip", "open-clip", f"{what} needs open_clip_torch")
+    package = importlib.util.find_spec("open_clip")
+    assert package is not None and package.submodule_search_locations is not None  # just checked; it is a package
+    spec = importlib.util.spec_from_file_location(
+        "zero_shot_metadata", Path(package.submodule_search_locations[0]) / "zero_shot_metadata.py"
+    )
+    assert spec is not None and spec.loader is not None
+    metadata = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(metadata)
+    return metadata
+
+
+def _of_clip_benchmark() -> dict[str, list[str]]:
+    """By data set; empty without the package."""
+    if importlib.util.find_spec("clip_benchmark") is None:
+        return {}
+    return dict(json.loads(importlib.resources.files("clip_benchmark").joinpath(BENCHMARK_PROMPTS).read_text("utf-8")))
