@@ -34,14 +34,14 @@ def contrastive(processes: Processes) -> tuple[Tensor, ...]:
     images, texts, scale = pairs()
     inputs = [*rows_of(processes.rank, processes.world, images, texts), scale]
     image, text, scale = (value.clone().requires_grad_() for value in inputs)
-    loss = contrastive_loss(image, text, scale, peers)
+    loss = contrastive_loss(image, text, scale, None, peers)
     return loss.detach(), *torch.autograd.grad(loss, (image, text, scale))
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_the_contrastive_loss_and_its_gradients_are_those_of_one_process(world):
     image, text, scale = (value.clone().requires_grad_() for value in pairs())
-    loss = contrastive_loss(image, text, scale, SingleProcess())
+    loss = contrastive_loss(image, text, scale, None, SingleProcess())
     wanted = [loss.detach(), *torch.autograd.grad(loss, (image, text, scale))]
     losses, images, texts, scales = zip(*run_distributed(contrastive, world), strict=True)
     # The engine averages gradients over processes; the mean is the gradient of the global batch.

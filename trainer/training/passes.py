@@ -60,6 +60,7 @@ class Passes:
         self._config = config
         self._peers = peers
         self._computing = computing
+        self._of_losses = (config.router.aux, config.model.routed_experts, peers, config.train.loss_chunk)
 
     def backward(self, pieces: Iterable[Piece], step: int) -> list[Losses]:
         """Add up the gradients of a step's `train.accumulate` micro-batches; the engine takes its step after the last of them.
@@ -79,7 +80,7 @@ class Passes:
             with region("forward"), self._computing():
                 output = self._engine(images, texts, self._draw(images, texts, generators))
             with region("loss"):
-                losses = training_losses(output, self._config.router.aux, self._config.model.routed_experts, self._peers)
+                losses = training_losses(output, *self._of_losses)
             with region("backward"):
                 self._engine.backward(losses.total)
             with region("optimizer"):
@@ -92,9 +93,7 @@ class Passes:
         seen = [(piece, self._first_pass(piece, noise.generators(number))) for number, piece in enumerate(pieces)]
         first_passes = [first for _, first in seen]
         with region("loss"):
-            losses, gradients = whole_losses(
-                first_passes, self._config.router.aux, self._config.model.routed_experts, self._peers
-            )
+            losses, gradients = whole_losses(first_passes, *self._of_losses)
         for number, ((piece, first), gradient) in enumerate(zip(seen, gradients, strict=True)):
             images, texts = piece()
             drawn = self._draw(images, texts, noise.generators(number))
