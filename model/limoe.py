@@ -60,7 +60,8 @@ class LogitBias(Float32Module):
 
     def forward(self) -> Tensor:
         """The bias, a float32 scalar (float64 stays)."""
-        return self.logit_bias.to(torch.promote_types(self.logit_bias.dtype, torch.float32)).squeeze(0)
+        # A tensor of its own: the optimizer changes the parameter's memory, and ZeRO-3 takes it away.
+        return self.logit_bias.to(torch.promote_types(self.logit_bias.dtype, torch.float32)).squeeze(0).clone()
 
 
 @dataclass(frozen=True)

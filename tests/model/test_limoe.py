@@ -211,6 +211,9 @@ def test_with_the_sigmoid_loss_the_logits_have_a_bias_and_no_largest_scale() -> 
     net = LIMoE(tiny(loss="sigmoid", initial_scale=150.0), RouterConfig()).initialise(0).bfloat16()
     bias, scale = net(*pairs(2, net.config, dtype=torch.bfloat16)).bias, net.scale()
     assert bias.shape == () and bias.dtype == torch.float32 and bias.item() == -10.0
+    with torch.no_grad():
+        net.bias.logit_bias.add_(1.0)
+    assert bias.item() == -10.0, "what is measured after a step is what the step used"
     assert scale.item() == pytest.approx(150.0) and gradients(-scale, [net.scale.log_scale])[0].item() < 0
     assert LIMoE(tiny(loss="sigmoid", initial_bias=-3.14), RouterConfig()).initialise(0).bias().item() == pytest.approx(-3.14)
     others = model(tiny())
