@@ -13,6 +13,8 @@ from model.config import ModelConfig
 BLOCK = re.compile(r"(towers\.\d+\.blocks\.)(\d+)(\..*)")
 PATCHES, KERNEL = "patches.position", "patches.project.weight"
 WORDS, TABLE = "tokens.position", "tokens.table.weight"
+LOGITS = ("scale.log_scale", "bias.logit_bias")
+"""The scale and bias of the logits, which mean something for one contrastive loss alone."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,17 @@ class Adaptation:
     def changes_nothing(self) -> bool:
         """Whether every tensor is taken as it is, under its own name."""
         shapes = [(one.image_size, one.patch, one.text_length, one.vocabulary) for one in (self.source, self.target)]
-        return shapes[0] == shapes[1] and self.same_pieces and self.blocks == same_blocks(self.source.layers)
+        return shapes[0] == shapes[1] and self.same_pieces and self.same_loss and self.blocks == same_blocks(self.source.layers)
+
+    @property
+    def same_loss(self) -> bool:
+        """Whether both are trained with the same contrastive loss; if not, the scale and bias of the logits start anew."""
+        return self.source.loss == self.target.loss
 
     def names(self, name: str) -> list[str]:
-        """The target's tensors that start from one of the source: none if its block is left out, several if it is used again."""
+        """The target's tensors that start from one of the source: none if it is left out, several if its block is used again."""
+        if name in LOGITS and not self.same_loss:
+            return []
         found = BLOCK.fullmatch(name)
         if found is None:
             return [name]

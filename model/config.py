@@ -157,7 +157,15 @@ class ModelConfig:
     text_length: int = option(16, "most tokens per text, including the end-of-text token", at_least=1, identity=True)
     vocabulary: int = option(2048, "largest number of SentencePiece tokens", at_least=1, identity=True)
     embedding: int = option(128, "width of the embedding space shared by images and texts", at_least=1, identity=True)
+    loss: str = option(
+        "softmax",
+        "the contrastive loss that the model is trained with: softmax over the batch (CLIP, LIMoE), or sigmoid of every pair by "
+        "itself (SigLIP), with a learned bias of the logits",
+        choices=("softmax", "sigmoid"),
+        identity=True,
+    )
     initial_scale: float = option(10.0, "logit scale (1 / temperature) at the start of training", above=0)
+    initial_bias: float = option(-10.0, "bias of the logits at the start of training; only with model.loss=sigmoid")
 
     @property
     def routed_experts(self) -> int:

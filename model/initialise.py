@@ -26,10 +26,11 @@ def _draw(shape: torch.Size, std: float, seed: int, name: str) -> Tensor:
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, seed: int, first_expert: int, initial_scale: float) -> None:
+def initialise(model: nn.Module, seed: int, first_expert: int, initial_scale: float, initial_bias: float) -> None:
     """Fill every parameter: matrices with std 1/sqrt(fan-in), tables with 0.02, norms with ones, biases with zeros.
 
     first_expert: the global index of the first expert this process owns, so that expert e starts the same wherever it is.
+    initial_scale, initial_bias: of the logits.
     """
     modules = dict(model.named_modules())
     for name, parameter in model.named_parameters():
@@ -40,6 +41,8 @@ def initialise(model: nn.Module, seed: int, first_expert: int, initial_scale: fl
                 weight.copy_(_draw(weight.shape, 1 / math.sqrt(weight.shape[0]), seed, f"{name}/{first_expert + local}"))
         elif leaf == "log_scale":
             parameter.fill_(math.log(initial_scale))
+        elif leaf == "logit_bias":
+            parameter.fill_(initial_bias)
         elif isinstance(module, nn.LayerNorm):
             parameter.fill_(1.0 if leaf == "weight" else 0.0)
         elif leaf.endswith("bias"):

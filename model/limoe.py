@@ -20,7 +20,7 @@ from model.routing import Assignment
 from model.stream import IMAGE, MODALITIES, TEXT, TokenStream, join
 
 MAX_SCALE = 100.0
-"""Largest logit scale (CLIP, section 2.5)."""
+"""Largest logit scale with the softmax loss (CLIP, section 2.5); with the sigmoid loss it has no limit (SigLIP, algorithm 1)."""
 
 
 class _ClampAtMaximum(torch.autograd.Function):
@@ -38,16 +38,30 @@ class _ClampAtMaximum(torch.autograd.Function):
 
 
 class LogitScale(Float32Module):
-    """The learned scale of the logits, 1 / temperature, at most MAX_SCALE. A module, so that ZeRO-3 fetches its parameter."""
+    """The learned scale of the logits, 1 / temperature. A module, so that ZeRO-3 fetches its parameter."""
 
-    def __init__(self) -> None:
+    def __init__(self, maximum: float = MAX_SCALE) -> None:
         super().__init__()
+        self.maximum = maximum
         self.log_scale = nn.Parameter(torch.empty(1))
 
     def forward(self) -> Tensor:
         """The scale, a float32 scalar (float64 stays)."""
         value = self.log_scale.to(torch.promote_types(self.log_scale.dtype, torch.float32))
-        return _ClampAtMaximum.apply(value, math.log(MAX_SCALE)).exp().squeeze(0)
+        return _ClampAtMaximum.apply(value, math.log(self.maximum)).exp().squeeze(0)
+
+
+class LogitBias(Float32Module):
+    """What is added to the scaled cosines of the sigmoid loss: it learns how rare pairs are (SigLIP, section 3.2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logit_bias = nn.Parameter(torch.empty(1))
+
+    def forward(self) -> Tensor:
+        """The bias, a float32 scalar (float64 stays)."""
+        # A tensor of its own: the optimizer changes the parameter's memory, and ZeRO-3 takes it away.
+        return self.logit_bias.to(torch.promote_types(self.logit_bias.dtype, torch.float32)).squeeze(0).clone()
 
 
 @dataclass(frozen=True)
@@ -55,14 +69,16 @@ class Output:
     """The result of a forward pass. images, texts: L2-normalised `[B, embedding]`, None for a modality that was not given.
 
     features: what was projected to these, by modality (IMAGE, TEXT): the mean of its tokens after the last block, `[B, width]`;
-    scale: the logit scale, a scalar; routing: packed routing sums of this process by expert layer (model.auxiliary);
-    assignments: what the expert layers decided, by layer, for another pass over the same batch.
+    scale: the logit scale, bias: what is added to the scaled cosines, scalars; no bias (None) with the softmax loss; routing:
+    packed routing sums of this process by expert layer (model.auxiliary); assignments: what the expert layers decided, by layer,
+    for another pass over the same batch.
     """
 
     images: Tensor | None
     texts: Tensor | None
     features: dict[int, Tensor]
     scale: Tensor
+    bias: Tensor | None
     routing: dict[int, Tensor]
     assignments: dict[int, Assignment]
 
@@ -81,7 +97,9 @@ class LIMoE(nn.Module):
         self.tokens = TextEmbed(config)
         self.towers = nn.ModuleList(Encoder(config, router, peers) for _ in range(config.towers))
         self.heads = nn.ModuleDict({name: nn.Linear(config.width, config.embedding, bias=False) for name in MODALITIES})
-        self.scale = LogitScale()
+        by_itself = config.loss == "sigmoid"
+        self.scale = LogitScale(math.inf if by_itself else MAX_SCALE)
+        self.bias = LogitBias() if by_itself else None
         self.first_expert = peers.expert_rank * (config.routed_experts // peers.expert_parallel)
 
     @classmethod
@@ -92,7 +110,7 @@ class LIMoE(nn.Module):
 
     def initialise(self, seed: int) -> "LIMoE":
         """Fill the parameters from the seed; see model.initialise."""
-        initialise(self, seed, self.first_expert, self.config.initial_scale)
+        initialise(self, seed, self.first_expert, self.config.initial_scale, self.config.initial_bias)
         return self
 
     def forward(
@@ -120,7 +138,8 @@ class LIMoE(nn.Module):
             routing |= sums
             used |= tower_used
         embeddings = {modality: self._project(modality, pooled_bd) for modality, pooled_bd in features.items()}
-        return Output(embeddings.get(IMAGE), embeddings.get(TEXT), features, self.scale(), routing, used)
+        bias = None if self.bias is None else self.bias()
+        return Output(embeddings.get(IMAGE), embeddings.get(TEXT), features, self.scale(), bias, routing, used)
 
     def _streams(self, sequences: list[tuple[int, Tensor, Tensor]]) -> list[tuple[nn.Module, TokenStream]]:
         """Which tower reads what: one takes both modalities, two take one each."""

@@ -17,8 +17,8 @@ from model.peers import Peers
 class Losses:
     """total: what is differentiated; its mean over processes is the loss of the global batch, and so for contrastive.
 
-    auxiliary and parts are equal on all processes already. routing: sums over all processes by expert layer. scale: the logit
-    scale. Only total and routing have a graph.
+    auxiliary and parts are equal on all processes already. routing: sums over all processes by expert layer. scale, bias: of the
+    logits, as in Output. Only total and routing have a graph.
     """
 
     total: Tensor
@@ -27,20 +27,32 @@ class Losses:
     parts: dict[str, Tensor]
     routing: dict[int, RoutingSums]
     scale: Tensor
+    bias: Tensor | None
 
 
-def training_losses(output: Output, aux: AuxiliaryConfig, experts: int, peers: Peers) -> Losses:
-    """The losses of one batch of pairs; one collective serves the statistics of all expert layers."""
+def training_losses(output: Output, aux: AuxiliaryConfig, experts: int, peers: Peers, chunk: int | None = None) -> Losses:
+    """The losses of one batch of pairs; one collective serves the statistics of all expert layers.
+
+    chunk: rows of the contrastive loss's logits that are computed at a time, None: all.
+    """
     if output.images is None or output.texts is None:
         raise ValueError("the contrastive loss needs both images and texts")
-    contrastive = contrastive_loss(output.images, output.texts, output.scale, peers)
-    return with_auxiliary(contrastive, output.routing, output.scale, aux, experts, peers)
+    contrastive = contrastive_loss(output.images, output.texts, output.scale, output.bias, peers, chunk)
+    return with_auxiliary(contrastive, output.routing, (output.scale, output.bias), aux, experts, peers)
 
 
 def with_auxiliary(
-    contrastive: Tensor, packed: Mapping[int, Tensor], scale: Tensor, aux: AuxiliaryConfig, experts: int, peers: Peers
+    contrastive: Tensor,
+    packed: Mapping[int, Tensor],
+    logits: tuple[Tensor, Tensor | None],
+    aux: AuxiliaryConfig,
+    experts: int,
+    peers: Peers,
 ) -> Losses:
-    """The auxiliary losses added to the contrastive one; packed: the routing sums of this process, as in Output."""
+    """The auxiliary losses added to the contrastive one.
+
+    packed: the routing sums of this process; logits: their scale and bias, all as in Output.
+    """
     routing: dict[int, RoutingSums] = {}
     if packed:
         sums = peers.sum(torch.stack(list(packed.values())))
@@ -52,5 +64,6 @@ def with_auxiliary(
         auxiliary=torch.zeros_like(contrastive) if auxiliary is None else auxiliary.detach(),
         parts={name: part.detach() for name, part in parts.items()},
         routing=routing,
-        scale=scale.detach(),
+        scale=logits[0].detach(),
+        bias=None if logits[1] is None else logits[1].detach(),
     )

@@ -21,8 +21,6 @@ Transform = Callable[[Picture], Tensor]
 class OpenClipModel(nn.Module):
     """Embeds batches that the transform and the tokenizer of `load` have made. An embedding does not depend on its batch."""
 
-    logit_bias = None
-
     def __init__(self, pretrained: Pretrained) -> None:
         super().__init__()
         self.limoe = pretrained.module
@@ -34,6 +32,11 @@ class OpenClipModel(nn.Module):
     def logit_scale(self) -> Tensor:
         """The logarithm of what multiplies the cosines, a scalar."""
         return self.limoe.scale().log()
+
+    @property
+    def logit_bias(self) -> Tensor | None:
+        """What is added to the scaled cosines, a scalar; None if the model was not trained with the sigmoid loss."""
+        return None if self.limoe.bias is None else self.limoe.bias()
 
     def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:
         """`[B, 3, H, W]` to embeddings, float32 `[B, D]`; normalize: to unit vectors.
@@ -54,15 +57,16 @@ class OpenClipModel(nn.Module):
 
     def get_logits(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Of each image for the texts, `[B, T]`, and of each text for the images, `[T, B]`."""
-        image_bd, text_td, scale = self(image, text)
-        logits_bt = scale * image_bd @ text_td.T
+        image_bd, text_td, scale, *bias = self(image, text)
+        logits_bt = sum(bias, scale * image_bd @ text_td.T)
         return logits_bt, logits_bt.T
 
-    def forward(self, image: Tensor | None = None, text: Tensor | None = None) -> tuple[Tensor | None, Tensor | None, Tensor]:
-        """Unit vectors of both, None for what is not given, and the scale of the logits."""
+    def forward(self, image: Tensor | None = None, text: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        """Unit vectors of both, None for what is not given, and the scale of the logits; then their bias if they have one."""
         images = None if image is None else self.encode_image(image, normalize=True)
         texts = None if text is None else self.encode_text(text, normalize=True)
-        return images, texts, self.logit_scale.exp()
+        found = images, texts, self.logit_scale.exp()
+        return found if self.logit_bias is None else (*found, self.logit_bias)
 
     def _projected(self, modality: int, features_bd: Tensor, normalize: bool) -> Tensor:
         projected_bd = self.limoe.heads[MODALITIES[modality]](features_bd).float()

@@ -29,6 +29,10 @@ class Peers(Protocol):
         """The rows of all processes in rank order: `[n, D]` -> `[world * n, D]`. Its gradient sums over processes."""
         ...
 
+    def pass_on(self, values: Tensor) -> Tensor:
+        """Send values to the next process in the ring of all, and receive as many from the one before; no gradient."""
+        ...
+
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all processes, on each of them. Its gradient sums over processes."""
         ...
@@ -54,6 +58,9 @@ class SingleProcess:
 
     def gather_rows(self, rows: Tensor) -> Tensor:
         return rows
+
+    def pass_on(self, values: Tensor) -> Tensor:
+        return values
 
     def sum(self, values: Tensor) -> Tensor:
         return values

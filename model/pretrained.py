@@ -74,6 +74,14 @@ class Pretrained:
         """What training multiplied the cosines with: `softmax(scale * images @ texts.T)` are the probabilities of the texts."""
         return float(self.module.scale())
 
+    @property
+    def bias(self) -> float | None:
+        """What training with the sigmoid loss added to them, None after another.
+
+        `sigmoid(scale * images @ texts.T + bias)` are the probabilities of each image and text to belong together.
+        """
+        return None if self.module.bias is None else float(self.module.bias())
+
     def preprocess(self, image: Picture) -> Tensor:
         """The central square as `module` takes it, normalised `[3, H, W]` on the CPU. Errors: as `embed_images`."""
         return normalise(self._crop(image), self._mean, self._std, self.dtype)

@@ -70,12 +70,13 @@ def take_a_step(processes: Processes, layout: Layout) -> tuple[StepReport, dict[
     return report, trainer.measure(outcome, report)
 
 
-@pytest.mark.parametrize("negatives", ["batch", "micro"])
-def test_a_step_reports_what_one_process_computes_over_all_its_micro_batches(negatives: str):
-    (first, told), (_, others) = run_distributed(take_a_step, LAYOUT.world, LAYOUT.with_(train__negatives=negatives))
+@pytest.mark.parametrize(("negatives", "loss"), [("batch", "softmax"), ("micro", "sigmoid")])
+def test_a_step_reports_what_one_process_computes_over_all_its_micro_batches(negatives: str, loss: str):
+    layout = LAYOUT.with_(train__negatives=negatives, model__loss=loss)
+    (first, told), (_, others) = run_distributed(take_a_step, LAYOUT.world, layout)
     timed = {name for name in told if name.startswith("perf/")}
     assert {name: told[name] for name in told.keys() - timed} == {name: others[name] for name in others.keys() - timed}
-    config = tiny(LAYOUT)
+    config = tiny(layout)
     config.router.group_size = BATCH // ACCUMULATE // LAYOUT.world  # one process drops what the ranks drop
     model = LIMoE(config.model, config.router).initialise(config.seed)
     contrastive, auxiliary, parts, sums = [], [], [], []
@@ -97,6 +98,7 @@ def test_a_step_reports_what_one_process_computes_over_all_its_micro_batches(neg
     assert told["train/loss"] == first.loss == pytest.approx(told["train/loss_contrastive"] + told["train/loss_aux"])
     assert told["train/lr"] == learning_rate(config.schedule, config.optim.lr, 0, config.train.steps)
     assert told["train/logit_scale"] == pytest.approx(config.model.initial_scale)
+    assert told.get("train/logit_bias") == (config.model.initial_bias if loss == "sigmoid" else None)
     for m, name in enumerate(MODALITIES):
         layers = [share_kept([micro[layer] for micro in sums], m) for layer in config.model.expert_layers]
         assert told[f"routing/success/{name}"] == pytest.approx(sum(layers) / len(layers))

@@ -1,11 +1,13 @@
 """What crosses processes inside a forward pass, and its gradients, against one process; float64."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
 
 from model.contrastive import contrastive_loss
-from model.peers import SingleProcess
+from model.peers import Peers, SingleProcess
 from tests.distributed.setups import rows_of
 from tests.distributed.spawn import run_distributed
 from trainer.distributed.peers import DistributedPeers
@@ -13,6 +15,8 @@ from trainer.distributed.processes import Processes
 from trainer.engine.build import start_deepspeed
 
 EXPERTS, SLOTS, WIDTH = 8, 3, 5
+LOSSES = [("softmax", None), ("softmax", 2), ("sigmoid", None), ("sigmoid", 2)]
+"""Kinds, and rows of logits at a time."""
 
 pytestmark = pytest.mark.slow
 
@@ -22,31 +26,38 @@ def normal(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def pairs() -> tuple[Tensor, Tensor, Tensor]:
-    """Normalised image and text rows of a global batch, and the logit scale."""
+def pairs() -> tuple[Tensor, Tensor]:
+    """Normalised image and text rows of a global batch."""
     images, texts = (torch.nn.functional.normalize(normal(seed, 12, WIDTH), dim=1) for seed in (1, 2))
-    return images, texts, torch.tensor(7.0, dtype=torch.float64)
+    return images, texts
 
 
-def contrastive(processes: Processes) -> tuple[Tensor, ...]:
-    """This rank's loss, and its gradients for its rows and the scale."""
+def loss_and_gradients(rows: Sequence[Tensor], kind: str, peers: Peers, chunk: int | None = None) -> list[Tensor]:
+    """Of image and text rows, and of the scale and bias of the logits."""
+    scale, bias = torch.tensor(7.0, dtype=torch.float64), torch.tensor(-3.0, dtype=torch.float64)
+    inputs = [value.clone().requires_grad_() for value in (*rows, scale, *([bias] if kind == "sigmoid" else []))]
+    images, texts, scale, *biases = inputs
+    loss = contrastive_loss(images, texts, scale, biases[0] if biases else None, peers, chunk)
+    return [loss.detach(), *torch.autograd.grad(loss, inputs)]
+
+
+def of_each_loss(processes: Processes) -> list[list[Tensor]]:
+    """This rank's results of every loss."""
     peers = DistributedPeers(processes, 1, None)
-    images, texts, scale = pairs()
-    inputs = [*rows_of(processes.rank, processes.world, images, texts), scale]
-    image, text, scale = (value.clone().requires_grad_() for value in inputs)
-    loss = contrastive_loss(image, text, scale, peers)
-    return loss.detach(), *torch.autograd.grad(loss, (image, text, scale))
+    rows = rows_of(processes.rank, processes.world, *pairs())
+    return [loss_and_gradients(rows, kind, peers, chunk) for kind, chunk in LOSSES]
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
-def test_the_contrastive_loss_and_its_gradients_are_those_of_one_process(world):
-    image, text, scale = (value.clone().requires_grad_() for value in pairs())
-    loss = contrastive_loss(image, text, scale, SingleProcess())
-    wanted = [loss.detach(), *torch.autograd.grad(loss, (image, text, scale))]
-    losses, images, texts, scales = zip(*run_distributed(contrastive, world), strict=True)
-    # The engine averages gradients over processes; the mean is the gradient of the global batch.
-    actual = [torch.stack(losses).mean(), torch.cat(images) / world, torch.cat(texts) / world, torch.stack(scales).mean()]
-    torch.testing.assert_close(actual, wanted, rtol=1e-10, atol=1e-12)
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_the_contrastive_losses_and_their_gradients_are_those_of_one_process(world):
+    ranks = run_distributed(of_each_loss, world)
+    for number, (kind, _) in enumerate(LOSSES):
+        losses, images, texts, *of_logits = zip(*(rank[number] for rank in ranks), strict=True)
+        # The engine averages gradients over processes; the mean is the gradient of the global batch.
+        actual = [torch.stack(losses).mean(), torch.cat(images) / world, torch.cat(texts) / world]
+        actual += [torch.stack(values).mean() for values in of_logits]
+        wanted = loss_and_gradients(pairs(), kind, SingleProcess())
+        torch.testing.assert_close(actual, wanted, rtol=1e-10, atol=1e-12)
 
 
 def exchange(processes: Processes, expert_parallel: int) -> dict[str, Tensor]:

@@ -91,3 +91,8 @@ def test_in_every_layout(run_dir, tmp_path_factory):
         run_dir,
         tmp_path_factory.mktemp("runs"),
     )
+
+
+def test_with_the_sigmoid_loss(run_dir, tmp_path_factory):
+    layout = Layout(2, 2, 3).with_(model__loss="sigmoid", train__loss_chunk=3)
+    check([layout], run_dir, tmp_path_factory.mktemp("runs"))

@@ -136,6 +136,10 @@ class ThreadPeers:
         """All rows in rank order."""
         return torch.cat(self.meeting.share(self.rank, rows))
 
+    def pass_on(self, values: Tensor) -> Tensor:
+        """The values of the rank before."""
+        return self.meeting.share(self.rank, values)[self.rank - 1]
+
     def sum(self, values: Tensor) -> Tensor:
         """The sum over ranks."""
         return torch.stack(self.meeting.share(self.rank, values)).sum(0)

@@ -233,3 +233,13 @@ def contrastive(image_bd: Tensor, text_bd: Tensor, scale: Tensor) -> Tensor:
             logits = [scale * (row_d * other_d).sum() for other_d in theirs]
             terms.append(-torch.log(gates(torch.stack(logits))[index]))
     return mean(terms)
+
+
+def sigmoid_contrastive(image_bd: Tensor, text_bd: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """Algorithm 1 of SigLIP: minus the log-likelihood of all images and texts, over the number of images."""
+    total = torch.zeros_like(scale)
+    for image, image_d in enumerate(image_bd):
+        for text, text_d in enumerate(text_bd):
+            label = 1 if image == text else -1
+            total = total - torch.log(sigmoids((label * (scale * (image_d * text_d).sum() + bias)).unsqueeze(0))[0])
+    return total / len(image_bd)

@@ -82,6 +82,21 @@ def test_a_larger_table_keeps_the_pieces_it_had_and_another_tokenizer_gets_a_new
     assert torch.equal(fitted(larger, same_pieces=False).tokens.table.weight, fresh.tokens.table.weight)
 
 
+@pytest.mark.parametrize(("before", "after"), [("softmax", "sigmoid"), ("sigmoid", "softmax"), ("sigmoid", "sigmoid")])
+def test_another_loss_starts_with_new_logits_and_the_same_embeddings(before: str, after: str) -> None:
+    config, target = replace(CONFIG, loss=before), replace(CONFIG, loss=after, initial_scale=3.0, initial_bias=-7.0)
+    source, made = trained(config), model(target, seed=1)
+    adaptation = Adaptation(config, target, same_blocks(3))
+    upcycle(made, adaptation.tensors(source.state_dict().items(), made.state_dict()), 0.0, 0)
+    taken, found = (net.eval()(*pairs(3, CONFIG)) for net in (source, made))
+    assert torch.equal(found.images, taken.images) and torch.equal(found.texts, taken.texts)
+    assert adaptation.changes_nothing == (before == after)
+    if before == after:
+        assert found.scale == taken.scale and found.bias == taken.bias
+    else:
+        assert found.scale.item() == pytest.approx(3.0) and (found.bias == -7.0 if after == "sigmoid" else found.bias is None)
+
+
 def test_blocks_come_from_where_they_are_said_to() -> None:
     source, target = trained(), replace(CONFIG, layers=4, expert_layers=[0, 2])
     made = fitted(target, (1, 0, 1, None))

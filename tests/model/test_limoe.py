@@ -207,6 +207,20 @@ def test_the_scale_is_at_most_100_and_can_come_down_from_there(value: float, exp
     assert lowering.item() == pytest.approx(expected)
 
 
+def test_with_the_sigmoid_loss_the_logits_have_a_bias_and_no_largest_scale() -> None:
+    net = LIMoE(tiny(loss="sigmoid", initial_scale=150.0), RouterConfig()).initialise(0).bfloat16()
+    bias, scale = net(*pairs(2, net.config, dtype=torch.bfloat16)).bias, net.scale()
+    assert bias.shape == () and bias.dtype == torch.float32 and bias.item() == -10.0
+    with torch.no_grad():
+        net.bias.logit_bias.add_(1.0)
+    assert bias.item() == -10.0, "what is measured after a step is what the step used"
+    assert scale.item() == pytest.approx(150.0) and gradients(-scale, [net.scale.log_scale])[0].item() < 0
+    assert LIMoE(tiny(loss="sigmoid", initial_bias=-3.14), RouterConfig()).initialise(0).bias().item() == pytest.approx(-3.14)
+    others = model(tiny())
+    assert others(*pairs(2, others.config)).bias is None
+    assert set(net.state_dict()) - set(others.state_dict()) == {"bias.logit_bias"}
+
+
 def test_descent_brings_the_scale_back_below_its_maximum() -> None:
     scale = LogitScale()
     with torch.no_grad():
@@ -219,16 +233,20 @@ def test_descent_brings_the_scale_back_below_its_maximum() -> None:
 
 
 @few
-@given(seed=st.integers(0, 10_000), top_k=st.integers(1, 2))
-def test_the_training_loss_is_contrastive_plus_auxiliary(seed: int, top_k: int) -> None:
-    config, router = tiny(layers=3, expert_layers=[0, 2]), RouterConfig(top_k=top_k)
+@given(seed=st.integers(0, 10_000), top_k=st.integers(1, 2), loss=st.sampled_from(["softmax", "sigmoid"]))
+def test_the_training_loss_is_contrastive_plus_auxiliary(seed: int, top_k: int, loss: str) -> None:
+    config, router = tiny(layers=3, expert_layers=[0, 2], loss=loss), RouterConfig(top_k=top_k)
     net = model(config, router)
     torch.manual_seed(seed)
     output = net(*pairs(3, config, seed))
     losses = training_losses(output, router.aux, config.experts, SingleProcess())
     assert list(losses.routing) == [0, 2]
     assert output.images is not None and output.texts is not None
-    contrastive = reference.contrastive(output.images, output.texts, output.scale)
+    contrastive = (
+        reference.contrastive(output.images, output.texts, output.scale)
+        if output.bias is None
+        else reference.sigmoid_contrastive(output.images, output.texts, output.scale, output.bias)
+    )
     auxiliary, parts = auxiliary_loss(list(losses.routing.values()), router.aux)
     assert auxiliary is not None
     assert_close([losses.total, losses.contrastive, losses.auxiliary], [contrastive + auxiliary, contrastive, auxiliary])
@@ -242,8 +260,9 @@ def test_a_dense_model_has_no_auxiliary_loss() -> None:
     assert torch.equal(losses.total.detach(), losses.contrastive)
 
 
-def test_every_parameter_learns() -> None:
-    net = model(tiny(experts=2), RouterConfig(capacity_factor=2.0))
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_every_parameter_learns(loss: str) -> None:
+    net = model(tiny(experts=2, loss=loss), RouterConfig(capacity_factor=2.0))
     randomise(net, 0)
     losses = training_losses(net(*pairs(8, tiny())), RouterConfig().aux, 2, SingleProcess())
     names, parameters = zip(*net.named_parameters(), strict=True)

@@ -47,13 +47,28 @@ def test_it_embeds_what_the_export_embeds(run: Path) -> None:
 def test_its_logits_are_those_of_the_model(run: Path) -> None:
     limoe, transform, tokenizer = open_clip.load(run / "export")
     pixels, tokens = torch.stack([transform(image) for image in pictures()]), tokenizer(TEXTS)
-    assert limoe.logit_scale.ndim == 0 and limoe.logit_bias is None
+    assert limoe.logit_scale.ndim == 0 and limoe.logit_bias is None and model.load(run / "export").bias is None
     assert limoe.logit_scale.exp().item() == pytest.approx(model.load(run / "export").scale)
     images, texts, scale = limoe(pixels, tokens)
     of_images, of_texts = limoe.get_logits(pixels, tokens)
     torch.testing.assert_close(of_images, scale * images @ texts.T)
     assert torch.equal(of_texts, of_images.T)
     assert limoe(text=tokens)[0] is None and limoe(pixels)[1] is None
+
+
+def test_with_the_sigmoid_loss_the_logits_have_a_bias_too(tmp_path: Path) -> None:
+    made = config()
+    made.model.loss, made.model.initial_bias = "sigmoid", -7.5
+    run = write_run(tmp_path / "photos", made, (10,))
+    write_export(read_arguments([f"run={run}", "dtype=bf16"]))
+    limoe, transform, tokenizer = open_clip.load(run / "export")
+    exported = model.load(run / "export")
+    assert limoe.logit_bias.item() == exported.bias == -7.5
+    pixels, tokens = torch.stack([transform(image) for image in pictures()]), tokenizer(TEXTS)
+    images, texts, scale, bias = limoe(pixels, tokens)
+    of_images, of_texts = limoe.get_logits(pixels, tokens)
+    torch.testing.assert_close(of_images, scale * images @ texts.T + bias)
+    assert torch.equal(of_texts, of_images.T)
 
 
 def test_the_tokenizer_takes_what_open_clips_takes(run: Path) -> None:

@@ -56,13 +56,15 @@ def at_once(net: LIMoE, batch: tuple[Tensor, Tensor], router: RouterConfig, grou
     return losses, gradients(losses.total, list(net.parameters()))
 
 
-def in_pieces(net: LIMoE, batch: tuple[Tensor, Tensor], router: RouterConfig, groups: int) -> tuple[Losses, list[Tensor]]:
-    """The same in pieces of `groups` routing groups each."""
+def in_pieces(
+    net: LIMoE, batch: tuple[Tensor, Tensor], router: RouterConfig, groups: int, chunk: int | None = None
+) -> tuple[Losses, list[Tensor]]:
+    """The same in pieces of `groups` routing groups each; chunk: rows of logits at a time."""
     cut = list(zip(*(tensor.split(OF_A_PIECE) for tensor in batch), strict=True))
     noise = [assignments(net, OF_A_PIECE, generators(groups * number, groups)) for number in range(PIECES)]
     with torch.no_grad():
         firsts = [FirstPass.of(net(*piece, drawn)) for piece, drawn in zip(cut, noise, strict=True)]
-    losses, wanted = whole_losses(firsts, router.aux, net.config.routed_experts, SingleProcess())
+    losses, wanted = whole_losses(firsts, router.aux, net.config.routed_experts, SingleProcess(), chunk)
     net.zero_grad()
     for number, (piece, first, gradient) in enumerate(zip(cut, firsts, wanted, strict=True)):
         drawn = assignments(net, OF_A_PIECE, generators(groups * number, groups))
@@ -77,6 +79,7 @@ def assert_same_losses(one: Losses, other: Losses) -> None:
         [one.total, one.contrastive, one.auxiliary, one.scale, *one.parts.values()],
         [other.total, other.contrastive, other.auxiliary, other.scale, *other.parts.values()],
     )
+    assert one.bias == other.bias
     assert one.parts.keys() == other.parts.keys() and one.routing.keys() == other.routing.keys()
     for layer, sums in one.routing.items():
         assert_close(list(vars(sums).values()), list(vars(other.routing[layer]).values()))
@@ -104,12 +107,13 @@ def _dropped(sums: RoutingSums) -> bool:
     return bool((sums.kept_m < sums.tokens_m).any())
 
 
-@pytest.mark.parametrize("shape", [{}, {"towers": 2}], ids=["one tower", "two towers"])
-def test_dense_models_too(shape: dict[str, Any]) -> None:
+@pytest.mark.parametrize("shape", [{}, {"towers": 2}, {"loss": "sigmoid"}], ids=["one tower", "two towers", "sigmoid loss"])
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_dense_models_too(shape: dict[str, Any], chunk: int | None) -> None:
     config, router = tiny(expert_layers=[], **shape), RouterConfig()
     net, batch = model(config, router), pairs(BATCH, config)
     expected, expected_grads = at_once(net, batch, router, 1)
-    actual, actual_grads = in_pieces(net, batch, router, 1)
+    actual, actual_grads = in_pieces(net, batch, router, 1, chunk)
     assert_same_losses(actual, expected)
     assert_close(actual_grads, expected_grads)
 

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from model.balance import update_biases
 from model.config import BiasConfig, RouterConfig
+from model.contrastive import contrastive_loss
 from model.objective import training_losses
 from model.peers import SingleProcess
 from tests.model.build import expert_layer, model, pairs, tiny, token_stream
@@ -80,6 +81,14 @@ def test_the_whole_training_step(router: RouterConfig) -> None:
             update_biases(net, losses.routing)
         recorded.append(recorder.operations)
     assert recorded[0] == recorded[1]
+
+
+@pytest.mark.parametrize("bias", [None, torch.tensor(-3.0)], ids=["softmax", "sigmoid"])
+def test_the_losses_in_chunks(bias: Tensor | None) -> None:
+    rows = torch.eye(5).requires_grad_()
+    with Recorder() as recorder:
+        contrastive_loss(rows, rows, torch.tensor(7.0), bias, SingleProcess(), chunk=2).backward()
+    assert len(recorder.operations) > 20
 
 
 def test_the_recorder_notices_the_evaluation_path_which_does_read() -> None:

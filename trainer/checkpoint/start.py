@@ -30,6 +30,7 @@ FITTED = (
     "model.vocabulary",
     "model.layers",
     "model.expert_layers",
+    "model.loss",
 )
 """Keys of the model that may differ from those of the run it starts from."""
 
@@ -159,6 +160,8 @@ def _rows(start: Start) -> Iterable[tuple[str, str]]:
     if adaptation.blocks != same_blocks(start.source.layers):
         yield "blocks", ", ".join(_block(number, source) for number, source in enumerate(adaptation.blocks))
     yield from _fitted_rows(start, changed)
+    if not adaptation.same_loss:
+        yield _new_logits(config.model)
     new = [value for name, value in own.items() if name not in given and name not in copy_of.values()]
     routers = ""
     if start.upcycled:
@@ -189,6 +192,14 @@ def _fitted_rows(start: Start, changed: set[str]) -> Iterable[tuple[str, str]]:
     if TABLE in changed:
         kept = _kept(was.vocabulary, now.vocabulary) if start.adaptation.same_pieces else "new, for another tokenizer"
         yield "token table", kept
+
+
+def _new_logits(model: ModelConfig) -> tuple[str, str]:
+    """The row of a scale and a bias that start anew."""
+    start = f"new for model.loss={model.loss}, at {model.initial_scale:g}"
+    if model.loss == "sigmoid":
+        return "scale and bias of the logits", f"{start} and {model.initial_bias:g}"
+    return "scale of the logits", start
 
 
 def _kept(before: int, after: int) -> str:

@@ -124,6 +124,12 @@ class TrainConfig:
         "what a pair is contrasted with: the step's whole batch, or, cheaper with train.accumulate, its micro-batch alone",
         choices=("batch", "micro"),
     )
+    loss_chunk: int | None = option(
+        None,
+        "rows of the contrastive loss's logits that a process computes at a time, to need less memory; null: a micro-batch's",
+        at_least=1,
+        hint="null: all of a micro-batch",
+    )
     precision: str = option("bf16", "precision of activations and gradients", choices=("bf16", "fp32"))
     grad_dtype: str = option(
         "fp32",

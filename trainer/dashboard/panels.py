@@ -104,6 +104,7 @@ SECTIONS = (
             Panel("Learning rate", "train/lr"),
             Panel("Gradient norm", "train/grad_norm"),
             Panel("Logit scale", "train/logit_scale"),
+            Panel("Logit bias (model.loss=sigmoid)", "train/logit_bias"),
             Panel("Skipped steps", "train/skipped_steps"),
             Panel("Data left out or cut", "data/[^/]+"),
             Panel("Pairs so far, by source", r"data/source/[\w-]+/pairs"),

@@ -84,6 +84,10 @@ class DistributedPeers:
         """`[n, D]` -> `[world * n, D]`, with gradient."""
         return rows if self.world == 1 else _GatherRows.apply(rows, self.processes)
 
+    def pass_on(self, values: Tensor) -> Tensor:
+        """To the next rank, from the one before; the last rank's are the first one's."""
+        return values if self.world == 1 else self.processes.pass_on(values)
+
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all ranks, with gradient."""
         return values if self.world == 1 else _Sum.apply(values)

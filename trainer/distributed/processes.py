@@ -66,6 +66,20 @@ class Processes:
         dist.all_gather_single(gathered, rows.contiguous(), group=self.group)
         return gathered
 
+    def pass_on(self, values: Tensor) -> Tensor:
+        """Send values to the next rank, and receive those of the one before, of the same shape; the ranks are a ring."""
+        if self.world == 1:
+            return values
+        received = torch.empty_like(values, memory_format=torch.contiguous_format)
+        # As one group, so that with NCCL no rank waits to send until another, which does the same, receives.
+        exchange = [
+            dist.P2POp(dist.isend, values.contiguous(), (self.rank + 1) % self.world, self.group),
+            dist.P2POp(dist.irecv, received, (self.rank - 1) % self.world, self.group),
+        ]
+        for request in dist.batch_isend_irecv(exchange):
+            request.wait()  # NCCL: lets the device's stream wait, not the host
+        return received
+
     def gather_objects(self, value: T) -> list[T]:
         """A small picklable value of each rank, in rank order, on every rank."""
         if self.world == 1:

@@ -141,7 +141,7 @@ def parameter_groups(
 
 
 def _decays(name: str) -> bool:
-    """Matrices only: not biases (stacked ones neither), norms, positions or the logit scale."""
+    """Matrices only: not biases (stacked ones neither), norms, positions, or the scale and bias of the logits."""
     leaf = name.rpartition(".")[2]
     return leaf in ("weight", "up", "down") and "norm" not in name
 

@@ -64,6 +64,18 @@ def contrasted_pairs(config: Config) -> int:
     return train.batch_size if train.negatives == "batch" else train.batch_size // train.accumulate
 
 
+def logit_rows(config: Config, world: int) -> int:
+    """Rows of the contrastive loss's logits that a process computes at a time."""
+    pairs = local_pairs(config, world)
+    return min(config.train.loss_chunk or pairs, pairs)
+
+
+def logit_columns(config: Config, world: int) -> int:
+    """Pairs that these rows are compared with: those of all processes, or with the sigmoid loss of one after the other."""
+    together = contrasted_pairs(config)
+    return together if config.model.loss == "softmax" else max(1, together // world)
+
+
 def expert_slots(config: Config, world: int) -> int:
     """Slots that one process fills for each expert of a layer; without routing groups, which round up once each."""
     model, router = config.model, config.router
@@ -118,10 +130,13 @@ def _activations(config: Config, world: int) -> float:
     else:
         inputs = weight * tokens * model.width * model.layers  # "offload" keeps them in host memory
         kept = 2 * largest + (inputs if config.train.activation_checkpointing == "blocks" else 0)
-    together = contrasted_pairs(config)
     images = 3 * model.image_size**2 * pairs * (1 + weight)
-    logits = 2 * 3 * 4 * pairs * together  # both directions: logits, their softmax and gradient, float32
-    embeddings = 2 * 4 * model.embedding * together
+    # The softmax loss in both directions: logits, their softmax and gradient; the sigmoid loss: logits, those of partners
+    # turned, their log-likelihood and gradients. Float32.
+    copies = 2 * 3 if model.loss == "softmax" else 4
+    logits = copies * 4 * logit_rows(config, world) * logit_columns(config, world)
+    # Of all pairs; of the sigmoid loss those that visit, and with them their gradients, as they come and as they go.
+    embeddings = (2 if model.loss == "softmax" else 4) * 4 * model.embedding * logit_columns(config, world)
     if not config.train.in_pieces:
         return kept + images + logits + embeddings
     # The logits are gone before the second pass begins; what the first one leaves stays, with gradients.

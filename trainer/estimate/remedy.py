@@ -7,11 +7,13 @@ from itertools import product
 from trainer.config.checks import check_layout
 from trainer.config.schema import Config
 from trainer.errors import UserError
-from trainer.estimate.memory import estimate_memory
+from trainer.estimate.memory import estimate_memory, logit_rows
 
 CUDA_BYTES = 2 * 2**30
 """Most memory of a GPU that CUDA and NCCL use besides the program's tensors."""
 MOST_ACCUMULATE = 64
+LOSS_CHUNK = 256
+"""Rows of logits at a time that are proposed where a process would have more than four times as many."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def find_remedy(config: Config, world: int, has: float, works: Callable[[Config]
 
 
 def _candidates(config: Config, world: int) -> Iterator[tuple[Config, list[str]]]:
-    """Changed configurations, the cheapest first: recomputing, then sending more, then smaller pieces of the batch."""
+    """Changed configurations, the cheapest first: fewer logits at a time, recomputing, sending more, then smaller pieces."""
     train, parallel = config.train, config.parallel
     saving = {"none": ["none", "blocks", "offload"], "blocks": ["blocks", "offload"]}.get(
         train.activation_checkpointing, ["offload"]
@@ -59,13 +61,15 @@ def _candidates(config: Config, world: int) -> Iterator[tuple[Config, list[str]]
     experts = config.model.routed_experts if config.model.expert_layers else 1
     groups = [ep for ep in range(parallel.expert_parallel, min(world, experts) + 1) if world % ep == 0 and experts % ep == 0]
     cuts = [train.accumulate * 2**n for n in range(8) if train.accumulate * 2**n <= MOST_ACCUMULATE]
-    for accumulate, ep, stage, saved in product(cuts, groups, stages, saving):
+    chunks = [train.loss_chunk, LOSS_CHUNK] if logit_rows(config, world) > 4 * LOSS_CHUNK else [train.loss_chunk]
+    for accumulate, ep, stage, saved, chunk in product(cuts, groups, stages, saving, chunks):
         changed = replace(
             config,
-            train=replace(train, activation_checkpointing=saved, accumulate=accumulate),
+            train=replace(train, activation_checkpointing=saved, accumulate=accumulate, loss_chunk=chunk),
             parallel=replace(parallel, zero_stage=stage, expert_parallel=ep),
         )
         values = {
+            "train.loss_chunk": (train.loss_chunk, chunk),
             "train.activation_checkpointing": (train.activation_checkpointing, saved),
             "parallel.zero_stage": (parallel.zero_stage, stage),
             "parallel.expert_parallel": (parallel.expert_parallel, ep),

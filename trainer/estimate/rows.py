@@ -12,6 +12,8 @@ from trainer.estimate.memory import (
     estimate_memory,
     expert_slots,
     local_pairs,
+    logit_columns,
+    logit_rows,
     readable_bytes,
 )
 from trainer.estimate.traffic import estimate_leaving, estimate_sent
@@ -51,6 +53,7 @@ def describe(config: Config, world: int) -> list[tuple[str, str]]:
     return [
         *rows,
         *batch_rows(config, world),
+        *loss_rows(config, world),
         *memory_rows(config, world),
         *sent_rows(config, world),
         *leaving_rows(config, world),
@@ -68,6 +71,15 @@ def batch_rows(config: Config, world: int) -> list[tuple[str, str]]:
             ("  costs", "a second forward pass of each piece"),
         ]
     return [("contrastive batches", f"{train.accumulate} of {contrasted_pairs(config):,} pairs per step, {pairs} per process")]
+
+
+def loss_rows(config: Config, world: int) -> list[tuple[str, str]]:
+    """Which contrastive loss it is, and how much of its logits a process has at a time."""
+    rows, columns = logit_rows(config, world), logit_columns(config, world)
+    if config.model.loss == "softmax":
+        return [("contrastive loss", f"softmax over {columns:,} pairs; a process computes {rows:,} rows of logits at a time")]
+    turns = f", with the texts of {world} processes in turn" if world > 1 else ""
+    return [("contrastive loss", f"sigmoid; a process computes {rows:,} x {columns:,} logits at a time{turns}")]
 
 
 def leaving_rows(config: Config, world: int) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from trainer.estimate.memory import expert_slots, gradient_bytes, local_pairs, w
 class Sent:
     """Bytes that a process sends in an optimizer step. tokens: by all-to-all; synchronised: gradients and weights, by ZeRO;
 
-    embeddings: of the global batch, for the contrastive loss.
+    embeddings: of the contrastive loss's pairs, and their gradients.
     """
 
     tokens: float
@@ -31,11 +31,14 @@ class Leaving:
 def estimate_sent(config: Config, world: int) -> Sent:
     """For each of `world` processes; collectives counted as rings."""
     leaving = estimate_leaving(config, world, local=1)  # what leaves a process leaves its node if it is alone there
-    rows = 2 * 4 * config.model.embedding * local_pairs(config, world)  # an image's and a text's, float32
+    # Two vectors of a pair, float32: its embeddings, or with the sigmoid loss that of its text and the gradient there.
+    rows = 2 * 4 * config.model.embedding * local_pairs(config, world) * config.train.accumulate
+    # Gathered, and their gradients scattered; or once round.
+    times = 2 * (world - 1) if config.model.loss == "softmax" else world if world > 1 else 0
     return Sent(
         tokens=leaving.tokens,
         synchronised=leaving.synchronised,
-        embeddings=2 * config.train.accumulate * rows * (world - 1),  # gathered, and their gradients scattered
+        embeddings=rows * times,
     )
 
 

@@ -55,14 +55,15 @@ class Passes:
         config: Config,
         peers: DistributedPeers,
         computing: Callable[[], AbstractContextManager[None]] = nullcontext,
-        saw: Callable[[Tensor, Tensor], None] | None = None,
+        saw: Callable[[Tensor, Tensor, Tensor | None], None] | None = None,
     ) -> None:
-        """computing: entered around each forward pass; saw: gets each contrastive batch's embeddings, and the logit scale."""
+        """computing: entered around each forward pass; saw: gets each contrastive batch's embeddings, and the logits' scale and bias."""
         self._engine = engine
         self._config = config
         self._peers = peers
         self._computing = computing
         self._saw = saw
+        self._of_losses = (config.router.aux, config.model.routed_experts, peers, config.train.loss_chunk)
 
     def backward(self, pieces: Iterable[Piece], step: int) -> list[Losses]:
         """Add up the gradients of a step's `train.accumulate` micro-batches; the engine takes its step after the last of them.
@@ -82,9 +83,9 @@ class Passes:
             with region("forward"), self._computing():
                 output = self._engine(images, texts, self._draw(images, texts, generators))
             with region("loss"):
-                losses = training_losses(output, self._config.router.aux, self._config.model.routed_experts, self._peers)
+                losses = training_losses(output, *self._of_losses)
             if self._saw and output.images is not None and output.texts is not None:
-                self._saw(pair_rows(output.images, output.texts), output.scale)
+                self._saw(pair_rows(output.images, output.texts), output.scale, output.bias)
             with region("backward"):
                 self._engine.backward(losses.total)
             with region("optimizer"):
@@ -97,11 +98,9 @@ class Passes:
         seen = [(piece, self._first_pass(piece, noise.generators(number))) for number, piece in enumerate(pieces)]
         first_passes = [first for _, first in seen]
         with region("loss"):
-            losses, gradients = whole_losses(
-                first_passes, self._config.router.aux, self._config.model.routed_experts, self._peers
-            )
+            losses, gradients = whole_losses(first_passes, *self._of_losses)
         if self._saw:
-            self._saw(torch.cat([first.pair_bd for first in first_passes]), first_passes[0].scale)
+            self._saw(torch.cat([first.pair_bd for first in first_passes]), first_passes[0].scale, first_passes[0].bias)
         for number, ((piece, first), gradient) in enumerate(zip(seen, gradients, strict=True)):
             images, texts = piece()
             drawn = self._draw(images, texts, noise.generators(number))

@@ -152,7 +152,7 @@ class Trainer:
         tensors = (
             _parts(outcome.losses)
             | routing_metrics(outcome.routing)
-            | {"train/logit_scale": outcome.losses[-1].scale}
+            | _of_logits(outcome.losses[-1])
             | bias_metrics(self.engine.module)
         )
         values = dict(zip(tensors, torch.stack([value.double() for value in tensors.values()]).tolist(), strict=True))
@@ -271,6 +271,12 @@ class Trainer:
 def _parts(batches: list[Losses]) -> dict[str, Tensor]:
     """The auxiliary losses averaged over the contrastive batches of a step; scalars."""
     return {f"train/aux/{name}": _mean([losses.parts[name] for losses in batches]) for name in batches[0].parts}
+
+
+def _of_logits(last: Losses) -> dict[str, Tensor]:
+    """What the cosines are multiplied with, and what is added to them if anything is; scalars."""
+    scale = {"train/logit_scale": last.scale}
+    return scale if last.bias is None else scale | {"train/logit_bias": last.bias}
 
 
 def _mean(values: list[Tensor]) -> Tensor:

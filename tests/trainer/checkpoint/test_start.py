@@ -128,6 +128,22 @@ def test_nothing_is_told_of_a_model_that_stays_what_it_was(tmp_path: Path):
     assert started(tmp_path, [], []).is_as_it_was
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "row"),
+    [
+        ("softmax", "sigmoid", ("scale and bias of the logits", "new for model.loss=sigmoid, at 10 and -7.5")),
+        ("sigmoid", "softmax", ("scale of the logits", "new for model.loss=softmax, at 10")),
+        ("sigmoid", "sigmoid", None),
+    ],
+)
+def test_another_loss_starts_with_new_logits(tmp_path: Path, before: str, after: str, row: tuple[str, str] | None):
+    start = started(tmp_path, [f"model.loss={before}"], [f"model.loss={after}", "model.initial_bias=-7.5"])
+    rows = start.rows()
+    assert [found for found in rows if "logits" in found[0]] == ([] if row is None else [row])
+    assert parameters_in(rows).get("new", 0) == (0 if row is None else 1 + (after == "sigmoid"))
+    assert start.is_as_it_was == (row is None)
+
+
 def test_the_table_of_tokens_is_new_for_another_tokenizer_alone(tmp_path: Path):
     (tmp_path / TOKENIZER).write_bytes(b"one")
     for name, content in (("same", b"one"), ("other", b"two")):

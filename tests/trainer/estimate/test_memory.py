@@ -16,6 +16,7 @@ from trainer.estimate.memory import (
     estimate_memory,
     readable_bytes,
 )
+from trainer.estimate.rows import loss_rows
 
 SMALL = ["model.width=64", "model.mlp=256", "model.patch=8", "train.batch_size=32", "train.precision=fp32"]
 
@@ -107,6 +108,29 @@ def test_pieces_need_what_their_micro_batch_needs_and_little_that_grows_with_the
     pairs, tokens = 512 // 8, 196 + 16
     left = 2 * 2 * 4 * 768 + 6 * tokens * (4 + 2)
     assert activations(1024, 16) - activations(512, 8) == pytest.approx(pairs * left + 512 * 2 * 2 * 4 * 768)
+
+
+def test_the_logits_are_those_of_a_chunk_of_rows_and_of_one_block_of_the_ring():
+    def activations(*changes: str) -> float:
+        return estimate_memory(compose_config(["model=limoe_b16", "train.batch_size=8192", *changes]), 8).activations
+
+    pairs, every = 1024, 8192
+    saved = activations() - activations("train.loss_chunk=64")
+    assert saved == pytest.approx(6 * 4 * (pairs - 64) * every)
+    assert activations() - activations("model.loss=sigmoid") == pytest.approx(
+        6 * 4 * pairs * every - 4 * 4 * pairs * pairs + 4 * 768 * (2 * every - 4 * pairs)
+    )
+
+
+def test_the_rows_tell_which_loss_it_is():
+    config = compose_config(["model=limoe_b16", "train.batch_size=8192", "train.loss_chunk=64"])
+    assert loss_rows(config, 8) == [
+        ("contrastive loss", "softmax over 8,192 pairs; a process computes 64 rows of logits at a time")
+    ]
+    config.model.loss, config.train.loss_chunk = "sigmoid", None
+    assert loss_rows(config, 8) == [
+        ("contrastive loss", "sigmoid; a process computes 1,024 x 1,024 logits at a time, with the texts of 8 processes in turn")
+    ]
 
 
 def test_the_pairs_of_a_step_in_pieces_wait_in_host_memory():

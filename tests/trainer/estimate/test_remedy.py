@@ -23,6 +23,8 @@ EXPERIMENTS = sorted((Path(__file__).parents[3] / "conf" / "experiment").glob("*
     [
         # 78 GiB of activations: recomputing them is enough.
         (["model=limoe_b16", "train.batch_size=8192"], 8, 79, ["train.activation_checkpointing"]),
+        # 24 GiB of logits.
+        (["model=dense_tiny", "train.batch_size=32768"], 1, 60, ["train.loss_chunk=256"]),
         # The state is too large, whatever the batch.
         (["model=limoe_h14", "train.batch_size=64"], 8, 39, ["parallel"]),
         (["model=limoe_l16", "train.batch_size=8192", "train.activation_checkpointing=blocks"], 8, 39, [""]),

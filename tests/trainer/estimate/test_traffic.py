@@ -107,6 +107,8 @@ def test_a_step_sends_each_token_there_and_back_in_every_pass():
     built.train.negatives = "micro"
     assert estimate_sent(built, 8).tokens == pytest.approx(2 * 6 * 4 * tokens * 768 * 2 * 7 / 8)
     assert sent.embeddings == pytest.approx(2 * 2 * pairs * 2 * 768 * 4 * 7)
+    built.model.loss = "sigmoid"  # the texts and their gradients go once round
+    assert estimate_sent(built, 8).embeddings == pytest.approx(2 * pairs * 2 * 768 * 4 * 8)
     recomputed = compose_config(["model=limoe_b16", "parallel.expert_parallel=8", "train.activation_checkpointing=blocks"])
     stored = compose_config(["model=limoe_b16", "parallel.expert_parallel=8"])
     assert estimate_sent(recomputed, 8).tokens == pytest.approx(1.5 * estimate_sent(stored, 8).tokens)
@@ -122,5 +124,6 @@ def test_zero_sends_weights_and_gradients(stage: int, accumulate: int, times: in
 
 
 def test_one_process_sends_nothing():
-    sent = estimate_sent(compose_config([]), 1)
-    assert (sent.tokens, sent.synchronised, sent.embeddings) == (0, 0, 0)
+    for loss in ("softmax", "sigmoid"):
+        sent = estimate_sent(compose_config([f"model.loss={loss}"]), 1)
+        assert (sent.tokens, sent.synchronised, sent.embeddings) == (0, 0, 0)
