@@ -14,9 +14,9 @@ from typing import Any, BinaryIO, cast
 
 import fsspec
 
+from model.secrets import without_secrets
 from trainer.data.shards.names import printable
 from trainer.data.shards.remote.persistent import Description, Failure
-from trainer.data.shards.remote.secret import without_secrets
 from trainer.data.shards.remote.web import WORTH_ANOTHER_TRY
 
 FIRST_PART, LARGEST_PART = 1 << 18, 1 << 22
@@ -198,14 +198,16 @@ def failure_of(problem: Exception, scheme: str) -> Failure:
     return Failure(told, not isinstance(problem, FINAL_ERRORS))
 
 
-def _status_of(problem: BaseException | None) -> int | None:
-    """The HTTP status that an error of a package is about."""
-    if problem is None:
-        return None
-    response = getattr(problem, "response", None)
-    found: Any = getattr(response, "status_code", None)
-    if isinstance(response, dict):
-        found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    for name in ("code", "status"):
-        found = found or getattr(problem, name, None)
-    return int(found) if str(found).isdigit() else _status_of(problem.__cause__)
+def _status_of(problem: Exception) -> int | None:
+    """The HTTP status that an error of a package is about.
+
+    Only an answer's own: what a client calls the end of a connection has a number too, 400.
+    """
+    found: Any = getattr(problem, "code", None) or getattr(problem, "status", None)
+    for error in (problem, problem.__cause__):
+        response = getattr(error, "response", None)
+        if isinstance(response, dict):
+            found = found or response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        else:
+            found = found or getattr(response, "status_code", None)
+    return int(found) if str(found).isdigit() else None
