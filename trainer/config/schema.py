@@ -87,6 +87,10 @@ class DataConfig:
     remote_tries: int = option(
         6, "tries in a row without data, with waits that double from 1 s; at most 3 for a command", at_least=1
     )
+    shard_cache: str | None = option(
+        None, "folder on the node's own disk that keeps shards read from URLs; null: they are streamed", path=True, filled=True
+    )
+    shard_cache_gib: float = option(100.0, "GiB that data.shard_cache may take on each node", above=0)
     cache: str = option("~/.cache/limoe", "where the embedded data sets are written", path=True, filled=True)
     shapes_train: int = option(20_000, "training pairs of an embedded data set", at_least=16, hint="one pair per shard")
     shapes_val: int = option(512, "evaluation pairs of an embedded data set", at_least=4, hint="one pair per shard")

@@ -102,7 +102,7 @@ def test_a_part_that_cannot_be_used_is_a_warning(tmp_path: Path, caplog: pytest.
     ],
 )
 def test_shards_that_cannot_be_opened_say_why(monkeypatch: pytest.MonkeyPatch, command: str, told: str) -> None:
-    monkeypatch.setattr("trainer.data.shards.opening.FIRST_WAIT", 0.001)
+    monkeypatch.setattr("trainer.data.shards.remote.persistent.FIRST_WAIT", 0.001)
     with pytest.raises(UserError, match=r"data.train: the only shard opened cannot be read; ") as raised:
         check_training_data(config(command))
     assert told in str(raised.value)

@@ -13,6 +13,9 @@ from trainer.data.shards.archive import Archive
 from trainer.data.shards.litter import is_litter
 from trainer.data.shards.names import printable
 from trainer.data.shards.opening import is_remote, unreadable_scheme
+from trainer.data.shards.remote.path import WEB, Place, RemotePath
+from trainer.data.shards.remote.secret import SecretAddress, address_of, hide_secret
+from trainer.data.shards.remote.store import STORES, scheme_of
 from trainer.errors import UserError, reason
 
 HEADERS_CHECKED = 64  # shards whose first header is read at the start; opening tens of thousands would delay every run
@@ -47,12 +50,13 @@ def list_shards(pattern: Any, what: str, parts: tuple[str, ...] | None = None) -
     """The shards that a pattern names, each once: paths, `pipe:` commands and URLs.
 
     A pattern is a path with braces (`{000..019}`, `{a,b}`) or wildcards, a directory, `pipe:COMMAND`, a URL, or a list of
-    those. A directory means its *.tar, or CLIP_benchmark's layout (nshards.txt, 0.tar, …), in itself or in a folder for each
+    those. A URL in a store (s3://) may have wildcards or be a directory too, and on a server (https://) a directory if it ends
+    in a slash. A directory means its *.tar, or CLIP_benchmark's layout (nshards.txt, 0.tar, …), in itself or in a folder for each
     part of the data set, such as train/ and test/. `what` is the configuration key, which says which part is wanted: if the
     names in a directory or wildcard show several parts, data.train gets only training shards, and other keys never do.
     `parts`, the best first, are for a key that wants several: each is then listed by itself, and nothing is said of the others.
     Raises UserError when a local shard is missing, empty or not a tar archive, when nothing matches or only another part does,
-    and for a URL that nothing can read. Commands and URLs are not opened here.
+    and for a URL that nothing can read, or a directory in a store that cannot be listed. Shards at URLs are not opened here.
     """
     try:
         wanted = _Wanted(parts, tell=False) if parts else _Wanted(_wanted_parts(what))
@@ -63,9 +67,6 @@ def list_shards(pattern: Any, what: str, parts: tuple[str, ...] | None = None) -
         raise UserError(
             f"{what}={pattern}: no shards match; give a pattern such as /path/name-{{000..123}}.tar or a directory of *.tar"
         )
-    for shard in shards:
-        if advice := unreadable_scheme(shard):
-            raise UserError(f"{what}: {advice}")
     local = [Path(shard) for shard in shards if not is_remote(shard)]
     _check_sizes(local, what)
     _check_headers(local, what)
@@ -84,7 +85,7 @@ def identify(shards: Sequence[str]) -> list[Identity]:
     return [identity(shard) for shard in shards]
 
 
-def name_some(shards: Sequence[str | Path]) -> str:
+def name_some(shards: Sequence[str | Place]) -> str:
     """`a.tar, b.tar, c.tar and 7 more`"""
     shown = ", ".join(printable(str(shard)) for shard in shards[:NAMES_SHOWN])
     return shown if len(shards) <= NAMES_SHOWN else f"{shown} and {len(shards) - NAMES_SHOWN} more"
@@ -97,7 +98,7 @@ def tars_in(folder: Path) -> list[Path]:
 
 def _texts(pattern: Any, what: str) -> list[str]:
     if isinstance(pattern, (str, Path)):
-        texts = [str(pattern).strip()]
+        texts = [(address_of(pattern) if isinstance(pattern, SecretAddress) else str(pattern)).strip()]
     # OmegaConf's lists are sequences, but not lists.
     elif isinstance(pattern, Sequence):
         texts = [text for entry in pattern for text in _texts(entry, what)]
@@ -117,10 +118,11 @@ def _expand(text: str, what: str, wanted: _Wanted) -> list[str]:
         names = list(braceexpand(text.removeprefix("file://")))
     except ValueError:
         raise UserError(f"{what}={text}: the braces in this pattern do not match") from None
-    if is_remote(names[0]):
-        return names
-    shards = []
+    shards: list[str] = []
     for name in names:
+        if is_remote(name):
+            shards += _elsewhere(name, what, wanted)
+            continue
         path = Path(name).expanduser()
         if path.is_dir():
             shards += _in_directory(path, what, wanted)
@@ -129,6 +131,29 @@ def _expand(text: str, what: str, wanted: _Wanted) -> list[str]:
         else:
             shards.append(str(path))
     return shards
+
+
+def _elsewhere(name: str, what: str, wanted: _Wanted) -> list[str]:
+    """The shards that a command or URL names. Only what may be a directory is looked up."""
+    scheme = scheme_of(name)
+    if advice := unreadable_scheme(name):
+        raise UserError(f"{what}: {advice}")
+    path = RemotePath(name)
+    if scheme in WEB and name.partition("?")[0].endswith("/"):
+        return _on_server(path, what, wanted)
+    if scheme in STORES and re.search(r"[*?\[]", name):
+        return _matching(path, what, wanted)
+    if scheme in STORES and not name.lower().endswith(ENDINGS) and (name.endswith("/") or path.is_dir()):
+        return _in_directory(path, what, wanted)
+    return [hide_secret(name)]
+
+
+def _on_server(path: RemotePath, what: str, wanted: _Wanted) -> list[str]:
+    """The shards of a server's folder: as many as it says there are, or those in its list of files, which few servers give."""
+    for folder in (*(path / name for part in wanted.parts for name in PARTS[part]), path):
+        if shards := _counted(folder, what):
+            return [_named(shard) for shard in shards]
+    return _in_directory(path, what, wanted)
 
 
 def _wanted_parts(what: str) -> tuple[str, ...]:
@@ -155,25 +180,26 @@ def _part_of(name: str) -> str | None:
     return next((part for part, names in PARTS.items() if words.intersection(names)), None)
 
 
-def _tars_in(folder: Path) -> list[Path]:
-    names = sorted(path for path in folder.iterdir() if path.name.lower().endswith(ENDINGS) and not is_litter(path.name))
+def _tars_in(folder: Place) -> list[Place]:
+    names: list[Place] = [path for path in folder.iterdir() if path.name.lower().endswith(ENDINGS) and not is_litter(path.name)]
+    names.sort(key=str)
     plain = [path for path in names if path.name.lower().endswith(".tar")]
     return plain or names
 
 
-def _in_directory(path: Path, what: str, wanted: _Wanted) -> list[str]:
+def _in_directory(path: Place, what: str, wanted: _Wanted) -> list[str]:
     direct = _tars_in(path)
     for part in wanted.parts:
         for name in PARTS[part]:
             if (path / name).is_dir() and (shards := _counted(path / name, what) or _tars_in(path / name)):
-                return [str(shard) for shard in shards]
+                return [_named(shard) for shard in shards]
         if shards := [shard for shard in direct if _part_of(shard.name) == part]:
-            return [str(shard) for shard in shards]
+            return [_named(shard) for shard in shards]
     own = next((part for part, names in PARTS.items() if path.resolve().name.lower() in names), None)
     if own is None or own in wanted.parts:
         shards = _counted(path, what) or [shard for shard in direct if _part_of(shard.name) is None]
         if shards:
-            return [str(shard) for shard in shards]
+            return [_named(shard) for shard in shards]
     elif not wanted.tell:
         return []
     elif direct:
@@ -190,7 +216,11 @@ def _in_directory(path: Path, what: str, wanted: _Wanted) -> list[str]:
     raise UserError(f"{what}={path}: no shards match; the directory contains {lacking} {folder}")
 
 
-def _counted(folder: Path, what: str) -> list[Path]:
+def _named(path: Place) -> str:
+    return path.shard if isinstance(path, RemotePath) else str(path)
+
+
+def _counted(folder: Place, what: str) -> list[Place]:
     """The shards of CLIP_benchmark's layout, [] for another folder."""
     if not (folder / "nshards.txt").is_file():
         return []
@@ -200,16 +230,16 @@ def _counted(folder: Path, what: str) -> list[Path]:
     return [folder / f"{index}.tar" for index in range(int(count))]
 
 
-def _matching(pattern: Path, what: str, wanted: _Wanted) -> list[str]:
+def _matching(pattern: Place, what: str, wanted: _Wanted) -> list[str]:
     """The files that match a path with wildcards, without litter and unwanted parts of the data set."""
     written = set(pattern.parts)
 
-    def found_by_wildcard(path: Path) -> list[str]:
+    def found_by_wildcard(path: Place) -> list[str]:
         return [part for part in path.parts if part not in written]
 
-    found = sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
+    found = _glob(pattern)
     found = [path for path in found if not any(map(is_litter, found_by_wildcard(path)))]
-    by_part: dict[str | None, list[Path]] = {}
+    by_part: dict[str | None, list[Place]] = {}
     for path in found:
         by_part.setdefault(part_of(found_by_wildcard(path)), []).append(path)
     if len(by_part) > 1:  # otherwise the pattern itself says which part it means
@@ -221,12 +251,20 @@ def _matching(pattern: Path, what: str, wanted: _Wanted) -> list[str]:
                 logger.warning("%s=%s: %s left out: another part of the data set by name", what, pattern, name_some(left))
             found = kept
     return [
-        shard for path in found for shard in (_in_directory(path, what, wanted) if _is_folder_of_shards(path) else [str(path)])
+        shard for path in found for shard in (_in_directory(path, what, wanted) if _is_folder_of_shards(path) else [_named(path)])
     ]
 
 
-def _is_folder_of_shards(path: Path) -> bool:
-    return path.is_dir() and not path.name.lower().endswith(ENDINGS)
+def _glob(pattern: Place) -> list[Place]:
+    if isinstance(pattern, RemotePath):
+        return list(pattern.glob())
+    found: list[Place] = []
+    found += sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
+    return found
+
+
+def _is_folder_of_shards(path: Place) -> bool:
+    return not path.name.lower().endswith(ENDINGS) and path.is_dir()
 
 
 def _each_once(shards: list[str], what: str) -> list[str]:

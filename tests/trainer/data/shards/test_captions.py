@@ -245,7 +245,7 @@ def test_what_no_caption_key_can_mend_is_not_told_to_set_one(tmp_path: Path, con
 def test_captions_are_waited_for_as_long_as_the_configuration_says(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("trainer.data.shards.opening.FIRST_WAIT", 0.001)
+    monkeypatch.setattr("trainer.data.shards.remote.persistent.FIRST_WAIT", 0.001)
     with pytest.raises(UserError, match="no samples"):
         check_captions(["pipe:sleep 601"], DEFAULT, Remote(timeout=0.2, tries=2))
     assert not list(training_captions(["pipe:sleep 602"], DEFAULT, 10, Remote(timeout=0.2, tries=2)))

@@ -6,16 +6,18 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from tests.trainer.data.shards_on_disk import write_shards
-from trainer.data.shards import opening
-from trainer.data.shards.opening import ReadFailed, Remote, open_shard
+from trainer.data.shards.opening import Remote, open_shard
 from trainer.data.shards.patterns import list_shards
+from trainer.data.shards.remote import persistent
+from trainer.data.shards.remote.cache import ShardCache
+from trainer.data.shards.remote.persistent import ReadFailed
 from trainer.data.shards.samples import read_samples
 from trainer.data.workers import _collect_warnings
 from trainer.errors import UserError
@@ -25,7 +27,7 @@ QUICK = Remote(timeout=1.0, tries=4)
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(persistent, "FIRST_WAIT", 0.001)
     monkeypatch.setenv("no_proxy", "*")
 
 
@@ -42,11 +44,13 @@ class Server:
     version: str = '"1"'
     part: int | None = None  # where the parts begin that it sends, wherever they should
     paths: list[str] = field(default_factory=list)
+    logins: list[str | None] = field(default_factory=list)
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         self.asked.append(request.headers.get("Range", ""))
         step = self.plan.pop(0) if self.plan else len(self.content)
         self.paths.append(request.path)
+        self.logins.append(request.headers.get("Authorization"))
         if step == 302:
             request.send_response(302)
             request.send_header("Location", request.path)
@@ -211,13 +215,12 @@ def test_a_shard_that_is_left_in_the_middle_leaves_no_command(tmp_path: Path) ->
     assert time.monotonic() - started < 30
 
 
-@pytest.mark.parametrize("shard", ["s3://bucket/a.tar", "abfs://x/a.tar"])
+@pytest.mark.parametrize("shard", ["az://x/a.tar", "abfs://x/a.tar"])
 def test_a_url_that_nothing_can_read_says_what_can(shard: str) -> None:
-    with pytest.raises(
-        UserError, match=rf"data.train: {shard.partition(':')[0]}:// cannot be read directly: give a command"
-    ) as raised:
+    scheme = shard.partition(":")[0]
+    with pytest.raises(UserError, match=rf"data.train: {scheme}:// cannot be read directly: give a command") as raised:
         list_shards(shard, "data.train")
-    assert f"'pipe:{'aws s3 cp' if shard.startswith('s3') else 'COMMAND'} {shard}" in str(raised.value)
+    assert f"'pipe:{'az storage blob download' if scheme == 'az' else 'COMMAND'} " in str(raised.value)
 
 
 def test_a_web_page_in_place_of_a_shard(server: Server) -> None:
@@ -266,6 +269,34 @@ def test_a_failure_is_one_line(server: Server) -> None:
     with pytest.raises(ReadFailed, match=r"HTTP 302 .*infinite loop") as raised:
         read(server)
     assert "\n" not in str(raised.value)
+
+
+def test_a_login_in_a_url_is_sent_and_not_shown(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    server.plan = [503, 403]
+    (shard,) = list_shards(server.url.replace("://", "://me:hush%21@"), "data.train")
+    with caplog.at_level(logging.WARNING):
+        (sample,) = read_samples(shard, QUICK)
+    assert sample.id == f"{server.url}/(break)"
+    assert sample.broken == "HTTP 403 Forbidden"
+    assert "hush" not in caplog.text
+    assert server.logins == ["Basic bWU6aHVzaCE="] * 2  # me:hush! in base64
+
+
+def test_the_rest_of_a_file_in_the_cache_is_asked_for(server: Server, tmp_path: Path) -> None:
+    remote = replace(QUICK, cache=ShardCache(str(tmp_path / "kept"), 1 << 20))
+    server.plan = [50, 700, 503]  # the first only looks at the size
+    for _ in range(2):
+        with open_shard(server.url, remote) as stream:
+            assert stream.read() == server.content
+    assert server.asked == ["", "", "bytes=700-", "bytes=700-", ""]
+
+
+def test_the_shards_of_a_servers_folder_that_counts_them(server: Server) -> None:
+    folder = server.url.removesuffix("a.tar")
+    server.plan = [404, 404, 404, 404]  # val/, valid/, validation/ and dev/ have no nshards.txt
+    server.content = b"2\n"
+    assert list_shards(folder, "data.val") == [f"{folder}test/0.tar", f"{folder}test/1.tar"]
+    assert server.paths[-1] == "/test/nshards.txt"
 
 
 def test_spaces_and_letters_in_a_url_are_quoted(server: Server) -> None:
