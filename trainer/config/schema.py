@@ -129,6 +129,11 @@ class TrainConfig:
         "precision in which gradients are summed over processes and micro-batches; bf16 sends half the bytes",
         choices=("fp32", "bf16"),
     )
+    freeze: list[str] = option(
+        [],
+        "patterns for the names of parameters that are not trained, as in [patches.*,towers.0.*]",
+        filled=True,
+    )
     compile: bool = option(False, "torch.compile the blocks")
     activation_checkpointing: str = option(
         "none",
