@@ -1,6 +1,6 @@
 """How large a model is: all parameters, and those applied to a token."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -57,26 +57,32 @@ def _elements(parameters: Iterable[nn.Parameter]) -> tuple[int, int]:
     return total, trained
 
 
-def step_flops(model: ModelConfig, router: RouterConfig, pairs: int, frozen: Sequence[str] = ()) -> float:
+def step_flops(
+    model: ModelConfig, router: RouterConfig, pairs: int, frozen: Sequence[str] = (), image_tokens: int | None = None
+) -> float:
     """FLOPs of forward and backward over `pairs` pairs: 6 per applied weight and token, plus attention's two products.
 
     The embedding tables multiply nothing; pads are computed, so they count; recomputation does not (the usual model FLOPs).
 
     frozen: patterns, as of model.freeze. A frozen weight takes 4, for it has no gradient, or 2 if nothing below it has one.
+    image_tokens: of an image, if some of its patches are dropped.
     """
     counts = count_parameters(model, router)
     tables = (model.vocabulary + model.image_tokens + model.text_length) * model.width
     trunk = counts.applied - tables
-    tokens = model.image_tokens + model.text_length
-    attention = 12 * model.layers * model.width * (model.image_tokens**2 + model.text_length**2)
-    saved = _saved_flops(model, router, frozen) if frozen else 0.0
+    lengths = {IMAGE: image_tokens or model.image_tokens, TEXT: model.text_length}
+    tokens = sum(lengths.values())
+    attention = 12 * model.layers * model.width * sum(length**2 for length in lengths.values())
+    saved = _saved_flops(model, router, frozen, lengths) if frozen else 0.0
     return pairs * (6.0 * trunk * tokens + attention - saved)
 
 
-def _saved_flops(config: ModelConfig, router: RouterConfig, frozen: Sequence[str]) -> float:
-    """FLOPs of a pair's backward pass that frozen blocks spare. What is outside the blocks is too little to count."""
+def _saved_flops(config: ModelConfig, router: RouterConfig, frozen: Sequence[str], lengths: Mapping[int, int]) -> float:
+    """FLOPs of a pair's backward pass that frozen blocks spare; lengths: tokens of a pair by modality.
+
+    What is outside the blocks is too little to count.
+    """
     model = freeze(LIMoE.without_values(config, router), frozen)
-    lengths = {IMAGE: config.image_tokens, TEXT: config.text_length}
     experts = {id(parameter) for parameter in expert_parameters(model)}
     saved = 0.0
     for number, (tower, passed) in enumerate(zip(model.towers, blocks_passed_back(model), strict=True)):

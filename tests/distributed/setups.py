@@ -1,5 +1,6 @@
 """Tiny runs for the tests: configurations by layout, batches, training in real processes, and the state they end in."""
 
+import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from model.balance import update_biases
 from model.freeze import freeze
 from model.limoe import LIMoE
 from model.objective import training_losses
+from model.patch_dropout import draw_kept, kept_patches
 from model.peers import SingleProcess
 from trainer.checkpoint.files import checkpoint_path
 from trainer.checkpoint.load import SavedState, load_state, read_progress, resumed_kinds, trained_since
@@ -198,6 +200,14 @@ def decays(name: str) -> bool:
     return (leaf == "weight" and owner.endswith(matrices)) or name.endswith(("experts.up", "experts.down"))
 
 
+def seen_patches(config: Config, step: int) -> Tensor | None:
+    """Of all images of a step, the patches that are not dropped, drawn at once: `[B, k]`; None for all."""
+    if not config.train.patch_dropout:
+        return None
+    key, patches = random.Random(f"{config.seed}/patches/{step}").getrandbits(64), config.model.image_tokens
+    return draw_kept(key, 0, config.train.batch_size, patches, kept_patches(patches, config.train.patch_dropout))
+
+
 def plain_torch(
     config: Config,
     steps: int,
@@ -223,11 +233,12 @@ def plain_torch(
     trained = Trained()
     for step in range(steps):
         losses, routing = [], []
+        seen = seen_patches(config, step)
         batches = [batch(step, config, micro) for micro in range(config.train.accumulate)]
         if config.train.negatives == "batch":
             batches = [(torch.cat([images for images, _ in batches]), torch.cat([texts for _, texts in batches]))]
         for images, texts in batches:
-            output = model(images, texts)
+            output = model(images, texts, None, seen.split(len(images))[len(losses)] if seen is not None else None)
             loss = training_losses(output, config.router.aux, config.model.routed_experts, SingleProcess())
             (loss.total / len(batches)).backward()
             losses.append(loss.total.item())

@@ -12,6 +12,7 @@ from tests.distributed.setups import Layout, TinyRun, plain_torch, tiny, whole
 from tests.distributed.spawn import run_distributed
 from tests.distributed.test_ema import part
 from tests.distributed.test_layouts import KEPT, STEPS, assert_same_state, assert_same_training, trained
+from tests.distributed.test_runs import in_forks
 from trainer.checkpoint.files import checkpoint_path, find_checkpoint
 from trainer.checkpoint.load import read_progress
 from trainer.distributed.processes import Processes
@@ -49,13 +50,12 @@ def assert_kept(state: dict[str, Tensor], layout: Layout) -> None:
             for ep, stage, freeze in (
                 (2, 1, BELOW),
                 (2, 2, EXPERTS),
-                (2, 3, EXPERTS),
                 (2, 3, MIXED),
                 (1, 1, MIXED),
-                (2, 2, MIXED),
                 (1, 3, BELOW),
             )
         ],
+        [Layout(4, 2, stage).with_(train__freeze=freeze) for stage, freeze in ((1, EXPERTS), (3, EXPERTS), (2, MIXED))],
     ],
     ids=lambda layouts: f"world{layouts[0].world}",
 )
@@ -143,3 +143,26 @@ def test_freezing_and_unfreezing_in_the_middle(run_dir):
     since = read_progress(checkpoint_path(run_dir, ends[-1])).trained_since
     assert since["patches.position"] == 4 and since["scale.log_scale"] == 6 and "heads.text.weight" not in since
     assert not any(".experts." in name for name in since)
+
+
+def test_a_locked_tower_from_a_run_on_half_of_the_patches(tmp_path):
+    """As the docs show it: a cheap first stage, a second at a higher resolution with the image tower locked, and then let go."""
+    cache, first, second = tmp_path / "cache", tmp_path / "first", tmp_path / "second"
+    two = ("model.towers=2", "model.expert_layers=[]")
+    in_forks(1, first, cache, *two, "train.steps=2", "train.patch_dropout=0.5")
+    locked = ("patches.*", "towers.0.*")
+    start = (*two, f"init_from={first}", "model.image_size=32", "train.precision=bf16")
+    in_forks(2, second, cache, *start, "train.steps=2", f"train.freeze=[{','.join(locked)}]", "parallel.zero_stage=3")
+    was, now = tensors_in(checkpoint_path(first, 2)), tensors_in(checkpoint_path(second, 2))
+    assert was["model/patches.position"].shape[0] < now["model/patches.position"].shape[0]
+    for name, value in part(now, WEIGHTS).items():
+        if name.startswith(("patches.", "towers.0.")) and name != "patches.position":
+            assert torch.equal(value, was[f"{WEIGHTS}/{name}"]) and f"{MOMENTS[0]}/{name}" not in now, name
+        elif name.startswith("towers.1.") and name.endswith("weight"):
+            assert not torch.equal(value, was[f"{WEIGHTS}/{name}"]), name
+    in_forks(1, second, cache, *start, "train.steps=3")
+    said = (second / "train.log").read_text()
+    assert "train.freeze: ['patches.*', 'towers.0.*'] -> []" in said
+    assert "trained from step 3 on, with new moments" in said and "such as patches.position" in said
+    freed = tensors_in(checkpoint_path(second, 3))
+    assert not torch.equal(freed["model/patches.position"], now["model/patches.position"])

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from model.block import Block
 from model.experts import ExpertLayer
+from model.freeze import blocks_passed_back
 from model.limoe import LIMoE
 from model.precision import float32_parameters
 from trainer.config.schema import Config
@@ -195,15 +196,20 @@ def _compiled_block() -> type[Block]:
 
 
 def wrap_blocks(model: LIMoE, config: Config) -> None:
-    """Apply torch.compile and activation checkpointing to the blocks, in place and from outside; names do not change."""
-    # Of torch's checkpoints, for the first block above frozen ones. FairScale's work there: it adds an input with a gradient.
+    """Apply torch.compile and activation checkpointing to the blocks, in place and from outside; names do not change.
+
+    Blocks without a backward pass, below which all is frozen, keep nothing that could be recomputed.
+    """
+    saving = config.train.activation_checkpointing
+    for tower, passed in zip(model.towers, blocks_passed_back(model), strict=True):
+        for index, block in enumerate(tower.blocks):  # type: ignore[arg-type]  # a ModuleList
+            if config.train.compile:
+                # By its class, not by block.compile(): fairscale runs the class's forward, in the backward pass too.
+                block.__class__ = _compiled_block()
+            if saving != "none" and index in passed:
+                checkpoint_wrapper(block, offload_to_cpu=saving == "offload")
+    # Of torch's reentrant checkpoints, for a block whose inputs have no gradient. FairScale's adds an input that has one.
     warnings.filterwarnings("ignore", message="None of the inputs have requires_grad=True")
-    for block in [module for module in model.modules() if isinstance(module, Block)]:
-        if config.train.compile:
-            # By its class, not by block.compile(): fairscale runs the class's forward, in the backward pass too.
-            block.__class__ = _compiled_block()
-        if config.train.activation_checkpointing != "none":
-            checkpoint_wrapper(block, offload_to_cpu=config.train.activation_checkpointing == "offload")
 
 
 def build_engine(

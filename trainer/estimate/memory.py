@@ -68,6 +68,11 @@ def local_pairs(config: Config, world: int) -> int:
     return max(1, config.train.batch_size // world // config.train.accumulate)
 
 
+def trained_tokens(config: Config) -> int:
+    """Tokens of a pair in training."""
+    return config.trained_patches + config.model.text_length
+
+
 def contrasted_pairs(config: Config) -> int:
     """Pairs of one contrastive batch, over all processes."""
     train = config.train
@@ -77,7 +82,7 @@ def contrasted_pairs(config: Config) -> int:
 def expert_slots(config: Config, world: int) -> int:
     """Slots that one process fills for each expert of a layer; without routing groups, which round up once each."""
     model, router = config.model, config.router
-    tokens = local_pairs(config, world) * (model.image_tokens + model.text_length)
+    tokens = local_pairs(config, world) * trained_tokens(config)
     return capacity(tokens, model.routed_experts, top_k(config), router.capacity_factor)
 
 
@@ -116,7 +121,7 @@ def _activations(config: Config, world: int) -> float:
     """What the forward pass keeps for the backward pass, and the gradients of the block that the backward pass is in."""
     model, weight = config.model, weight_bytes(config)
     pairs = local_pairs(config, world)
-    tokens = pairs * (model.image_tokens + model.text_length)
+    tokens = pairs * trained_tokens(config)
     block = weight * tokens * (9 * model.width + 2 * model.mlp)
     experts = weight * model.routed_experts * expert_slots(config, world) * (4 * model.width + 2 * model.expert_width)
     experts += weight * tokens * 2 * model.shared_experts * model.expert_width
@@ -157,8 +162,8 @@ def _blocks_kept(config: Config) -> tuple[float, int]:
     mixed = sum(index in model.expert_layers for index in passed[0])
     if model.towers == 1:
         return len(passed[0]) - mixed, mixed
-    images, texts = len(passed[IMAGE]) * model.image_tokens, len(passed[TEXT]) * model.text_length
-    return (images + texts) / (model.image_tokens + model.text_length), 0
+    images, texts = len(passed[IMAGE]) * config.trained_patches, len(passed[TEXT]) * model.text_length
+    return (images + texts) / trained_tokens(config), 0
 
 
 def _left_by_pieces(config: Config, world: int) -> float:
@@ -169,7 +174,7 @@ def _left_by_pieces(config: Config, world: int) -> float:
     if not model.expert_layers:
         return embeddings
     slots = config.train.accumulate * model.routed_experts * expert_slots(config, world)
-    choices = 0 if router.choice == "expert" else pairs * (model.image_tokens + model.text_length) * top_k(config)
+    choices = 0 if router.choice == "expert" else pairs * trained_tokens(config) * top_k(config)
     return embeddings + len(model.expert_layers) * (4 * slots + 2 * choices)  # the dtypes of model.routing.Decisions
 
 

@@ -41,8 +41,8 @@ def describe(config: Config, world: int) -> list[tuple[str, str]]:
         ("parameters", f"{readable(counts.total)} ({counts.total:,})"),
         *frozen_rows(config),
         ("applied per token", f"{readable(counts.applied)} ({counts.applied:,})"),
-        ("tokens per pair", f"{model.image_tokens} image + {model.text_length} text"),
-        ("training FLOPs per pair", readable(step_flops(model, router, 1, config.train.freeze))),
+        ("tokens per pair", f"{model.image_tokens} image + {model.text_length} text{_dropped(config)}"),
+        ("training FLOPs per pair", readable(step_flops(model, router, 1, config.train.freeze, config.trained_patches))),
     ]
     if model.expert_layers:
         rows.append(
@@ -59,6 +59,11 @@ def describe(config: Config, world: int) -> list[tuple[str, str]]:
         *sent_rows(config, world),
         *leaving_rows(config, world),
     ]
+
+
+def _dropped(config: Config) -> str:
+    seen = config.trained_patches
+    return f"; in training {seen} image" if seen < config.model.image_tokens else ""
 
 
 def frozen_rows(config: Config) -> list[tuple[str, str]]:

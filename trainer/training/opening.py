@@ -132,6 +132,8 @@ def _start_engine(
         start.load(model, sharding, peers)
         if processes.is_first and not start.is_as_it_was:
             facts_table(start.rows(), f"the weights of {start.checkpoint}")
+    elif config.train.freeze and processes.is_first:
+        _log.warning("train.freeze without init_from: what is frozen keeps its first, random values")
     engine = build_engine(config, model, processes, peers, progress.trained_since)
     if state is not None:
         set_optimizer_state(engine, state, progress.optimizer_steps)

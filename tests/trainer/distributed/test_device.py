@@ -28,6 +28,14 @@ def test_flops_are_six_an_applied_weight_and_token_and_those_of_attention(expert
     assert step_flops(config, RouterConfig(top_k=top_k), pairs=7) == 7 * expected
 
 
+def test_dropped_patches_take_nothing():
+    config = ModelConfig(**ROUTED, embedding=6)
+    half = step_flops(config, RouterConfig(), 1, image_tokens=2)
+    attention = 2 * 3 * 2 * 2 * 8 * (2**2 + 5**2)
+    everything = step_flops(config, RouterConfig(), 1) - 2 * 3 * 2 * 2 * 8 * (4**2 + 5**2)
+    assert half == attention + everything * (2 + 5) / (4 + 5)
+
+
 def test_a_frozen_weight_has_no_gradient_and_below_all_that_is_trained_nothing_has_one():
     config = ModelConfig(**ROUTED, expert_layers=[1], experts=4, embedding=6)
     images, texts, width, mlp = 4, 5, 8, 12

@@ -6,6 +6,7 @@ import torch
 from model.freeze import freeze
 from model.limoe import LIMoE
 from model.objective import training_losses
+from model.patch_dropout import draw_kept
 from model.peers import SingleProcess
 from trainer.config.compose import compose_config
 from trainer.estimate.memory import (
@@ -60,6 +61,7 @@ def test_state_is_spread_as_zero_spreads_it(stage, weights, kept, grad_dtype):
         ["model=limoe_tiny", "router=expert_choice"],
         ["model=limoe_tiny", "train.freeze=[patches.*,tokens.*,towers.0.blocks.0.*]"],
         ["model=two_tower_tiny", "train.freeze=[patches.*,towers.0.*]", "model.text_length=40"],
+        ["model=limoe_tiny", "train.patch_dropout=0.5"],
     ],
     ids=" ".join,
 )
@@ -78,7 +80,10 @@ def test_activations_are_about_what_a_forward_pass_keeps(overrides: list[str]):
     images = torch.randn(32, 3, config.model.image_size, config.model.image_size)
     texts = torch.randint(3, config.model.vocabulary, (32, config.model.text_length))
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        losses = training_losses(built(images, texts), config.router.aux, config.model.routed_experts, SingleProcess())
+        seen = draw_kept(0, 0, 32, config.model.image_tokens, config.trained_patches)
+        losses = training_losses(
+            built(images, texts, None, seen), config.router.aux, config.model.routed_experts, SingleProcess()
+        )
     assert losses.total.requires_grad
     # The estimate has one more block, the one that the backward pass is in: a quarter here.
     assert 0.9 < estimate_memory(config, 1).activations / sum(kept.values()) < 1.6
