@@ -58,9 +58,10 @@ def update_bias(bias_re: Tensor, load_me: Tensor, config: BiasConfig) -> None:
 
 
 def update_biases(model: LIMoE, routing: Mapping[int, RoutingSums]) -> None:
-    """Move the biases of all expert layers, if there are any; routing: the sums of the whole step over all ranks, by layer."""
+    """Move the biases of all routers, but of frozen ones; routing: the sums of the whole step over all ranks, by layer."""
     for index, layer, bias_re in _biased_layers(model):
-        update_bias(bias_re, routing[index].load_me, layer.config.bias)
+        if layer.router.weight.requires_grad:
+            update_bias(bias_re, routing[index].load_me, layer.config.bias)
 
 
 @torch.no_grad()

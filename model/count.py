@@ -1,25 +1,31 @@
 """How large a model is: all parameters, and those applied to a token."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
+from model.block import Encoder
 from model.config import ModelConfig, RouterConfig
 from model.experts import Experts
+from model.freeze import blocks_passed_back, freeze
 from model.limoe import LIMoE
+from model.stream import IMAGE, TEXT
 
 
 @dataclass(frozen=True)
 class ParameterCount:
     """Numbers of parameters.
 
-    applied: with top_k of the E experts of each layer and one of the towers; the embedding tables count as applied.
+    applied: with top_k of the E experts of each layer and one of the towers; the embedding tables count as applied. trained,
+    trained_experts: those of all, and of the experts, that are not frozen.
     """
 
     total: int
     applied: int
     experts: int
+    trained: int
+    trained_experts: int
 
 
 def expert_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
@@ -29,23 +35,64 @@ def expert_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
             yield from module.parameters()
 
 
-def count_parameters(config: ModelConfig, router: RouterConfig) -> ParameterCount:
-    """Counts of the whole model, whatever the parallel layout; builds it without memory, on the meta device."""
-    model = LIMoE.without_values(config, router)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    experts = sum(parameter.numel() for parameter in expert_parameters(model))
-    other_towers = sum(parameter.numel() for tower in model.towers[1:] for parameter in tower.parameters())
-    return ParameterCount(total, total - other_towers - experts + experts * router.top_k // max(1, config.experts), experts)
+def count_parameters(config: ModelConfig, router: RouterConfig, frozen: Sequence[str] = ()) -> ParameterCount:
+    """Counts of the whole model, whatever the parallel layout; builds it without memory, on the meta device.
+
+    frozen: patterns, as of model.freeze. Raises UserError for those that cannot be.
+    """
+    model = freeze(LIMoE.without_values(config, router), frozen)
+    total, trained = _elements(model.parameters())
+    experts, trained_experts = _elements(expert_parameters(model))
+    other_towers, _ = _elements(parameter for tower in model.towers[1:] for parameter in tower.parameters())
+    applied = total - other_towers - experts + experts * router.top_k // max(1, config.experts)
+    return ParameterCount(total, applied, experts, trained, trained_experts)
 
 
-def step_flops(model: ModelConfig, router: RouterConfig, pairs: int) -> float:
+def _elements(parameters: Iterable[nn.Parameter]) -> tuple[int, int]:
+    """All elements, and those of parameters that are trained."""
+    total = trained = 0
+    for parameter in parameters:
+        total += parameter.numel()
+        trained += parameter.numel() if parameter.requires_grad else 0
+    return total, trained
+
+
+def step_flops(
+    model: ModelConfig, router: RouterConfig, pairs: int, frozen: Sequence[str] = (), image_tokens: int | None = None
+) -> float:
     """FLOPs of forward and backward over `pairs` pairs: 6 per applied weight and token, plus attention's two products.
 
     The embedding tables multiply nothing; pads are computed, so they count; recomputation does not (the usual model FLOPs).
+
+    frozen: patterns, as of model.freeze. A frozen weight takes 4, for it has no gradient, or 2 if nothing below it has one.
+    image_tokens: of an image, if some of its patches are dropped.
     """
     counts = count_parameters(model, router)
     tables = (model.vocabulary + model.image_tokens + model.text_length) * model.width
     trunk = counts.applied - tables
-    tokens = model.image_tokens + model.text_length
-    attention = 12 * model.layers * model.width * (model.image_tokens**2 + model.text_length**2)
-    return pairs * (6.0 * trunk * tokens + attention)
+    lengths = {IMAGE: image_tokens or model.image_tokens, TEXT: model.text_length}
+    tokens = sum(lengths.values())
+    attention = 12 * model.layers * model.width * sum(length**2 for length in lengths.values())
+    saved = _saved_flops(model, router, frozen, lengths) if frozen else 0.0
+    return pairs * (6.0 * trunk * tokens + attention - saved)
+
+
+def _saved_flops(config: ModelConfig, router: RouterConfig, frozen: Sequence[str], lengths: Mapping[int, int]) -> float:
+    """FLOPs of a pair's backward pass that frozen blocks spare; lengths: tokens of a pair by modality.
+
+    What is outside the blocks is too little to count.
+    """
+    model = freeze(LIMoE.without_values(config, router), frozen)
+    experts = {id(parameter) for parameter in expert_parameters(model)}
+    saved = 0.0
+    for number, (tower, passed) in enumerate(zip(model.towers, blocks_passed_back(model), strict=True)):
+        assert isinstance(tower, Encoder)
+        read = list(lengths.values()) if config.towers == 1 else [lengths[number]]
+        for index, block in enumerate(tower.blocks):
+            for parameter in block.parameters():
+                applied = parameter.numel() * (router.top_k / config.experts if id(parameter) in experts else 1)
+                products = (not parameter.requires_grad) + (index not in passed)
+                saved += 2 * products * applied * sum(read)
+            if index not in passed:
+                saved += 8 * config.width * sum(length**2 for length in read)
+    return saved

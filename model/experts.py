@@ -120,16 +120,16 @@ class ExpertLayer(nn.Module):
         self.row_of_expert = row_of_expert if device.type == "meta" else row_of_expert.to(device)
 
     def draw(self, segments: Sequence[Segment], generators: Sequence[torch.Generator | None] = (None,)) -> Assignment:
-        """A new assignment for a batch of these segments, with noise in training.
+        """A new assignment for a batch of these segments, with noise in training unless the router is frozen.
 
         generators: one for each routing group, None for torch's own. The tokens of a group, its images' before its texts', draw
         one after another: the same numbers, whatever else is in the batch.
 
         The noise is drawn here, not where it is used: a compiled region would draw other numbers from the same seed.
         """
-        if not self.training or self.config.noise == 0:
-            return Assignment()
         weight = self.router.weight
+        if not self.training or self.config.noise == 0 or not weight.requires_grad:
+            return Assignment()
         dtype = torch.promote_types(weight.dtype, torch.float32)
         group_size = -(-max(segment.count for segment in segments) // len(generators))
         by_segment: list[list[Tensor]] = [[] for _ in segments]

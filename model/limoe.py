@@ -118,15 +118,17 @@ class LIMoE(nn.Module):
         images: Tensor | None = None,
         texts: Tensor | None = None,
         assignments: Mapping[int, Assignment] | None = None,
+        kept_patches: Tensor | None = None,
     ) -> Output:
         """Normalised images `[B, 3, H, W]` and/or token ids int64 `[B, L]` (0 pads) -> Output.
 
         assignments: those of an earlier Output, to send the same tokens to the same experts; None: the layers decide, in training
-        with noise from torch's generator of the device.
+        with noise from torch's generator of the device. kept_patches: int64 `[B, k]`, those of each image that the model sees
+        (model.patch_dropout); None: all.
         """
         sequences = []
         if images is not None:
-            sequences.append((IMAGE, *self.patches(images)))
+            sequences.append((IMAGE, *self.patches(images, kept_patches)))
         if texts is not None:
             sequences.append((TEXT, *self.tokens(texts)))
         features: dict[int, Tensor] = {}

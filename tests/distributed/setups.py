@@ -1,8 +1,10 @@
 """Tiny runs for the tests: configurations by layout, batches, training in real processes, and the state they end in."""
 
+import random
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,13 @@ from torch.distributed.tensor import DTensor
 
 from model.auxiliary import sum_over
 from model.balance import update_biases
+from model.freeze import freeze
 from model.limoe import LIMoE
 from model.objective import training_losses
+from model.patch_dropout import draw_kept, kept_patches
 from model.peers import SingleProcess
 from trainer.checkpoint.files import checkpoint_path
-from trainer.checkpoint.load import SavedState, load_state, read_progress, resumed_kinds
+from trainer.checkpoint.load import SavedState, load_state, read_progress, resumed_kinds, trained_since
 from trainer.checkpoint.progress import TrainingProgress
 from trainer.checkpoint.save import Checkpointer
 from trainer.checkpoint.start import start_from
@@ -106,15 +110,16 @@ class TinyRun:
         self.progress = TrainingProgress(seed=config.seed)
         self.peers: DistributedPeers = start_deepspeed(processes, config.parallel.expert_parallel)
         self.sharding = ExpertSharding(processes, config.parallel.expert_parallel)
-        model = LIMoE(config.model, config.router, self.peers).initialise(config.seed)
+        model = freeze(LIMoE(config.model, config.router, self.peers).initialise(config.seed), config.train.freeze)
         state: SavedState | None = None
         if checkpoint is not None:
             self.progress = read_progress(checkpoint)
             state = load_state(checkpoint, model, self.sharding, resumed_kinds(checkpoint, config.train))
             set_weights(model, state, again=True)
+            self.progress.trained_since = trained_since(state, self.progress)
         elif source is not None:
             start_from(source, config, "or not").load(model, self.sharding, self.peers)
-        self.engine = build_engine(config, model, processes, self.peers)
+        self.engine = build_engine(config, model, processes, self.peers, self.progress.trained_since)
         if state is not None:
             set_optimizer_state(self.engine, state, self.progress.optimizer_steps)
         start_ema(self.engine, config.train, state, self.progress.step, processes)
@@ -197,8 +202,25 @@ def decays(name: str) -> bool:
     return (leaf == "weight" and owner.endswith(matrices)) or name.endswith(("experts.up", "experts.down"))
 
 
-def plain_torch(config: Config, steps: int, keep: Iterable[int], factors: Mapping[str, float] | None = None) -> Trained:
-    """The same training without DeepSpeed and without other processes, in the fewest words."""
+def seen_patches(config: Config, step: int) -> Tensor | None:
+    """Of all images of a step, the patches that are not dropped, drawn at once: `[B, k]`; None for all."""
+    if not config.train.patch_dropout:
+        return None
+    key, patches = random.Random(f"{config.seed}/patches/{step}").getrandbits(64), config.model.image_tokens
+    return draw_kept(key, 0, config.train.batch_size, patches, kept_patches(patches, config.train.patch_dropout))
+
+
+def plain_torch(
+    config: Config,
+    steps: int,
+    keep: Iterable[int],
+    factors: Mapping[str, float] | None = None,
+    freezes: Sequence[Sequence[str]] = (),
+) -> Trained:
+    """The same training without DeepSpeed and without other processes, in the fewest words.
+
+    freezes: what train.freeze is in each step, if it changes.
+    """
     model = LIMoE(config.model, config.router).initialise(config.seed)
     parameters, factors = dict(model.named_parameters()), factors or {}
     optim = config.optim
@@ -213,15 +235,21 @@ def plain_torch(config: Config, steps: int, keep: Iterable[int], factors: Mappin
     trained = Trained()
     for step in range(steps):
         losses, routing = [], []
+        seen = seen_patches(config, step)
         batches = [batch(step, config, micro) for micro in range(config.train.accumulate)]
         if config.train.negatives == "batch":
             batches = [(torch.cat([images for images, _ in batches]), torch.cat([texts for _, texts in batches]))]
         for images, texts in batches:
-            output = model(images, texts)
+            output = model(images, texts, None, seen.split(len(images))[len(losses)] if seen is not None else None)
             loss = training_losses(output, config.router.aux, config.model.routed_experts, SingleProcess())
             (loss.total / len(batches)).backward()
             losses.append(loss.total.item())
             routing.append(loss.routing)
+        patterns = freezes[step] if freezes else config.train.freeze
+        for name, parameter in parameters.items():
+            if any(fnmatchcase(name, pattern) for pattern in patterns):
+                parameter.grad = None
+                optimizer.state.pop(parameter, None)
         trained.losses.append(sum(losses) / len(losses))
         trained.norms.append(float(torch.nn.utils.clip_grad_norm_(parameters.values(), optim.clip_norm)))
         optimizer.step()
@@ -230,7 +258,10 @@ def plain_torch(config: Config, steps: int, keep: Iterable[int], factors: Mappin
         if step + 1 in keep:
             state = {f"{WEIGHTS}/{name}": value.detach().clone() for name, value in model.state_dict().items()}
             trained.states[step + 1] = state | {
-                f"{moment}/{name}": optimizer.state[p][moment].clone() for name, p in parameters.items() for moment in MOMENTS
+                f"{moment}/{name}": optimizer.state[p][moment].clone()
+                for name, p in parameters.items()
+                for moment in MOMENTS
+                if p in optimizer.state
             }
     return trained
 

@@ -126,6 +126,19 @@ def test_the_sigmoid_loss_trains_alike_in_every_layout():
     check(*(Layout(2, ep, stage).with_(**changes) for ep, stage in ((1, 1), (2, 2), (2, 3))))
 
 
+def test_patches_are_dropped_alike_in_every_layout():
+    """Micro-batches and recomputed blocks included."""
+    changes = {"train__patch_dropout": 0.5}
+    layouts = [Layout(2, 1, 1), Layout(2, 2, 2), Layout(2, 2, 3).with_(train__accumulate=2)]
+    micro = {"train__accumulate": 2, "train__negatives": "micro", "train__activation_checkpointing": "blocks"}
+    layouts = [layout.with_(**changes) for layout in (*layouts, Layout(2, 1, 3).with_(**micro))]
+    everything = expected(())
+    for layout, result in zip(layouts, trained(layouts), strict=True):
+        print(layout)
+        assert abs(result.losses[0] - everything.losses[0]) > 1e-3, "nothing was dropped"
+        assert_same_training(result, plain_torch(tiny(layout), STEPS, KEPT))
+
+
 def factor(name: str) -> float:
     """What the test below asks for, parameter by parameter: three blocks, half the rate from each to the one before it."""
     layer = {"0": 0.125, "1": 0.25, "2": 0.5}[name.split(".")[3]] if ".blocks." in name else 1.0

@@ -76,7 +76,7 @@ def check(layouts: list[Layout], run_dir: Path, folder: Path) -> None:
 
 
 def test_alone(run_dir, tmp_path_factory):
-    check([Layout(1, 1, 2).with_(router__top_k=2)], run_dir, tmp_path_factory.mktemp("runs"))
+    check([Layout(1, 1, 2).with_(router__top_k=2, train__patch_dropout=0.4)], run_dir, tmp_path_factory.mktemp("runs"))
 
 
 def test_in_every_layout(run_dir, tmp_path_factory):

@@ -51,3 +51,9 @@ def test_counting_agrees_with_the_built_model() -> None:
 def test_one_expert_a_token_applies_as_much_as_the_dense_model_and_the_router() -> None:
     sparse, dense = (count_parameters(tiny(expert_layers=layers), RouterConfig()) for layers in ([1], []))
     assert sparse.applied - dense.applied == 4 * 8
+
+
+def test_frozen_parameters_are_not_trained() -> None:
+    count = count_parameters(tiny(expert_layers=[1]), RouterConfig(), ["*.experts.up", "tokens.table.*"])
+    assert count.total - count.trained == 4 * 8 * 12 + 20 * 8
+    assert count.experts - count.trained_experts == 4 * 8 * 12

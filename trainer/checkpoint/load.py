@@ -25,7 +25,17 @@ from trainer.config.schema import TrainConfig
 from trainer.data.order.progress import DataProgress
 from trainer.distributed.agree import first_reads
 from trainer.distributed.processes import ALONE, Processes
-from trainer.engine.state import EMA, MOMENTS, WEIGHTS, ExpertSharding, expert_names, key_of, named_tensors, tensor_sizes
+from trainer.engine.state import (
+    EMA,
+    MOMENTS,
+    WEIGHTS,
+    ExpertSharding,
+    expert_names,
+    key_of,
+    named_tensors,
+    tensor_sizes,
+    trained_parameters,
+)
 from trainer.errors import UserError, reason
 
 _log = logging.getLogger(__name__)
@@ -177,7 +187,9 @@ class SavedState:
         self._sharding = sharding
         self._experts = expert_names(model) if sharding else set()
         self._like = {name: torch.empty(tensor.shape, device="meta") for name, tensor in named_tensors(model).items()}
-        self._buffers = {name for name, _ in model.named_buffers()}
+        self._trained = set(trained_parameters(model))
+        self._frozen = {name for name, _ in model.named_parameters()} - self._trained
+        self._saved = _saved_shapes(checkpoint)
         self._dealt = sharding.deal(tensor_sizes(model), self._experts) if sharding else {}
         self._kept: dict[str, dict[str, Tensor]] = {}
 
@@ -188,7 +200,7 @@ class SavedState:
             self._kept[kind] = share
             share = dict(share)
         for name, like in self._like.items():
-            if key_of(kind, name, self._buffers) is None:
+            if self._key(kind, name) is None:
                 continue
             mine = share.pop(name, None)
             if self._sharding is None:
@@ -198,10 +210,24 @@ class SavedState:
                 yield name, self._sharding.handed_round(mine, like, self._dealt[name])
             del mine
 
+    @property
+    def newly_trained(self) -> set[str]:
+        """The parameters that are trained, but were frozen before: the checkpoint has no moments of them."""
+        return {name for name in self._trained if f"{MOMENTS[0]}/{name}" not in self._saved}
+
+    @property
+    def newly_frozen(self) -> set[str]:
+        """The parameters that are frozen, but were trained before."""
+        return {name for name in self._frozen if f"{MOMENTS[0]}/{name}" in self._saved}
+
+    def _key(self, kind: str, name: str) -> str | None:
+        """Where the checkpoint holds a tensor of a kind; None if it does not, and of what is frozen for all but its value."""
+        return None if kind != WEIGHTS and name in self._frozen else key_of(kind, name, self._saved)
+
     def _read(self, kind: str) -> dict[str, Tensor]:
         """What this rank has to read of a kind, by the parameter's name."""
         sharding = self._sharding
-        keys = {name: key_of(kind, name, self._buffers) for name in self._like}
+        keys = {name: self._key(kind, name) for name in self._like}
         names = [name for name in self._like if keys[name] and (sharding is None or sharding.is_mine(self._dealt[name]))]
         share = {name: torch.empty(self._like[name].shape, dtype=torch.float32) for name in names}
         room: dict[str, Any] = {
@@ -225,16 +251,13 @@ def load_state(checkpoint: Path, model: nn.Module, sharding: ExpertSharding | No
     """
     state = SavedState(checkpoint, model, sharding, kinds)
     experts = expert_names(model) if sharding else set()
-    buffers = {name for name, _ in model.named_buffers()}
     wanted = {
-        key: tuple(
+        f"{WEIGHTS}/{name}": tuple(
             sharding.wrap(torch.empty(tensor.shape, device="meta")).shape if sharding and name in experts else tensor.shape
         )
-        for kind in kinds
         for name, tensor in named_tensors(model).items()
-        if (key := key_of(kind, name, buffers)) is not None
     }
-    check_architecture(checkpoint, wanted, prefix=f"{kinds[0]}/")
+    check_architecture(checkpoint, wanted, prefix=f"{WEIGHTS}/")
     return state
 
 
@@ -313,3 +336,22 @@ def resumed_kinds(checkpoint: Path, train: TrainConfig) -> tuple[str, ...]:
     """What a run that resumes from the checkpoint takes from it: the average only if it exists and is wanted."""
     wanted = train.ema is not None and EMA in saved_kinds(checkpoint)
     return (WEIGHTS, *MOMENTS, EMA) if wanted else (WEIGHTS, *MOMENTS)
+
+
+def trained_since(state: SavedState, progress: TrainingProgress, tell: bool = False) -> dict[str, int]:
+    """What TrainingProgress.trained_since becomes in a run that resumes from a state, perhaps with another train.freeze.
+
+    tell: log a line about the parameters that are frozen or trained from here on.
+    """
+    freed, frozen = state.newly_trained, state.newly_frozen
+    if tell and freed:
+        _log.warning("trained from step %d on, with new moments: %s", progress.step + 1, _names(freed))
+    if tell and frozen:
+        _log.warning("frozen from step %d on, without their moments and averages: %s", progress.step + 1, _names(frozen))
+    before = {name: since for name, since in progress.trained_since.items() if name not in frozen}
+    return before | dict.fromkeys(sorted(freed), progress.optimizer_steps)
+
+
+def _names(names: set[str]) -> str:
+    first, *others = sorted(names)
+    return f"{len(names)} parameters, such as {first}" if others else first

@@ -14,6 +14,8 @@ class TrainingProgress:
     """Optimizer steps done, including skipped ones; the schedule and the data continue from here."""
     optimizer_steps: int = 0
     """Steps that the optimizer applied."""
+    trained_since: dict[str, int] = field(default_factory=dict)
+    """By name, the parameters that a resume has unfrozen, and how many steps the optimizer had applied then."""
     skipped_steps: int = 0
     """Steps left out because the loss or the gradient was not finite."""
     nonfinite_in_a_row: int = 0

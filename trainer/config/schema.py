@@ -9,6 +9,7 @@ from typing import Any
 
 from model.config import ModelConfig, RouterConfig
 from model.option import option
+from model.patch_dropout import kept_patches
 
 
 @dataclass
@@ -139,6 +140,18 @@ class TrainConfig:
         "fp32",
         "precision in which gradients are summed over processes and micro-batches; bf16 sends half the bytes",
         choices=("fp32", "bf16"),
+    )
+    freeze: list[str] = option(
+        [],
+        "patterns for the names of parameters that are not trained, as in [patches.*,towers.0.*]",
+        filled=True,
+    )
+    patch_dropout: float = option(
+        0.0,
+        "share of each image's patches, drawn anew in every step, that training does not see",
+        at_least=0,
+        below=1,
+        hint="0.5 trains on half of the patches",
     )
     compile: bool = option(False, "torch.compile the blocks")
     activation_checkpointing: str = option(
@@ -400,3 +413,8 @@ class Config:
         filled=True,
     )
     seed: int = option(0, "seed of the weights, the order of the data, crops and noise", at_least=0, at_most=2**32 - 1)
+
+    @property
+    def trained_patches(self) -> int:
+        """Patches of an image that a training step sees: tokens, of which train.patch_dropout leaves a share."""
+        return kept_patches(self.model.image_tokens, self.train.patch_dropout)

@@ -25,5 +25,5 @@ def source(dealt: range, rank: int) -> int:
 
 
 def largest_share(sizes: Mapping[str, int], dealt: Mapping[str, range], world: int) -> int:
-    """Elements on the rank with the largest share."""
+    """The sum of the sizes, of any kind, on the rank with the largest share."""
     return max(sum(sizes[name] for name in dealt if rank in dealt[name]) for rank in range(world))

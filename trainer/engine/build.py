@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from model.block import Block
 from model.experts import ExpertLayer
+from model.freeze import blocks_passed_back
 from model.limoe import LIMoE
 from model.precision import float32_parameters
 from trainer.config.schema import Config
@@ -26,6 +27,7 @@ from trainer.distributed.peers import DistributedPeers
 from trainer.distributed.processes import Processes
 from trainer.engine.mixed_precision import mixed_precision
 from trainer.engine.rates import rate_factors
+from trainer.engine.state import frozen_values
 from trainer.estimate.memory import bucket_elements
 
 
@@ -72,12 +74,12 @@ def _bound_waiting(processes: Processes) -> None:
         dist.distributed_c10d._set_pg_timeout(timeout, group)
 
 
-def mark_experts(model: nn.Module, expert_parallel: int, expert_rank: int) -> None:
+def mark_experts(model: nn.Module, expert_parallel: int, expert_rank: int, zero_stage: int = 1) -> None:
     """Tell DeepSpeed which parameters are experts, and over which group ZeRO shards each.
 
     The engine finds experts by the class of a module and by attributes of the parameters. A parameterless child of that class
     in each expert layer is enough, so the model itself needs no DeepSpeed. Without the placement attributes ZeRO-3 would
-    shard experts over the wrong ranks and still run.
+    shard experts over the wrong ranks and still run, frozen ones too; stages 1 and 2 refuse a marked model that trains no expert.
     """
     _import_deepspeed()
     from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
@@ -96,8 +98,11 @@ def mark_experts(model: nn.Module, expert_parallel: int, expert_rank: int) -> No
         def set_deepspeed_parallelism(self, *args: Any, **kwargs: Any) -> None:
             """The groups are laid out already."""
 
-    for layer in [module for module in model.modules() if isinstance(module, ExpertLayer)]:
-        layer.deepspeed_marker = ExpertMarker(layer.num_experts)
+    layers = [module for module in model.modules() if isinstance(module, ExpertLayer)]
+    marked = zero_stage == 3 or any(parameter.requires_grad for layer in layers for parameter in layer.experts.parameters())
+    for layer in layers:
+        if marked:
+            layer.deepspeed_marker = ExpertMarker(layer.num_experts)
         for parameter in layer.experts.parameters():
             parameter.allreduce = False  # type: ignore[attr-defined]
             parameter.group_name = f"ep_size_{expert_parallel}"  # type: ignore[attr-defined]
@@ -116,24 +121,29 @@ def parameter_groups(
     expert_parallel: int,
     mixed: bool = False,
     factors: Mapping[str, float] = MappingProxyType({}),
+    trained_since: Mapping[str, int] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
     """Optimizer groups: dense and expert parameters, each with decay (matrices) and without (norms, biases, positions, scale).
 
     mixed: the model runs in a dtype other than float32, so parameters that stay in float32 need their own groups: ZeRO puts each
-    group into one flat tensor. factors: on the learning rate, by parameter, 1 if not named; each has groups of its own, which
-    know it as `rate_factor`. Every trainable parameter is in exactly one group.
+    group into one flat tensor. factors: on the learning rate, by parameter, 1 if not named; trained_since: as in
+    TrainingProgress, 0 if not named. Each of these has groups of its own, which know it as `rate_factor` and `trained_since`.
+    Every parameter that is not frozen is in exactly one group.
     """
     precise = {name for name, _ in float32_parameters(model)} if mixed else set()
-    members: dict[tuple[bool, bool, bool, float], list[nn.Parameter]] = {}
+    members: dict[tuple[bool, bool, bool, float, int], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        kind = (is_expert(parameter), _decays(name), name in precise, factors.get(name, 1.0))
+        if not parameter.requires_grad:
+            continue
+        kind = (is_expert(parameter), _decays(name), name in precise, factors.get(name, 1.0), trained_since.get(name, 0))
         members.setdefault(kind, []).append(parameter)
     groups: list[dict[str, Any]] = []
-    for (expert, decays, is_precise, factor), parameters in sorted(members.items(), key=lambda item: item[0]):
+    for (expert, decays, is_precise, factor, since), parameters in sorted(members.items(), key=lambda item: item[0]):
         group = {
             "params": parameters,
             "weight_decay": weight_decay if decays else 0.0,
             "rate_factor": factor,
+            "trained_since": since,
             "name": f"{'expert' if expert else 'dense'}, {'decay' if decays else 'no decay'}{', float32' if is_precise else ''}",
         }
         groups.append(group | ({"moe": True, "name": f"ep_size_{expert_parallel}"} if expert else {}))
@@ -186,25 +196,44 @@ def _compiled_block() -> type[Block]:
 
 
 def wrap_blocks(model: LIMoE, config: Config) -> None:
-    """Apply torch.compile and activation checkpointing to the blocks, in place and from outside; names do not change."""
-    for block in [module for module in model.modules() if isinstance(module, Block)]:
-        if config.train.compile:
-            # By its class, not by block.compile(): fairscale runs the class's forward, in the backward pass too.
-            block.__class__ = _compiled_block()
-        if config.train.activation_checkpointing != "none":
-            checkpoint_wrapper(block, offload_to_cpu=config.train.activation_checkpointing == "offload")
+    """Apply torch.compile and activation checkpointing to the blocks, in place and from outside; names do not change.
+
+    Blocks without a backward pass, below which all is frozen, keep nothing that could be recomputed.
+    """
+    saving = config.train.activation_checkpointing
+    for tower, passed in zip(model.towers, blocks_passed_back(model), strict=True):
+        for index, block in enumerate(tower.blocks):  # type: ignore[arg-type]  # a ModuleList
+            if config.train.compile:
+                # By its class, not by block.compile(): fairscale runs the class's forward, in the backward pass too.
+                block.__class__ = _compiled_block()
+            if saving != "none" and index in passed:
+                checkpoint_wrapper(block, offload_to_cpu=saving == "offload")
+    # Of torch's reentrant checkpoints, for a block whose inputs have no gradient. FairScale's adds an input that has one.
+    warnings.filterwarnings("ignore", message="None of the inputs have requires_grad=True")
 
 
-def build_engine(config: Config, model: LIMoE, processes: Processes, peers: DistributedPeers) -> Any:
-    """The DeepSpeed engine that trains the model. The model's weights must be final: ZeRO takes its masters from them."""
+def build_engine(
+    config: Config,
+    model: LIMoE,
+    processes: Processes,
+    peers: DistributedPeers,
+    trained_since: Mapping[str, int] = MappingProxyType({}),
+) -> Any:
+    """The DeepSpeed engine that trains the model, but for parameters that require no gradient (model.freeze).
+
+    The model's weights must be final: ZeRO takes its masters from them, and frozen ones are kept for checkpoints. trained_since:
+    as in TrainingProgress.
+    """
     deepspeed = _import_deepspeed()
     ep = config.parallel.expert_parallel
+    frozen = frozen_values(model, processes, ep)
     model.to(processes.device)
     if config.model.expert_layers:
-        mark_experts(model, ep, peers.expert_rank)
+        mark_experts(model, ep, peers.expert_rank, config.parallel.zero_stage)
     wrap_blocks(model, config)
     optim, mixed = config.optim, config.train.precision != "fp32"
-    groups = parameter_groups(model, optim.weight_decay, ep, mixed, rate_factors(model, config.model.layers, optim))
+    factors = rate_factors(model, config.model.layers, optim)
+    groups = parameter_groups(model, optim.weight_decay, ep, mixed, factors, trained_since)
     optimizer = torch.optim.AdamW(
         [group | {"lr": optim.lr * group["rate_factor"]} for group in groups],
         betas=(optim.beta1, optim.beta2),
@@ -216,4 +245,5 @@ def build_engine(config: Config, model: LIMoE, processes: Processes, peers: Dist
             model=model, optimizer=optimizer, config=deepspeed_settings(config, processes.world), dist_init_required=False
         )
     _bound_waiting(processes)
+    engine.frozen_values = frozen
     return engine

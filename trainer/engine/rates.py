@@ -1,13 +1,11 @@
 """How far each parameter's learning rate is that of the schedule: factors by name, and less for layers near the input."""
 
 import re
-from collections.abc import Collection
-from fnmatch import fnmatchcase
 
 from torch import nn
 
+from model.patterns import check_patterns, first_fitting
 from trainer.config.schema import OptimConfig
-from trainer.errors import UserError
 
 _BLOCK = re.compile(r"towers\.\d+\.blocks\.(\d+)\.")
 _EMBEDDINGS = ("patches.", "tokens.")
@@ -23,16 +21,9 @@ def rate_factors(model: nn.Module, layers: int, optim: OptimConfig) -> dict[str,
     return {name: _by_pattern(name, factors) * _by_layer(name, layers, optim.layer_decay) for name in names}
 
 
-def check_patterns(key: str, patterns: Collection[str], names: Collection[str]) -> None:
-    """Raise UserError for a pattern that fits no parameter's name."""
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            shown = ", ".join(dict.fromkeys(re.sub(r"\d+\..*|(?<=\.).*", "*", name) for name in names))
-            raise UserError(f"{key}: no parameter has a name like '{pattern}'; there are {shown}, such as {max(names, key=len)}")
-
-
 def _by_pattern(name: str, factors: dict[str, float]) -> float:
-    return next((factor for pattern, factor in factors.items() if fnmatchcase(name, pattern)), 1.0)
+    pattern = first_fitting(name, factors)
+    return 1.0 if pattern is None else factors[pattern]
 
 
 def _by_layer(name: str, layers: int, decay: float) -> float:

@@ -1,8 +1,9 @@
 """The logical state of a training run: tensors by parameter name, whatever the layout.
 
 Dense tensors are whole; experts are `[E, ...]`, of which a rank writes its own as a DTensor shard. Keys: `model/<name>`,
-`exp_avg/<name>`, `exp_avg_sq/<name>`, and with train.ema `ema/<name>`, all float32. What is not learned by gradient (the
-routers' loss-free biases, the only buffers there are) has `model/<name>` alone: it goes with the weights and with their average.
+`exp_avg/<name>`, `exp_avg_sq/<name>`, and with train.ema `ema/<name>`, all float32. What is not learned by gradient (frozen
+parameters, and the routers' loss-free biases, the only buffers there are) has `model/<name>` alone: it goes with the weights and
+with their average.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -96,6 +97,13 @@ def masters(optimizer: Any) -> list[Tensor]:
     return getattr(optimizer, "fp32_partitioned_groups_flat", None) or optimizer.single_partition_of_fp32_groups
 
 
+def _groups_of_masters(optimizer: Any) -> list[dict[str, Any]]:
+    """The optimizer group of each of them."""
+    groups = optimizer.optimizer.param_groups
+    of_piece = getattr(optimizer, "sub_group_to_group_id", None)  # stage 3 cuts large groups
+    return [groups[of_piece[number] if of_piece else number] for number in range(len(masters(optimizer)))]
+
+
 def prepare_optimizer_state(engine: Any) -> None:
     """Let DeepSpeed's accessors find the moments of ALL groups; before the first applied step they are zeros.
 
@@ -121,7 +129,7 @@ def kept_kinds(engine: Any) -> tuple[str, ...]:
 def read_state(engine: Any, processes: Processes, sharding: ExpertSharding) -> dict[str, Tensor]:
     """This rank's share of the state, on the CPU, which it has to write. A collective.
 
-    Tensors are dealt out so that every rank writes about the same number of bytes, and each tensor is written once.
+    Tensors are dealt out so that every rank writes about as many weights, and each tensor is written once.
     """
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
@@ -134,7 +142,9 @@ def read_state(engine: Any, processes: Processes, sharding: ExpertSharding) -> d
         for name, buffer in engine.module.named_buffers()
         if sharding.is_mine(dealt[name])
     }
-    for name, parameter in engine.module.named_parameters():
+    for name, value in engine.frozen_values.items():
+        share[f"{WEIGHTS}/{name}"] = sharding.wrap(value) if name in experts else value
+    for name, parameter in trained_parameters(engine.module).items():
         for kind in (WEIGHTS, *kept):  # one after the other: each is whole on the device briefly
             value = safe_get_full_fp32_param(parameter) if kind == WEIGHTS else safe_get_full_optimizer_state(parameter, kind)
             if sharding.is_mine(dealt[name]):
@@ -142,6 +152,24 @@ def read_state(engine: Any, processes: Processes, sharding: ExpertSharding) -> d
                 share[f"{kind}/{name}"] = sharding.wrap(local) if name in experts else local
             del value
     return share
+
+
+def frozen_values(model: nn.Module, processes: Processes, expert_parallel: int) -> dict[str, Tensor]:
+    """Of the parameters that require no gradient, what this rank has to write of each checkpoint: float32, on the CPU.
+
+    No optimizer has a float32 master of these, and a model that is cast to bfloat16 no longer has their values.
+    """
+    dealt = deal(tensor_sizes(model), expert_names(model), processes.world, expert_parallel)
+    return {
+        name: parameter.detach().to("cpu", torch.float32, copy=True)
+        for name, parameter in model.named_parameters()
+        if not parameter.requires_grad and processes.rank in dealt[name]
+    }
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are not frozen, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def tensor_sizes(model: nn.Module) -> dict[str, int]:
@@ -154,11 +182,15 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.named_parameters()) | dict(model.named_buffers())
 
 
-def key_of(kind: str, name: str, buffers: Collection[str]) -> str | None:
-    """Where a checkpoint holds a tensor of a kind; None for a moment of a buffer, which there is not."""
-    if name not in buffers:
-        return f"{kind}/{name}"
-    return f"{WEIGHTS}/{name}" if kind in (WEIGHTS, EMA) else None
+def key_of(kind: str, name: str, saved: Collection[str]) -> str | None:
+    """Under which of the saved keys a checkpoint holds a tensor of a kind; None for a moment that it does not hold.
+
+    What was not learned by gradient has no key of its own as an average: that is its value.
+    """
+    key = f"{kind}/{name}"
+    if key in saved or kind == WEIGHTS:
+        return key
+    return f"{WEIGHTS}/{name}" if kind == EMA else None
 
 
 @torch.no_grad()
@@ -171,13 +203,14 @@ def set_weights(model: nn.Module, state: SavedTensors, kind: str = WEIGHTS, agai
 
 @torch.no_grad()
 def set_optimizer_state(engine: Any, state: SavedTensors, optimizer_steps: int) -> None:
-    """Give the engine the float32 masters and Adam's moments, kind by kind.
+    """Give the engine the float32 masters and Adam's moments, kind by kind; optimizer_steps: how many were applied so far.
 
     The engine must have been built over the same weights: setting the masters alone would leave the forward weights stale.
     """
     prepare_optimizer_state(engine)
-    for adam in engine.optimizer.optimizer.state.values():
-        adam["step"].fill_(optimizer_steps)
+    optimizer = engine.optimizer
+    for master, group in zip(masters(optimizer), _groups_of_masters(optimizer), strict=True):
+        optimizer.optimizer.state[master]["step"].fill_(optimizer_steps - group["trained_since"])
     set_kind(engine, state, WEIGHTS)
     for moment in MOMENTS:
         set_kind(engine, state, moment)
@@ -185,10 +218,10 @@ def set_optimizer_state(engine: Any, state: SavedTensors, optimizer_steps: int) 
 
 @torch.no_grad()
 def set_kind(engine: Any, state: SavedTensors, kind: str) -> None:
-    """Set the masters (`model`), a moment or the averages of all parameters from a checkpoint."""
-    parameters = dict(engine.module.named_parameters())
+    """Set the masters (`model`), a moment or the averages of all trained parameters from a checkpoint."""
+    parameters = trained_parameters(engine.module)
     for name, value in state.tensors(kind):
-        if name not in parameters:  # a buffer: the module has it already
+        if name not in parameters:  # frozen, or a buffer: the module has it already
             continue
         set_full(engine.optimizer, parameters[name], value, None if kind == WEIGHTS else kind)
 

@@ -2,15 +2,19 @@
 
 from dataclasses import dataclass
 
-from model.count import count_parameters, expert_parameters
+from model.count import ParameterCount, count_parameters, expert_parameters
+from model.freeze import blocks_passed_back, freeze
 from model.limoe import LIMoE
 from model.routing import capacity
+from model.stream import IMAGE, TEXT
 from trainer.config.schema import Config
 from trainer.distributed.device import dtype_of
 from trainer.distributed.shares import deal, largest_share
 
 STATE_BYTES = 12
-"""Bytes of a parameter in the optimizer and in a checkpoint: the float32 master and Adam's two moments."""
+"""Bytes of a trained parameter in the optimizer and in a checkpoint: the float32 master and Adam's two moments."""
+FROZEN_BYTES = 4
+"""Bytes of a frozen one in a checkpoint, and in host memory until then: its float32 value."""
 EMA_BYTES = 4
 """And of its float32 average, which train.ema keeps in both."""
 MOST_BUCKET_ELEMENTS = 500_000_000
@@ -39,8 +43,14 @@ class Memory:
 
 def bucket_elements(config: Config) -> int:
     """Elements of the buffer that gradients are reduced through: no more than a rank has of them."""
-    counts = count_parameters(config.model, config.router)
-    return min(MOST_BUCKET_ELEMENTS, counts.total - counts.experts + counts.experts // config.parallel.expert_parallel)
+    counts = count(config)
+    own_experts = counts.trained_experts // config.parallel.expert_parallel
+    return min(MOST_BUCKET_ELEMENTS, counts.trained - counts.trained_experts + own_experts)
+
+
+def count(config: Config) -> ParameterCount:
+    """The numbers of parameters, trained and frozen."""
+    return count_parameters(config.model, config.router, config.train.freeze)
 
 
 def weight_bytes(config: Config) -> int:
@@ -56,6 +66,11 @@ def gradient_bytes(config: Config) -> int:
 def local_pairs(config: Config, world: int) -> int:
     """Pairs of one process's micro-batch."""
     return max(1, config.train.batch_size // world // config.train.accumulate)
+
+
+def trained_tokens(config: Config) -> int:
+    """Tokens of a pair in training."""
+    return config.trained_patches + config.model.text_length
 
 
 def contrasted_pairs(config: Config) -> int:
@@ -79,7 +94,7 @@ def logit_columns(config: Config, world: int) -> int:
 def expert_slots(config: Config, world: int) -> int:
     """Slots that one process fills for each expert of a layer; without routing groups, which round up once each."""
     model, router = config.model, config.router
-    tokens = local_pairs(config, world) * (model.image_tokens + model.text_length)
+    tokens = local_pairs(config, world) * trained_tokens(config)
     return capacity(tokens, model.routed_experts, top_k(config), router.capacity_factor)
 
 
@@ -90,15 +105,16 @@ def top_k(config: Config) -> int:
 
 def estimate_memory(config: Config, world: int) -> Memory:
     """Memory of each of `world` processes; CUDA's and NCCL's own (1 to 2 GiB) comes on top."""
-    counts, ep, stage = count_parameters(config.model, config.router), config.parallel.expert_parallel, config.parallel.zero_stage
+    counts, ep, stage = count(config), config.parallel.expert_parallel, config.parallel.zero_stage
     weight, gradient = weight_bytes(config), gradient_bytes(config)
     whole = counts.total - counts.experts + counts.experts / ep
-    shard = counts.total / world  # the experts of a rank are sharded over their world / ep copies
+    trained = counts.trained - counts.trained_experts + counts.trained_experts / ep
+    shard = counts.trained / world  # the experts of a rank are sharded over their world / ep copies
     return Memory(
-        weights=weight * (whole if stage < 3 else shard),
+        weights=weight * (whole if stage < 3 else counts.total / world),
         optimizer=_state_bytes(config) * shard,
         # Before the optimizer step, each shard is converted to float32.
-        gradients=gradient * (whole if stage == 1 else shard) + 4 * shard + _bucket_bytes(config) * bucket_elements(config),
+        gradients=gradient * (trained if stage == 1 else shard) + 4 * shard + _bucket_bytes(config) * bucket_elements(config),
         activations=_activations(config, world),
     )
 
@@ -117,7 +133,7 @@ def _activations(config: Config, world: int) -> float:
     """What the forward pass keeps for the backward pass, and the gradients of the block that the backward pass is in."""
     model, weight = config.model, weight_bytes(config)
     pairs = local_pairs(config, world)
-    tokens = pairs * (model.image_tokens + model.text_length)
+    tokens = pairs * trained_tokens(config)
     block = weight * tokens * (9 * model.width + 2 * model.mlp)
     experts = weight * model.routed_experts * expert_slots(config, world) * (4 * model.width + 2 * model.expert_width)
     experts += weight * tokens * 2 * model.shared_experts * model.expert_width
@@ -125,10 +141,11 @@ def _activations(config: Config, world: int) -> float:
         experts += weight * tokens * model.routed_experts * model.width
     mixed = block - weight * tokens * 2 * model.mlp + experts
     largest = max(block, mixed) if model.expert_layers else block
+    dense_blocks, mixed_blocks = _blocks_kept(config)
     if config.train.activation_checkpointing == "none":
-        kept = block * (model.layers - len(model.expert_layers)) + mixed * len(model.expert_layers) + largest
+        kept = block * dense_blocks + mixed * mixed_blocks + largest
     else:
-        inputs = weight * tokens * model.width * model.layers  # "offload" keeps them in host memory
+        inputs = weight * tokens * model.width * (dense_blocks + mixed_blocks)  # "offload" keeps them in host memory
         kept = 2 * largest + (inputs if config.train.activation_checkpointing == "blocks" else 0)
     images = 3 * model.image_size**2 * pairs * (1 + weight)
     # The softmax loss in both directions: logits, their softmax and gradient; the sigmoid loss: logits, those of partners
@@ -143,6 +160,27 @@ def _activations(config: Config, world: int) -> float:
     return max(kept, logits) + images + 2 * embeddings + _left_by_pieces(config, world)
 
 
+def blocks_with_backward(config: Config) -> list[list[int]]:
+    """By tower, the blocks that the backward pass goes through: all, or those above what is frozen."""
+    model = config.model
+    if not config.train.freeze:
+        return [list(range(model.layers))] * model.towers
+    return blocks_passed_back(freeze(LIMoE.without_values(model, config.router), config.train.freeze))
+
+
+def _blocks_kept(config: Config) -> tuple[float, int]:
+    """How many blocks keep anything for the backward pass: dense ones, and those with experts.
+
+    A block that only one modality passes, in a model of two towers, counts for that share of a pair's tokens.
+    """
+    model, passed = config.model, blocks_with_backward(config)
+    mixed = sum(index in model.expert_layers for index in passed[0])
+    if model.towers == 1:
+        return len(passed[0]) - mixed, mixed
+    images, texts = len(passed[IMAGE]) * config.trained_patches, len(passed[TEXT]) * model.text_length
+    return (images + texts) / trained_tokens(config), 0
+
+
 def _left_by_pieces(config: Config, world: int) -> float:
     """What a process's pieces leave after their first pass: embeddings and their gradients, and how they were routed."""
     model, router = config.model, config.router
@@ -151,7 +189,7 @@ def _left_by_pieces(config: Config, world: int) -> float:
     if not model.expert_layers:
         return embeddings
     slots = config.train.accumulate * model.routed_experts * expert_slots(config, world)
-    choices = 0 if router.choice == "expert" else pairs * (model.image_tokens + model.text_length) * top_k(config)
+    choices = 0 if router.choice == "expert" else pairs * trained_tokens(config) * top_k(config)
     return embeddings + len(model.expert_layers) * (4 * slots + 2 * choices)  # the dtypes of model.routing.Decisions
 
 
@@ -160,8 +198,8 @@ class HostMemory:
     """Bytes of a process's tensors in host memory when training is on a GPU.
 
     start: the model, before it goes to the device, and in a resume what the process reads of its weights; checkpoint: the copy
-    that is written while training continues, on the rank with the largest share; pairs: those of a step in pieces, which wait
-    for their second pass.
+    that is written while training continues, on the rank with the largest share, of which frozen parameters always stay;
+    pairs: those of a step in pieces, which wait for their second pass.
     """
 
     start: float
@@ -172,14 +210,17 @@ class HostMemory:
 def estimate_host_memory(config: Config, world: int) -> HostMemory:
     """Of each of `world` processes."""
     ep = config.parallel.expert_parallel
-    model = LIMoE.without_values(config.model, config.router)
+    model = freeze(LIMoE.without_values(config.model, config.router), config.train.freeze)
     experts = {id(parameter) for parameter in expert_parameters(model)}
     names = {name for name, parameter in model.named_parameters() if id(parameter) in experts}
     sizes = {name: parameter.numel() // (ep if name in names else 1) for name, parameter in model.named_parameters()}
-    share = largest_share(sizes, deal(sizes, names, world, ep), world)
+    dealt = deal(sizes, names, world, ep)
+    each = {
+        name: _state_bytes(config) if parameter.requires_grad else FROZEN_BYTES for name, parameter in model.named_parameters()
+    }
     return HostMemory(
-        start=4 * (sum(sizes.values()) + share),
-        checkpoint=_state_bytes(config) * share,
+        start=4 * (sum(sizes.values()) + largest_share(sizes, dealt, world)),
+        checkpoint=largest_share({name: each[name] * size for name, size in sizes.items()}, dealt, world),
         pairs=_pair_bytes(config) * config.train.accumulate * local_pairs(config, world) if config.train.in_pieces else 0,
     )
 
@@ -191,7 +232,8 @@ def _pair_bytes(config: Config) -> int:
 
 def checkpoint_bytes(config: Config) -> int:
     """A checkpoint's tensors; everything else in it is small."""
-    return _state_bytes(config) * count_parameters(config.model, config.router).total
+    counts = count(config)
+    return _state_bytes(config) * counts.trained + FROZEN_BYTES * (counts.total - counts.trained)
 
 
 def _state_bytes(config: Config) -> int:

@@ -2,12 +2,15 @@
 
 import os
 
-from model.count import count_parameters, step_flops
+from model.count import step_flops
+from model.stream import MODALITIES
 from trainer.config.checks import check_description
 from trainer.config.schema import Config
 from trainer.errors import UserError
 from trainer.estimate.memory import (
+    blocks_with_backward,
     contrasted_pairs,
+    count,
     estimate_host_memory,
     estimate_memory,
     expert_slots,
@@ -31,16 +34,17 @@ def describe(config: Config, world: int) -> list[tuple[str, str]]:
     """What people want to know about a model, as (what, value) rows; sizes are for `world` processes."""
     model, router = config.model, config.router
     check_description(config, world)
-    counts = count_parameters(model, router)
+    counts = count(config)
     rows = [
         (
             "model",
             f"{model.name}: {model.towers} tower{'s' if model.towers > 1 else ''}, {model.layers} blocks, width {model.width}",
         ),
         ("parameters", f"{readable(counts.total)} ({counts.total:,})"),
+        *frozen_rows(config),
         ("applied per token", f"{readable(counts.applied)} ({counts.applied:,})"),
-        ("tokens per pair", f"{model.image_tokens} image + {model.text_length} text"),
-        ("training FLOPs per pair", readable(step_flops(model, router, 1))),
+        ("tokens per pair", f"{model.image_tokens} image + {model.text_length} text{_dropped(config)}"),
+        ("training FLOPs per pair", readable(step_flops(model, router, 1, config.train.freeze, config.trained_patches))),
     ]
     if model.expert_layers:
         rows.append(
@@ -58,6 +62,35 @@ def describe(config: Config, world: int) -> list[tuple[str, str]]:
         *sent_rows(config, world),
         *leaving_rows(config, world),
     ]
+
+
+def _dropped(config: Config) -> str:
+    seen = config.trained_patches
+    return f"; in training {seen} image" if seen < config.model.image_tokens else ""
+
+
+def frozen_rows(config: Config) -> list[tuple[str, str]]:
+    """What train.freeze leaves to train, and where the backward pass ends, if anything is frozen."""
+    if not config.train.freeze:
+        return []
+    counts, passed = count(config), blocks_with_backward(config)
+    rows = [
+        (
+            "trained parameters",
+            f"{readable(counts.trained)} ({counts.trained:,}); {readable(counts.total - counts.trained)} frozen",
+        )
+    ]
+    spared = [
+        f"{_span(config.model.layers - len(blocks))}{f' of the {MODALITIES[tower]} tower' if len(passed) > 1 else ''}"
+        for tower, blocks in enumerate(passed)
+        if len(blocks) < config.model.layers
+    ]
+    return [*rows, ("no backward pass", ", ".join(spared))] if spared else rows
+
+
+def _span(count: int) -> str:
+    """The first blocks: `block 0`, `blocks 0 to 5`."""
+    return "block 0" if count == 1 else f"blocks 0 to {count - 1}"
 
 
 def batch_rows(config: Config, world: int) -> list[tuple[str, str]]:

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-from model.count import count_parameters
 from trainer.config.schema import Config
 from trainer.errors import UserError
-from trainer.estimate.memory import expert_slots, gradient_bytes, local_pairs, weight_bytes
+from trainer.estimate.memory import blocks_with_backward, count, expert_slots, gradient_bytes, local_pairs, weight_bytes
 
 
 @dataclass(frozen=True)
@@ -47,30 +46,39 @@ def estimate_leaving(config: Config, world: int, local: int) -> Leaving:
 
     Raises UserError when expert-parallel groups would begin in the middle of a node and end in the middle of another.
     """
-    ep = config.parallel.expert_parallel
+    ep, stage = config.parallel.expert_parallel, config.parallel.zero_stage
     if world % local or max(ep, local) % min(ep, local):
         raise UserError(
             f"LOCAL_WORLD_SIZE={local} must divide the {world} processes, and must be a multiple or a divisor of "
             f"parallel.expert_parallel={ep}"
         )
-    counts = count_parameters(config.model, config.router)
+    counts = count(config)
     nodes = world // local
     # A ring passes through a node once, however many of the node's ranks are on it: so the dense layers count once per node. So
     # do the experts of the node's ranks, which are all of the model's if a group fits into a node.
-    dense, experts = counts.total - counts.experts, counts.experts * min(1.0, local / ep)
     copies = nodes if ep <= local else world // ep  # nodes that have the same experts
-    once = dense * (1 - 1 / nodes) + experts * (1 - 1 / copies)
+
+    def once(total: int, experts: int) -> float:
+        own_experts = experts * min(1.0, local / ep)
+        return (total - experts) * (1 - 1 / nodes) + own_experts * (1 - 1 / copies)
+
     away = max(0, ep - local) / ep  # of a rank's slots, those of experts on other nodes
-    return Leaving(tokens=local * _exchanged(config, world) * away, synchronised=_bytes_around(config) * once)
+    gradients = _gradient_bytes_around(config) * once(counts.trained, counts.trained_experts)
+    weights = _weight_bytes_around(config) * (
+        once(counts.total, counts.experts) if stage == 3 else once(counts.trained, counts.trained_experts)
+    )
+    return Leaving(tokens=local * _exchanged(config, world) * away, synchronised=gradients + weights)
 
 
 def _exchanged(config: Config, world: int) -> float:
     """Bytes of the slots that a rank exchanges per step, including its own."""
     model, train, weight = config.model, config.train, weight_bytes(config)
-    passes = 2 * _model_passes(config)  # there and back each time
+    passed = set(blocks_with_backward(config)[0])
+    forward = 1 + train.in_pieces
+    passes = sum(_model_passes(config) if layer in passed else forward for layer in model.expert_layers)
     return (
-        passes
-        * len(model.expert_layers)
+        2  # there and back each time
+        * passes
         * train.accumulate
         * model.routed_experts
         * expert_slots(config, world)
@@ -85,11 +93,15 @@ def _model_passes(config: Config) -> int:
     return 2 + (train.activation_checkpointing != "none") + train.in_pieces
 
 
-def _bytes_around(config: Config) -> int:
-    """Bytes exchanged per step for each parameter: of its gradient, and of itself."""
-    accumulate, stage = config.train.accumulate, config.parallel.zero_stage
-    gradient, weight = gradient_bytes(config), weight_bytes(config)
-    if stage == 3:  # weights gathered for each pass, gradients scattered
-        return accumulate * (gradient + weight * _model_passes(config))
-    # Gradients reduced everywhere, which is twice a scatter (stage 2: after every micro-batch), and the new weights gathered.
-    return 2 * gradient * (accumulate if stage == 2 else 1) + weight
+def _gradient_bytes_around(config: Config) -> int:
+    """Bytes exchanged per step for the gradient of a trained parameter."""
+    accumulate, stage, gradient = config.train.accumulate, config.parallel.zero_stage, gradient_bytes(config)
+    if stage == 3:  # scattered
+        return accumulate * gradient
+    return 2 * gradient * (accumulate if stage == 2 else 1)  # reduced everywhere, which is twice that
+
+
+def _weight_bytes_around(config: Config) -> int:
+    """Bytes exchanged per step for a weight: for each pass in stage 3, else once, if it is trained and so has a new value."""
+    passes = config.train.accumulate * _model_passes(config) if config.parallel.zero_stage == 3 else 1
+    return passes * weight_bytes(config)

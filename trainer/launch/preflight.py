@@ -41,7 +41,7 @@ from trainer.engine.state import WEIGHTS, named_tensors
 from trainer.errors import UserError
 from trainer.estimate.memory import checkpoint_bytes, estimate_memory, local_pairs, readable_bytes
 from trainer.estimate.remedy import find_remedy, needed_bytes
-from trainer.estimate.rows import batch_rows, memory_rows, sent_rows
+from trainer.estimate.rows import batch_rows, frozen_rows, memory_rows, sent_rows
 from trainer.evaluation.benchmark import benchmark_sets
 from trainer.evaluation.fewshot_set import fewshot_sets
 from trainer.evaluation.suite import classification_sets, retrieval_key, retrieval_shards
@@ -127,9 +127,12 @@ def examine(config: Config, world: int) -> Findings:
     _look_at_tokenizer(config, progress, weights, found)
     if "log.wandb" not in wrong:
         found.add("Weights & Biases", found.attempt(partial(check_login, config.log.wandb)) or "")
+    frozen = found.attempt(partial(frozen_rows, config)) if fits else None
     if fits:
         _look_at_architecture(config, weights, start, found)
         found.attempt(partial(_check_rates, config))
+    if frozen is not None:  # what is trained is known, and so is what it needs
+        found.rows += frozen
         _look_at_disk(config, found)
         found.rows += batch_rows(config, world)
         found.rows += memory_rows(config, world)

@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from model.freeze import freeze
 from model.limoe import LIMoE
-from trainer.checkpoint.load import SavedState, load_state, read_progress, resumed_kinds
+from trainer.checkpoint.load import SavedState, load_state, read_progress, resumed_kinds, trained_since
 from trainer.checkpoint.progress import TrainingProgress
 from trainer.checkpoint.save import Checkpointer
 from trainer.checkpoint.start import Start
@@ -121,16 +122,19 @@ def _start_engine(
     start: Start | None,
 ) -> Any:
     """The engine of a model with the state of `checkpoint`, or the weights of `start` alone, or new ones."""
-    model = LIMoE(config.model, config.router, peers).initialise(config.seed)
+    model = freeze(LIMoE(config.model, config.router, peers).initialise(config.seed), config.train.freeze)
     state: SavedState | None = None
     if checkpoint is not None:
         state = load_state(checkpoint, model, sharding, resumed_kinds(checkpoint, config.train))
         set_weights(model, state, again=True)
+        progress.trained_since = trained_since(state, progress, tell=processes.is_first)
     elif start is not None:
         start.load(model, sharding, peers)
         if processes.is_first and not start.is_as_it_was:
             facts_table(start.rows(), f"the weights of {start.checkpoint}")
-    engine = build_engine(config, model, processes, peers)
+    elif config.train.freeze and processes.is_first:
+        _log.warning("train.freeze without init_from: what is frozen keeps its first, random values")
+    engine = build_engine(config, model, processes, peers, progress.trained_since)
     if state is not None:
         set_optimizer_state(engine, state, progress.optimizer_steps)
     start_ema(engine, config.train, state, progress.step, processes)

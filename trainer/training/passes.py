@@ -11,6 +11,7 @@ from torch import Tensor
 from model.contrastive import pair_rows
 from model.limoe import expert_layers
 from model.objective import Losses, training_losses
+from model.patch_dropout import draw_kept
 from model.pieces import FirstPass, replayed, whole_losses
 from model.regions import region
 from model.routing import Assignment
@@ -20,6 +21,26 @@ from trainer.distributed.peers import DistributedPeers
 
 Piece = Callable[[], tuple[Tensor, Tensor]]
 """Puts the images and texts of a micro-batch on the device: each time they pass the model, so that they need not stay there."""
+
+
+class SeenPatches:
+    """Which patches of its images a rank trains on in one step: a function of seed, step and the image's row in the global batch.
+
+    So it is the same in every layout and in every pass. With train.patch_dropout=0, all of them, which is None.
+    """
+
+    def __init__(self, config: Config, step: int, peers: DistributedPeers) -> None:
+        self._key = random.Random(f"{config.seed}/patches/{step}").getrandbits(64)
+        self._patches, self._seen = config.model.image_tokens, config.trained_patches
+        self._rows = config.train.batch_size // config.train.accumulate  # of a piece, over all ranks
+        self._peers = peers
+
+    def of(self, images: Tensor, piece: int) -> Tensor | None:
+        """Those of this rank's images `[b, 3, H, W]` in a piece, for LIMoE.forward."""
+        if self._seen == self._patches:
+            return None
+        first = piece * self._rows + self._peers.rank * len(images)
+        return draw_kept(self._key, first, len(images), self._patches, self._seen).to(images.device, non_blocking=True)
 
 
 class Noise:
@@ -71,17 +92,17 @@ class Passes:
         Returns the losses of each contrastive batch: of every micro-batch if `train.negatives` says so, else of the whole one.
         A collective.
         """
-        noise = Noise(self._config, step, self._peers)
+        noise, seen = Noise(self._config, step, self._peers), SeenPatches(self._config, step, self._peers)
         if self._config.train.in_pieces:
-            return [self._as_one_batch(pieces, noise)]
-        return self._each_for_itself(pieces, noise)
+            return [self._as_one_batch(pieces, noise, seen)]
+        return self._each_for_itself(pieces, noise, seen)
 
-    def _each_for_itself(self, pieces: Iterable[Piece], noise: Noise) -> list[Losses]:
+    def _each_for_itself(self, pieces: Iterable[Piece], noise: Noise, seen: SeenPatches) -> list[Losses]:
         generators, found = noise.generators(), []
-        for piece in pieces:
+        for number, piece in enumerate(pieces):
             images, texts = piece()
             with region("forward"), self._computing():
-                output = self._engine(images, texts, self._draw(images, texts, generators))
+                output = self._engine(images, texts, self._draw(images, texts, generators), seen.of(images, number))
             with region("loss"):
                 losses = training_losses(output, *self._of_losses)
             if self._saw and output.images is not None and output.texts is not None:
@@ -93,20 +114,20 @@ class Passes:
             found.append(losses)
         return found
 
-    def _as_one_batch(self, pieces: Iterable[Piece], noise: Noise) -> Losses:
+    def _as_one_batch(self, pieces: Iterable[Piece], noise: Noise, seen: SeenPatches) -> Losses:
         """In the three parts of model.pieces."""
-        seen = [(piece, self._first_pass(piece, noise.generators(number))) for number, piece in enumerate(pieces)]
-        first_passes = [first for _, first in seen]
+        passed = [(piece, self._first_pass(piece, number, noise, seen)) for number, piece in enumerate(pieces)]
+        first_passes = [first for _, first in passed]
         with region("loss"):
             losses, gradients = whole_losses(first_passes, *self._of_losses)
         if self._saw:
             self._saw(torch.cat([first.pair_bd for first in first_passes]), first_passes[0].scale, first_passes[0].bias)
-        for number, ((piece, first), gradient) in enumerate(zip(seen, gradients, strict=True)):
+        for number, ((piece, first), gradient) in enumerate(zip(passed, gradients, strict=True)):
             images, texts = piece()
             drawn = self._draw(images, texts, noise.generators(number))
             assignments = {layer: first.decisions[layer].assignment(drawn[layer].noise_ne) for layer in drawn}
             with region("forward"), self._computing():
-                output = self._engine(images, texts, assignments)
+                output = self._engine(images, texts, assignments, seen.of(images, number))
             with region("backward"):
                 # Not divided by the number of pieces: they add up to the batch, where micro-batches are averaged.
                 self._engine.backward(replayed(output, gradient), scale_wrt_gas=False)
@@ -115,14 +136,14 @@ class Passes:
         return losses
 
     @torch.no_grad()
-    def _first_pass(self, piece: Piece, generators: list[torch.Generator]) -> FirstPass:
+    def _first_pass(self, piece: Piece, number: int, noise: Noise, seen: SeenPatches) -> FirstPass:
         images, texts = piece()
         with region("first pass"), self._computing():
             # Past the engine, which would expect a backward pass.
-            return FirstPass.of(self._engine.module(images, texts, self._draw(images, texts, generators)))
+            drawn = self._draw(images, texts, noise.generators(number))
+            return FirstPass.of(self._engine.module(images, texts, drawn, seen.of(images, number)))
 
     def _draw(self, images: Tensor, texts: Tensor, generators: list[torch.Generator]) -> dict[int, Assignment]:
         """New assignments of all expert layers for one pass, by layer."""
-        image_tokens = self._config.model.image_tokens
-        segments = (Segment(IMAGE, len(images), image_tokens), Segment(TEXT, *texts.shape))
+        segments = (Segment(IMAGE, len(images), self._config.trained_patches), Segment(TEXT, *texts.shape))
         return {index: layer.draw(segments, generators) for index, layer in expert_layers(self._engine.module).items()}

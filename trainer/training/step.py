@@ -91,7 +91,9 @@ class Trainer:
         self._first_step = progress.step + 1
         self._data_seconds = 0.0  # of the present step
         self._broken = 0  # shards, when they were last looked at
-        self._flops = step_flops(config.model, config.router, config.train.batch_size)
+        self._flops = step_flops(
+            config.model, config.router, config.train.batch_size, config.train.freeze, config.trained_patches
+        )
 
     def step(self) -> StepOutcome:
         """Draw the next step's batch and train on it, together with the other ranks."""

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from model.freeze import freeze
 from model.limoe import LIMoE
 from model.objective import training_losses
+from model.patch_dropout import draw_kept
 from model.peers import SingleProcess
 from trainer.config.compose import compose_config
 from trainer.estimate.memory import (
@@ -58,12 +60,15 @@ def test_state_is_spread_as_zero_spreads_it(stage, weights, kept, grad_dtype):
         ["model=dense_tiny"],
         ["model=limoe_tiny", "model.expert_granularity=2", "model.shared_experts=1"],
         ["model=limoe_tiny", "router=expert_choice"],
+        ["model=limoe_tiny", "train.freeze=[patches.*,tokens.*,towers.0.blocks.0.*]"],
+        ["model=two_tower_tiny", "train.freeze=[patches.*,towers.0.*]", "model.text_length=40"],
+        ["model=limoe_tiny", "train.patch_dropout=0.5"],
     ],
     ids=" ".join,
 )
 def test_activations_are_about_what_a_forward_pass_keeps(overrides: list[str]):
     config = compose_config([*overrides, *SMALL])
-    built = LIMoE(config.model, config.router).initialise(0).train()
+    built = freeze(LIMoE(config.model, config.router).initialise(0).train(), config.train.freeze)
     parameters = {parameter.untyped_storage().data_ptr() for parameter in built.parameters()}
     kept: dict[int, int] = {}
 
@@ -76,10 +81,38 @@ def test_activations_are_about_what_a_forward_pass_keeps(overrides: list[str]):
     images = torch.randn(32, 3, config.model.image_size, config.model.image_size)
     texts = torch.randint(3, config.model.vocabulary, (32, config.model.text_length))
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        losses = training_losses(built(images, texts), config.router.aux, config.model.routed_experts, SingleProcess())
+        seen = draw_kept(0, 0, 32, config.model.image_tokens, config.trained_patches)
+        losses = training_losses(
+            built(images, texts, None, seen), config.router.aux, config.model.routed_experts, SingleProcess()
+        )
     assert losses.total.requires_grad
     # The estimate has one more block, the one that the backward pass is in: a quarter here.
     assert 0.9 < estimate_memory(config, 1).activations / sum(kept.values()) < 1.6
+
+
+FROZEN = ["model=limoe_tiny", "train.freeze=[towers.0.blocks.1.mlp.experts.*,tokens.*]"]
+
+
+def test_what_is_frozen_has_neither_gradient_nor_moments():
+    total, experts = counted(["model=limoe_tiny"])
+    model = LIMoE(compose_config(FROZEN).model, compose_config(FROZEN).router)
+    still_experts = sum(value.numel() for name, value in model.named_parameters() if ".1.mlp.experts." in name)
+    still = still_experts + sum(value.numel() for value in model.tokens.parameters())
+    trained, trained_experts = total - still, experts - still_experts
+    for stage in (1, 3):
+        config = compose_config([*FROZEN, "parallel.expert_parallel=2", f"parallel.zero_stage={stage}"])
+        memory, all_trained = (
+            estimate_memory(asked, world=8)
+            for asked in (config, compose_config(["parallel.expert_parallel=2", f"parallel.zero_stage={stage}"]))
+        )
+        assert memory.weights == all_trained.weights
+        assert memory.optimizer == pytest.approx(12 * trained / 8)
+        own = trained - trained_experts + trained_experts / 2
+        assert bucket_elements(config) == own
+        bucket = 4 if stage == 1 else 2 + 4
+        assert memory.gradients == pytest.approx(4 * (own if stage == 1 else trained / 8) + 4 * trained / 8 + bucket * own)
+    assert checkpoint_bytes(config) == 12 * trained + 4 * still
+    assert estimate_host_memory(compose_config(FROZEN), 1).checkpoint == checkpoint_bytes(config)
 
 
 def test_a_moving_average_is_spread_like_the_optimizer():

@@ -81,6 +81,21 @@ def test_float32_gradients_send_twice_the_bytes_and_weights_do_not(stage: int, b
     assert estimate_leaving(whole, world=8, local=4).synchronised == pytest.approx(bytes_each * dense / 2 / 2)
 
 
+@pytest.mark.parametrize("stage", [1, 3])
+def test_what_is_frozen_has_no_gradient_to_send(stage: int):
+    """Nor a new weight, but in stage 3 all weights go around in every pass; and tokens are sent in the forward pass alone."""
+    everywhere = ["parallel.expert_parallel=8", f"parallel.zero_stage={stage}"]
+    model = config().model
+    below = ["patches.*", "tokens.*", f"towers.0.blocks.[0-{model.expert_layers[0]}].*"]
+    frozen = config(*everywhere, f'train.freeze=["{below[0]}","{below[1]}","{below[2]}"]')
+    counts = count_parameters(frozen.model, frozen.router, below)
+    trained, dense = 2 * (counts.trained - counts.trained_experts), 2 * (counts.total - counts.experts)
+    assert 0 < trained < dense
+    leaving, before = (estimate_leaving(asked, world=8, local=4) for asked in (frozen, config(*everywhere)))
+    assert leaving.synchronised == pytest.approx((3 * trained if stage == 1 else trained + 2 * dense) / 2)
+    assert leaving.tokens == pytest.approx(before.tokens * (1 - 0.5 / len(model.expert_layers)))
+
+
 def test_groups_that_begin_amid_a_node_are_refused():
     with pytest.raises(UserError, match="LOCAL_WORLD_SIZE=3 must divide the 8 processes"):
         estimate_leaving(config("parallel.expert_parallel=4"), world=8, local=3)

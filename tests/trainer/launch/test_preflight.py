@@ -127,6 +127,23 @@ def test_a_good_run_is_told_and_nothing_is_left(config: Config, tmp_path: Path, 
     assert everything_below(tmp_path) == before
 
 
+def test_what_is_frozen_is_told(config: Config, capsys: pytest.CaptureFixture[str]):
+    config.train.freeze = ["patches.*", "tokens.*", "towers.0.blocks.0.*"]
+    assert dry_run(config) == 0
+    assert re.search(r"trained parameters +\S+ \([\d,]+\); \S+ frozen", said := capsys.readouterr().out)
+    assert re.search(r"no backward pass +block 0", said)
+
+
+@pytest.mark.parametrize("pattern", ["towers.2.*", "*"])
+def test_what_cannot_be_frozen_is_told_once_beside_other_problems(
+    pattern: str, config: Config, capsys: pytest.CaptureFixture[str]
+):
+    config.train.freeze, config.optim.lr_factors = [pattern], {"tower.*": 0.1}
+    assert dry_run(config) == 2
+    freeze, factors = sorted(capsys.readouterr().err.splitlines()[:2], reverse=True)
+    assert freeze.startswith("error: train.freeze") and factors.startswith("error: optim.lr_factors")
+
+
 def a_file_for_the_checkpoints(config: Config, tmp_path: Path) -> None:
     (tmp_path / "runs" / "new").mkdir(parents=True)
     (tmp_path / "runs" / "new" / "checkpoints").write_text("a note")
