@@ -14,9 +14,9 @@ SHELL := /bin/bash
 
 setup: $(READY)  ## create the environment in .venv; safe to repeat
 
-$(READY): pyproject.toml setup.py requirements.txt requirements-dev.txt requirements-report.txt requirements-dashboard.txt
+$(READY): pyproject.toml setup.py requirements.txt requirements-dev.txt requirements-report.txt requirements-dashboard.txt requirements-hub.txt requirements-onnx.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -e '.[dev,report,dashboard]'
+	$(BIN)/pip install --quiet -e '.[dev,report,dashboard,hub,onnx]'
 	touch $@
 
 train: setup  ## the demo: a LIMoE with its experts on two processes

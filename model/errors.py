@@ -1,5 +1,7 @@
 """Errors for users to fix, as opposed to bugs, which keep their traceback."""
 
+import importlib.util
+
 from model.secrets import without_secrets
 
 LONGEST = 200
@@ -23,3 +25,9 @@ def reason(problem: BaseException | str) -> str:
     lines = [" ".join(line.split()) for line in text.splitlines()]
     first = next(filter(None, lines), type(problem).__name__)
     return first if len(first) <= LONGEST else f"{first[: LONGEST - 1]}…"
+
+
+def check_extra(module: str, extra: str, needs: str, otherwise: str = "") -> None:
+    """Raise UserError when a module of one of our extras is missing; needs: `plots need matplotlib`; otherwise: a way out."""
+    if importlib.util.find_spec(module) is None:
+        raise UserError(f'{needs}: pip install "limoe-trainer[{extra}]"{otherwise}')

@@ -92,6 +92,6 @@ def load(
 
     The transform takes whatever `model.load(…).embed_images` does and gives `[3, H, W]` on the CPU.
     """
-    pretrained = load_pretrained(Path(folder), device, dtype)
+    pretrained = load_pretrained(folder, device, dtype)
     model = OpenClipModel(pretrained).eval()
     return model, pretrained.preprocess, OpenClipTokenizer(pretrained.tokenizer, model.context_length)

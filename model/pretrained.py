@@ -1,30 +1,28 @@
-"""A trained model on one machine, with the preprocessing it was evaluated with. The one part of model/ that reads files."""
+"""A trained model on one machine, with the preprocessing it was evaluated with."""
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model.config import TRIMMED, AuxiliaryConfig, BiasConfig, ModelConfig, RouterConfig
 from model.errors import UserError, reason
+from model.hub import is_on_hub, local_folder
+from model.layout import CONFIG as CONFIG
+from model.layout import FILES as FILES
+from model.layout import TOKENIZER as TOKENIZER
+from model.layout import WEIGHTS as WEIGHTS
+from model.layout import Description, check_complete, check_ours, read_description
 from model.limoe import LIMoE
-from model.paths import user_path
 from model.pictures import Picture, kind_of_object, read_picture
 from model.preprocess import REDUCING_GAP, WHITE, centre_crop, normalise
 from model.tokenizer import Tokenizer
-from model.trim import Trim, only, trim
-
-WEIGHTS = "model.safetensors"
-CONFIG = "config.yaml"
-TOKENIZER = "tokenizer.model"
-FILES = (WEIGHTS, CONFIG, TOKENIZER)
-"""What an export is made of."""
+from model.trim import only, trim
 
 BATCH_SIZE = 64
 """Images or texts embedded at once by default."""
@@ -129,17 +127,16 @@ class Pretrained:
         return torch.cat(rows) if rows else torch.empty(0, self.module.config.embedding, device=self.device)
 
 
-def load_pretrained(folder: Path, device: str | torch.device, dtype: torch.dtype | None) -> Pretrained:
+def load_pretrained(place: str | os.PathLike[str], device: str | torch.device, dtype: torch.dtype | None) -> Pretrained:
     """See model.load."""
-    folder = user_path(folder)
-    for name in FILES:
-        if not (folder / name).is_file():
-            raise UserError(
-                f"{folder}: no {name} there; give the folder that `python -m trainer.export run=DIR` wrote (DIR/export)"
-            )
+    folder = local_folder(place)
+    name = str(place) if is_on_hub(place) else str(folder)
+    check_ours(folder, name)
+    check_complete(folder, name)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"dtype={dtype!r} must be a floating-point dtype of torch, such as torch.bfloat16, or None")
-    module, (mean, std, background), modality = _build(folder / CONFIG)
+    described = read_description(folder)
+    module = _build(described, folder)
     module.load_state_dict(_read_weights(folder / WEIGHTS, module), assign=True)
     tokenizer = Tokenizer.load(folder / TOKENIZER)
     if tokenizer.vocabulary > module.config.vocabulary:
@@ -151,29 +148,15 @@ def load_pretrained(folder: Path, device: str | torch.device, dtype: torch.dtype
         module = module.to(device, dtype)
     except (RuntimeError, AssertionError) as problem:  # torch without CUDA fails an assertion
         raise UserError(f"device={device} cannot be used ({reason(problem)}): choose another, such as cpu") from problem
-    return Pretrained(module, tokenizer, mean, std, background, modality)
+    return Pretrained(module, tokenizer, described.mean, described.std, described.background, described.kept.modality)
 
 
-def _build(path: Path) -> tuple[LIMoE, tuple[list[float], list[float], list[int]], str | None]:
-    """The model that a configuration describes, without memory for its weights; the pixels' mean, deviation and background.
-
-    Then the only modality that it has, None for both.
-    """
+def _build(described: Description, folder: Path) -> LIMoE:
+    """The model that a description means, without memory for its weights."""
     try:
-        values: Any = yaml.safe_load(path.read_text())
-        router = dict(values["router"])
-        architecture = dict(values["model"])
-        trimmed = Trim.read(architecture.pop(TRIMMED, {}))
-        config = ModelConfig(**architecture)
-        nested = {"aux": AuxiliaryConfig(**router["aux"]), "bias": BiasConfig(**router.get("bias", {}))}
-        routing = RouterConfig(**router | nested).without_drops()  # whatever the run was evaluated with
-        data = values["data"]
-        pixels = list(data["mean"]), list(data["std"]), list(data.get("background", WHITE))
-        return trim(LIMoE.without_values(config, routing), trimmed), pixels, trimmed.modality
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, LookupError, TypeError, ValueError, ArithmeticError) as problem:
-        raise UserError(
-            f"{path} is not the configuration of a trained model ({reason(problem)}); export the run again"
-        ) from problem
+        return trim(LIMoE.without_values(described.model, described.router), described.kept)
+    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as problem:
+        raise UserError(f"{folder} describes no model that can be built ({reason(problem)}); export the run again") from problem
 
 
 def _read_weights(path: Path, module: LIMoE) -> dict[str, Tensor]:
@@ -187,7 +170,7 @@ def _read_weights(path: Path, module: LIMoE) -> dict[str, Tensor]:
     if different:
         name = different[0]
         raise UserError(
-            f"{path} does not belong to the model that {CONFIG} describes ({len(different)} tensors differ, such as {name}: "
+            f"{path} does not belong to the model that is described beside it ({len(different)} tensors differ, such as {name}: "
             f"{found.get(name, 'missing')} in the file, {expected.get(name, 'missing')} in the model): export the run again"
         )
     return weights

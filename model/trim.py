@@ -57,6 +57,11 @@ def only(kept: str) -> str:
     return f"this export holds only {kept} (modality={kept}): for {other}s, export the run without modality="
 
 
+def has(model: LIMoE, modality: str) -> bool:
+    """Whether a model still embeds this modality, "image" or "text"."""
+    return not isinstance(model.heads[modality], Absent)
+
+
 def trim(model: LIMoE, kept: Trim) -> LIMoE:
     """Leave out of a model, in place, all that `kept` does not name, whether or not its parameters have memory; returns it.
 

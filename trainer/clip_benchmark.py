@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from model.paths import user_path
+from model.hub import local_folder
 from trainer.errors import UserError, check_extra, reason
 
 KIND = "limoe"
@@ -16,7 +16,7 @@ KIND = "limoe"
 OUTPUT = "{dataset}_{pretrained}_{language}_{task}.json"
 USAGE = """usage: limoe-clip-benchmark [eval] --pretrained EXPORT [EXPORT ...] --dataset NAME [NAME ...] [option ...]
 
-Evaluate folders that `python -m trainer.export` has written by CLIP_benchmark. Its own help follows.
+Evaluate what `python -m trainer.export` has written, folders or hf://OWNER/NAME, by CLIP_benchmark. Its own help follows.
 """
 
 
@@ -48,7 +48,7 @@ def benchmark_arguments(arguments: list[str]) -> tuple[list[str], dict[str, str]
             raise UserError(
                 f"--pretrained: two exports would both be called {name}: evaluate them one by one, with an --output each"
             )
-        folders[name] = str(user_path(folder, "--pretrained"))
+        folders[name] = str(local_folder(folder, "--pretrained"))
     if not folders and not any(other.startswith("--pretrained_model") for other in others):
         raise UserError("--pretrained is missing: give the folder that `python -m trainer.export run=DIR` wrote (DIR/export)")
     # Ours first: of an option that is given twice, the last counts.
@@ -57,8 +57,8 @@ def benchmark_arguments(arguments: list[str]) -> tuple[list[str], dict[str, str]
 
 
 def _name_of(folder: str) -> str:
-    """`runs/demo/export` as `runs_demo_export`."""
-    parts = [part for part in Path(folder).parts if part not in ("/", ".", "..")]
+    """`runs/demo/export` as `runs_demo_export`, `hf://owner/name` as `owner_name`."""
+    parts = [part for part in Path(folder).parts if part not in ("/", ".", "..", "hf:")]
     return "_".join(parts) or Path(folder).resolve().name
 
 

@@ -1,10 +1,10 @@
 """Errors for users to fix, and the help that comes with them."""
 
 import difflib
-import importlib.util
 from collections.abc import Iterable
 
 from model.errors import UserError as UserError  # one class, whoever finds the mistake
+from model.errors import check_extra as check_extra
 from model.errors import reason as reason
 
 
@@ -18,9 +18,3 @@ def either(names: Iterable[str]) -> str:
     """`a`, `a or b`, `a, b or c`."""
     *others, last = names
     return f"{', '.join(others)} or {last}" if others else last
-
-
-def check_extra(module: str, extra: str, needs: str, otherwise: str = "") -> None:
-    """Raise UserError when a module of one of our extras is missing; needs: `plots need matplotlib`; otherwise: a way out."""
-    if importlib.util.find_spec(module) is None:
-        raise UserError(f'{needs}: pip install "limoe-trainer[{extra}]"{otherwise}')

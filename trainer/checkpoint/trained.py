@@ -6,16 +6,17 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from model import pretrained
+from model import layout
 from model.errors import UserError
+from model.hub import local_folder
 from model.limoe import LIMoE
-from model.paths import user_path
+from model.pretrained import load_pretrained
 from model.tokenizer import Tokenizer
 from trainer.checkpoint.files import CONFIG, TOKENIZER, checkpoint_itself
 from trainer.checkpoint.identity import check_identity
 from trainer.checkpoint.load import check_sound, check_weights, checkpoint_of, load_state, read_progress, reading
 from trainer.config.schema import Config
-from trainer.config.stored import stored_config
+from trainer.config.stored import exported_config, stored_config
 from trainer.data.sources import load_tokenizer
 from trainer.distributed.device import choose_device
 from trainer.distributed.processes import ALONE
@@ -34,17 +35,13 @@ class Trained:
     """None for an export, which may be of several steps."""
 
 
-def is_export(folder: Path) -> bool:
-    """Whether `python -m trainer.export` has written there."""
-    return all((folder / name).is_file() for name in pretrained.FILES)
-
-
 def place_of(run: str, what: str = "run") -> Path:
     """The export or the checkpoint that an argument names; of a run directory, its newest complete checkpoint.
 
-    what: the argument, for messages. Raises UserError for a place that has neither.
+    An export may be on the Hugging Face Hub, as for `model.load`. what: the argument, for messages. Raises UserError for a place
+    that has neither.
     """
-    folder = user_path(run, what)
+    folder = local_folder(run, what)
     return folder if _is_export_alone(folder) else checkpoint_of(run)
 
 
@@ -62,7 +59,7 @@ def open_trained(place: Path, kind: str, overrides: list[str]) -> Trained:
 
 def _is_export_alone(folder: Path) -> bool:
     """Whether it is an export, and no checkpoint that has been exported into itself."""
-    return is_export(folder) and checkpoint_itself(folder) is None
+    return layout.is_export(folder) and checkpoint_itself(folder) is None
 
 
 def unfilled(config: Config) -> LIMoE:
@@ -91,9 +88,9 @@ def open_export(folder: Path, overrides: list[str]) -> Trained:
     for override in overrides:
         if override.startswith(("model.", "router.")):
             raise UserError(f"'{override}': an exported model cannot be changed; leave it out")
-    config = stored_config(folder / pretrained.CONFIG, overrides)
-    opened = pretrained.load_pretrained(folder, "cpu", torch.float32)
-    with safe_open(folder / pretrained.WEIGHTS, "pt") as weights:
+    config = exported_config(folder, overrides)
+    opened = load_pretrained(folder, "cpu", torch.float32)
+    with safe_open(folder / layout.WEIGHTS, "pt") as weights:
         origin = (weights.metadata() or {}).get("origin", config.run.name)
     return Trained(_ready(opened.module, config), opened.tokenizer, config, origin, None)
 

@@ -170,14 +170,24 @@ def is_constant(metric: str) -> bool:
 def summary_rows(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
     """The rows (what, value, chance) of the final table, such as ("zero-shot top-1", "83.2%", "2.1%"); in the metrics' order."""
     rows = []
-    for metric, value in metrics.items():
-        what = _row_name(metric, metrics)
-        group, _, name = metric.rpartition("/")
-        # The mean over the classes is guessed like that over the images.
-        guessing = metrics.get(f"{group}/{'top1' if name == PER_CLASS else name}_chance")
-        if what is not None and guessing is not None:
-            rows.append((what, f"{value:.1%}", f"{guessing:.1%}"))
+    for metric, what in row_names(metrics).items():
+        guessing = chance_of(metric, metrics)
+        if guessing is not None:
+            rows.append((what, f"{metrics[metric]:.1%}", f"{guessing:.1%}"))
     return rows
+
+
+def row_names(metrics: Mapping[str, float]) -> dict[str, str]:
+    """The metrics that a table shows, in their order, and what it calls them."""
+    named = {metric: _row_name(metric, metrics) for metric in metrics}
+    return {metric: what for metric, what in named.items() if what is not None and not is_constant(metric)}
+
+
+def chance_of(metric: str, metrics: Mapping[str, float]) -> float | None:
+    """The value for random guessing, None where it is not known."""
+    group, _, name = metric.rpartition("/")
+    # The mean over the classes is guessed like that over the images.
+    return metrics.get(f"{group}/{'top1' if name == PER_CLASS else name}_chance")
 
 
 def confusion_rows(confusions: Mapping[str, list[Confusion]]) -> list[tuple[str, str, str]]:

@@ -34,7 +34,12 @@ COMMAND = Command(
     "Serve a page on this machine that shows, for any picture or words: the nearest pictures and captions of the run's "
     "evaluation set, the expert that took each patch and word, layer by layer, and what else that expert takes. One process.",
     (
-        Argument("run", "DIR", "a run directory (its newest checkpoint), a checkpoint of one, or an export", required=True),
+        Argument(
+            "run",
+            "DIR",
+            "a run directory (its newest checkpoint), a checkpoint of one, or an export (also hf://OWNER/NAME)",
+            required=True,
+        ),
         Argument("samples", "N", f"images of the evaluation set to look among (default: {SAMPLES})"),
         Argument("port", "N", f"the page's port; 0 for any free one (default: {PORT})"),
         Argument("host", "ADDRESS", f"the address to serve on (default: {HOST}, which only this machine can reach)"),

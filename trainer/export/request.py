@@ -1,6 +1,8 @@
 """What a command line of `trainer.export` asks for."""
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,16 +16,24 @@ from trainer.config.schema import Config
 from trainer.engine.state import WEIGHTS
 from trainer.errors import UserError
 
+ONNX, PT2 = "onnx", "pt2"
+"""Formats of the encoders as programs."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 VAL = "val"
 """The set of pairs that the run's own retrieval is evaluated on."""
+WORDS = {
+    "license": (r"[a-z0-9][a-z0-9.-]*", "apache-2.0"),
+    "language": (r"[a-z]{2,3}(-[A-Za-z0-9]+)*", "en,fr"),
+    "datasets": (r"[\w.-]+(/[\w.-]+)?", "pixparse/cc12m-wds"),
+}
+"""How the Hub writes what a card's head says."""
 USAGE = "write experts=used or experts=top:N, either of them with a set to count on, as in experts=used:SET and experts=top:4:SET"
 
 COMMAND = Command(
     "trainer.export",
-    "Write a trained model for others to use: one model.safetensors with the names and shapes of the model's state_dict, "
-    "config.yaml and tokenizer.model, which model.load reads. One process; as much memory as the model has in float32, "
-    "with `average` or `experts` twice as much.",
+    "Write a trained model for others to use, as a folder that model.load reads and that is laid out as a model on the Hugging "
+    "Face Hub: model.safetensors, config.json, tokenizer.model, and a card with the evaluation. One process; as much memory as "
+    "the model has in float32, with `average` or `experts` twice as much.",
     (
         Argument("run", "DIR", "a run directory (its newest complete checkpoint), or a checkpoint of one", required=True),
         Argument("output", "DIR", "where to write (default: export in the run directory); an earlier export is replaced"),
@@ -37,6 +47,19 @@ COMMAND = Command(
             f"used[:SET]: of each layer, keep the experts that at least one token of SET chooses; top:N[:SET]: the N most chosen "
             f"ones; top:N,M,…[:SET]: write nothing, print a table of sizes and recall. SET: {VAL} (the run's own retrieval set, "
             f"the default), shards, or a .txt file of texts, one on each line",
+        ),
+        Argument(
+            "format",
+            "LIST",
+            f"{ONNX}, {PT2} or both: write the encoders of images and texts as programs too, as ONNX graphs or torch.export's",
+        ),
+        Argument("license", "NAME", "of the weights, for the card, as the Hugging Face Hub writes it: mit, apache-2.0, other, …"),
+        Argument("language", "LIST", "of the texts, for the card: en, or en,fr"),
+        Argument("datasets", "LIST", "that it was trained on, for the card, by their names on the Hub"),
+        Argument(
+            "evaluation",
+            "FILE",
+            "a file of `trainer.evaluate … to=FILE`, for the card's table (default: what the run recorded of these weights)",
         ),
         Argument(
             "artifact",
@@ -68,11 +91,25 @@ class ExpertChoice:
 
 
 @dataclass(frozen=True)
+class Page:
+    """What only the user knows of a model, for its card: licence, languages and data sets, as the Hugging Face Hub writes them.
+
+    evaluation: a file of `trainer.evaluate … to=FILE`, None: what the run recorded.
+    """
+
+    license: str | None = None
+    languages: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
+    evaluation: Path | None = None
+
+
+@dataclass(frozen=True)
 class Export:
     """What a command line asks for.
 
     checkpoints: oldest first, several are averaged; kind: of weights, `model` or `ema`; modality: the only one to keep, None for
-    both; experts: which to keep, None for all; artifact: `reference` or `upload`, None for no artifact in W&B.
+    both; experts: which to keep, None for all; artifact: `reference` or `upload`, None for no artifact in W&B; formats: of the
+    encoders as programs, to write besides; page: for the card.
     """
 
     checkpoints: list[Path]
@@ -82,6 +119,8 @@ class Export:
     modality: str | None = None
     experts: ExpertChoice | None = None
     artifact: str | None = None
+    formats: tuple[str, ...] = ()
+    page: Page = field(default_factory=Page)
 
     @property
     def run_dir(self) -> Path:
@@ -103,18 +142,46 @@ def read_arguments(arguments: list[str]) -> Export:
     """What a command line means. Raises UserError for what is missing or mistyped, or for checkpoints that are not there."""
     values = COMMAND.read(arguments).values
     experts = _experts(values["experts"]) if "experts" in values else None
-    if experts is not None and len(experts.top) > 1 and "output" in values:
-        raise UserError(f"{experts.typed}: several numbers only print a table; choose one of them to write output=")
-    if experts is not None and len(experts.top) > 1 and "artifact" in values:
-        raise UserError(f"{experts.typed}: several numbers only print a table; choose one of them for artifact=")
+    if experts is not None and len(experts.top) > 1:
+        for name, purpose in (("output", "to write output="), ("artifact", "for artifact="), ("format", "for format=")):
+            if name in values:
+                raise UserError(f"{experts.typed}: several numbers only print a table; choose one of them {purpose}")
     newest = checkpoint_of(values["run"])
     checkpoints = [newest] if "average" not in values else _last(values["average"], values["run"])
     with reading(*checkpoints):
         kinds = {check_weights(values.get("weights", WEIGHTS), checkpoint) for checkpoint in checkpoints}
     output = user_path(values["output"], "output").absolute() if "output" in values else _run_of(newest) / "export"
     return Export(
-        checkpoints, kinds.pop(), values.get("dtype", "fp32"), output, values.get("modality"), experts, values.get("artifact")
+        checkpoints,
+        kinds.pop(),
+        values.get("dtype", "fp32"),
+        output,
+        values.get("modality"),
+        experts,
+        values.get("artifact"),
+        _formats(values.get("format")),
+        _page(values),
     )
+
+
+def _formats(text: str | None) -> tuple[str, ...]:
+    """What `format=` means. Raises UserError for a format that does not exist."""
+    wanted = dict.fromkeys(text.split(",")) if text is not None else {}
+    for name in wanted:
+        if name not in (ONNX, PT2):
+            raise UserError(f"format={text}: '{name}' is neither {ONNX} nor {PT2}; write format={ONNX}, {PT2} or {ONNX},{PT2}")
+    return tuple(wanted)
+
+
+def _page(values: Mapping[str, str]) -> Page:
+    """What the card is to say. Raises UserError for a word that the Hub would refuse."""
+    for name, (form, example) in WORDS.items():
+        for word in filter(None, [values.get(name)] if name == "license" else values.get(name, "").split(",")):
+            if not re.fullmatch(form, word):
+                raise UserError(f"{name}={word}: write it as the Hugging Face Hub does, such as {name}={example}")
+    languages, datasets = (tuple(filter(None, values.get(name, "").split(","))) for name in ("language", "datasets"))
+    evaluation = user_path(values["evaluation"], "evaluation") if "evaluation" in values else None
+    return Page(values.get("license"), languages, datasets, evaluation)
 
 
 def _last(average: str, run: str) -> list[Path]:

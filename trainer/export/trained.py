@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from model.limoe import LIMoE
-from model.trim import Trim
+from model.trim import Trim, trim
 from trainer.checkpoint.files import CONFIG, TOKENIZER
 from trainer.checkpoint.identity import check_identity
 from trainer.checkpoint.load import check_sound
+from trainer.checkpoint.trained import unfilled
 from trainer.config.checks import check_model
 from trainer.config.compose import load_config, to_config
 from trainer.config.schema import Config
@@ -45,6 +46,12 @@ class Trimmed:
     def bytes(self) -> int:
         """Of the weights."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.weights.values())
+
+    def model(self, config: Config) -> LIMoE:
+        """What is left, of the model of a run; it shares the weights."""
+        model = trim(unfilled(config), self.kept)
+        model.load_state_dict(self.weights, assign=True)
+        return model.eval().requires_grad_(False)
 
     @property
     def told(self) -> str:

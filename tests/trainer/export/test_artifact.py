@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import wandb
 
-from model.pretrained import FILES
 from tests.trainer.export.runs import config, write_run
 from tests.trainer.reporting.wandb_records import records
 from trainer.errors import UserError
 from trainer.export.__main__ import export_newest
+from trainer.export.write import WRITTEN
 from trainer.reporting import wandb_attach
 
 
@@ -64,7 +64,7 @@ def test_the_files_themselves_go_along_on_request(run_dir: Path):
     assert "the export is copied to W&B's run abcd1234" in export_newest([f"run={run_dir}", "artifact=upload"])[-1]
     (artifact,) = records(exports(run_dir), "artifact")
     contents = {entry["path"]: entry for entry in artifact["manifest"]["contents"]}
-    assert set(contents) == set(FILES)
+    assert set(contents) == set(WRITTEN)
     assert all(entry.get("digest") and not entry.get("ref") for entry in contents.values())
 
 
@@ -107,7 +107,7 @@ def test_an_export_is_complete_even_if_w_and_b_fails(run_dir: Path, monkeypatch:
     with pytest.raises(UserError, match=r"is complete in .*, but W&B could not take .*no") as caught:
         export_newest([f"run={run_dir}", "artifact=reference"])
     assert "\n" not in str(caught.value)
-    assert set(FILES) == {path.name for path in (run_dir / "export").iterdir()}
+    assert set(WRITTEN) == {path.name for path in (run_dir / "export").iterdir()}
 
 
 def test_a_table_is_no_artifact(run_dir: Path):

@@ -16,7 +16,7 @@ from trainer.checkpoint.files import CONFIG, MARKER, STATE, checkpoint_path, rec
 from trainer.errors import UserError
 from trainer.export import write as write_module
 from trainer.export.request import read_arguments
-from trainer.export.write import write_export
+from trainer.export.write import WRITTEN, write_export
 
 STEPS = (10, 20, 30)
 
@@ -35,7 +35,8 @@ def exported(*arguments: str) -> tuple[dict[str, Tensor], str]:
     """What lies in the file then, and what was told."""
     asked = read_arguments(list(arguments))
     told = write_export(asked)
-    assert sorted(path.name for path in asked.output.iterdir()) == sorted(FILES)
+    assert sorted(path.name for path in asked.output.iterdir()) == sorted(WRITTEN)
+    assert set(FILES) < set(WRITTEN)
     assert [path.name for path in asked.output.parent.iterdir() if path.name.startswith(".")] == []
     return load_file(asked.output / "model.safetensors"), "\n".join(told)
 
@@ -51,7 +52,9 @@ def test_the_newest_checkpoint_under_the_models_own_names(run_dir: Path):
     assert_equal(found, weights(30))
     assert found["towers.0.blocks.1.mlp.experts.up"].shape == (8, 16, 24)
     assert len({path.stat().st_mode for path in (run_dir / "export").iterdir()}) == 1, "who reads one file may read all"
-    assert f"wrote {run_dir}/export: model.safetensors, config.yaml, tokenizer.model" in told
+    assert (
+        f"wrote {run_dir}/export: model.safetensors, config.json, tokenizer.model, preprocessor_config.json, config.yaml" in told
+    )
     assert "photos: weights of step 30" in told
     with safe_open(run_dir / "export" / "model.safetensors", "pt") as file:
         assert file.metadata()["origin"] == "photos: weights of step 30"
