@@ -14,12 +14,14 @@ from model.limoe import LIMoE
 class ParameterCount:
     """Numbers of parameters.
 
-    applied: with top_k of the E experts of each layer and one of the towers; the embedding tables count as applied.
+    applied: with top_k of the E experts of each layer and the first of the towers; the embedding tables count as applied.
+    towers: of each tower, with all experts.
     """
 
     total: int
     applied: int
     experts: int
+    towers: tuple[int, ...]
 
 
 def expert_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
@@ -34,8 +36,9 @@ def count_parameters(config: ModelConfig, router: RouterConfig) -> ParameterCoun
     model = LIMoE.without_values(config, router)
     total = sum(parameter.numel() for parameter in model.parameters())
     experts = sum(parameter.numel() for parameter in expert_parameters(model))
-    other_towers = sum(parameter.numel() for tower in model.towers[1:] for parameter in tower.parameters())
-    return ParameterCount(total, total - other_towers - experts + experts * router.top_k // max(1, config.experts), experts)
+    towers = tuple(sum(parameter.numel() for parameter in tower.parameters()) for tower in model.towers)
+    applied = total - sum(towers[1:]) - experts + experts * router.top_k // max(1, config.experts)
+    return ParameterCount(total, applied, experts, towers)
 
 
 def step_flops(model: ModelConfig, router: RouterConfig, pairs: int) -> float:
@@ -43,9 +46,9 @@ def step_flops(model: ModelConfig, router: RouterConfig, pairs: int) -> float:
 
     The embedding tables multiply nothing; pads are computed, so they count; recomputation does not (the usual model FLOPs).
     """
-    counts = count_parameters(model, router)
-    tables = (model.vocabulary + model.image_tokens + model.text_length) * model.width
-    trunk = counts.applied - tables
-    tokens = model.image_tokens + model.text_length
-    attention = 12 * model.layers * model.width * (model.image_tokens**2 + model.text_length**2)
-    return pairs * (6.0 * trunk * tokens + attention)
+    counts, texts = count_parameters(model, router), model.text_tower
+    tables = model.image_tokens * model.width + (model.vocabulary + model.text_length) * texts.width
+    of_image = counts.applied - tables
+    of_text = of_image - counts.towers[0] + counts.towers[-1]
+    attention = 12 * (model.layers * model.width * model.image_tokens**2 + texts.layers * texts.width * model.text_length**2)
+    return pairs * (6.0 * (of_image * model.image_tokens + of_text * model.text_length) + attention)

@@ -9,7 +9,7 @@ from torch import nn
 from trainer.config.schema import OptimConfig
 from trainer.errors import UserError
 
-_BLOCK = re.compile(r"towers\.\d+\.blocks\.(\d+)\.")
+_BLOCK = re.compile(r"towers\.(\d+)\.blocks\.(\d+)\.")
 _EMBEDDINGS = ("patches.", "tokens.")
 
 

@@ -103,10 +103,12 @@ def _bucket_bytes(config: Config) -> int:
 
 def _activations(config: Config, world: int) -> float:
     """What the forward pass keeps for the backward pass, and the gradients of the block that the backward pass is in."""
-    model, weight = config.model, weight_bytes(config)
+    model, texts, weight = config.model, config.model.text_tower, weight_bytes(config)
     pairs = local_pairs(config, world)
     tokens = pairs * (model.image_tokens + model.text_length)
-    block = weight * tokens * (9 * model.width + 2 * model.mlp)
+    of_images = weight * pairs * model.image_tokens * (9 * model.width + 2 * model.mlp)
+    of_texts = weight * pairs * model.text_length * (9 * texts.width + 2 * texts.mlp)
+    block = of_images + of_texts
     experts = weight * model.routed_experts * expert_slots(config, world) * (4 * model.width + 2 * model.expert_width)
     experts += weight * tokens * 2 * model.shared_experts * model.expert_width
     if config.router.choice == "expert":  # outputs come home to every token from every expert, empty or not
@@ -114,9 +116,13 @@ def _activations(config: Config, world: int) -> float:
     mixed = block - weight * tokens * 2 * model.mlp + experts
     largest = max(block, mixed) if model.expert_layers else block
     if config.train.activation_checkpointing == "none":
-        kept = block * (model.layers - len(model.expert_layers)) + mixed * len(model.expert_layers) + largest
+        with_experts = len(model.expert_layers)
+        dense = of_images * (model.layers - with_experts) + of_texts * (texts.layers - with_experts)
+        kept = dense + mixed * with_experts + largest
     else:
-        inputs = weight * tokens * model.width * model.layers  # "offload" keeps them in host memory
+        # "offload" keeps them in host memory
+        inputs = model.image_tokens * model.width * model.layers + model.text_length * texts.width * texts.layers
+        inputs *= weight * pairs
         kept = 2 * largest + (inputs if config.train.activation_checkpointing == "blocks" else 0)
     together = contrasted_pairs(config)
     images = 3 * model.image_size**2 * pairs * (1 + weight)

@@ -2,6 +2,7 @@
 
 import os
 
+from model.config import ModelConfig
 from model.count import count_parameters, step_flops
 from trainer.config.checks import check_description
 from trainer.config.schema import Config
@@ -33,7 +34,8 @@ def describe(config: Config, world: int) -> list[tuple[str, str]]:
     rows = [
         (
             "model",
-            f"{model.name}: {model.towers} tower{'s' if model.towers > 1 else ''}, {model.layers} blocks, width {model.width}",
+            f"{model.name}: {model.towers} tower{'s' if model.towers > 1 else ''}, {model.layers} blocks, width {model.width}"
+            f"{_of_texts(model)}",
         ),
         ("parameters", f"{readable(counts.total)} ({counts.total:,})"),
         ("applied per token", f"{readable(counts.applied)} ({counts.applied:,})"),
@@ -55,6 +57,13 @@ def describe(config: Config, world: int) -> list[tuple[str, str]]:
         *sent_rows(config, world),
         *leaving_rows(config, world),
     ]
+
+
+def _of_texts(model: ModelConfig) -> str:
+    """The sizes of the texts' tower, where they are its own."""
+    texts = model.text_tower
+    own = (texts.layers, texts.width) != (model.layers, model.width)
+    return f"; of the texts' tower, {texts.layers} blocks, width {texts.width}" if own else ""
 
 
 def batch_rows(config: Config, world: int) -> list[tuple[str, str]]:
