@@ -15,8 +15,6 @@ from model.paths import user_path
 from model.text import clean_text
 
 PADDING, UNKNOWN, END = 0, 1, 2
-START = "[start]"
-"""In place of a word, the token that texts begin with, where a tokenizer has one."""
 
 
 @dataclass(frozen=True)
@@ -142,12 +140,12 @@ class Tokenizer:
     def pieces(self, text: str, length: int) -> list[str]:
         """The piece that each token of `encode([text], length)` is, in their order, without the end-of-text token.
 
-        SPACE stands for a blank; what the tokenizer does not know is as it was.
+        SPACE stands for a blank, and for a token that all texts begin with; what the tokenizer does not know is as it was.
         """
         return self._names(text)[: length - 1]
 
     def _names(self, text: str) -> list[str]:
-        return [*(f"{SPACE}{START}" for _ in self._pieces.start), *self._pieces.names(clean_text(text))]
+        return [*(SPACE for _ in self._pieces.start), *self._pieces.names(clean_text(text))]
 
     def words(self, text: str, length: int) -> list[WordPiece]:
         """What word each token of `encode([text], length)` is a piece of, in their order, without the end-of-text token.

@@ -10,6 +10,7 @@ from typing import Any
 
 import open_clip
 import timm
+import tokenizers
 import torch
 from open_clip.model import CustomTextCLIP
 from safetensors.torch import save_file
@@ -21,7 +22,7 @@ from model.limoe import LIMoE
 from trainer.checkpoint.outside import Outside, read_outside
 from trainer.checkpoint.start import start_from_outside
 from trainer.config.schema import Config
-from trainer.data.tokenizer import given_tokenizer
+from trainer.data.tokenizer import Tokenizer, given_tokenizer
 
 TEXTS = [
     "a photo of a cat.",
@@ -92,13 +93,30 @@ def written(name: str, folder: Path) -> nn.Module:
         parameter.add_(0.1 * torch.randn_like(parameter))
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / "open_clip_model.safetensors")
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": MODELS[name], "preprocess_cfg": {}}))
+    if "siglip" in name:
+        siglip_tokenizer().save(str(folder / "tokenizer.json"))
+        (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": "</s>"}))
     return model
+
+
+def siglip_tokenizer() -> tokenizers.Tokenizer:
+    """As many pieces as SigLIP's, an end-of-text token that pads too, and words for pieces."""
+    pieces = ["<pad>", "</s>", "<unk>", "a", "photo", "of", "cat", "snake", "its"]
+    pieces += [f"word{number}" for number in range(32000 - len(pieces))]
+    made = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({name: place for place, name in enumerate(pieces)}, unk_token="<unk>")
+    )
+    made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    made.post_processor = tokenizers.processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    made.add_special_tokens(["<pad>", "</s>", "<unk>"])
+    return made
 
 
 def ours(outside: Outside) -> LIMoE:
     """The model that starts from the file."""
     config = Config()
-    config.model, config.data.tokenizer = outside.source, "clip"
+    config.model, config.data.tokenizer = outside.source, None if outside.tokenizer else "clip"
+    config.data.mean, config.data.std = outside.pixels["mean"], outside.pixels["std"]
     model = LIMoE(config.model, config.router).initialise(1).eval()
     start_from_outside(outside.path, config, "").load(model, None)
     return model
@@ -107,7 +125,7 @@ def ours(outside: Outside) -> LIMoE:
 def random_tokens(outside: Outside) -> tuple[Tensor, Tensor]:
     """Token ids `[8, L]` as the model takes them and as ours does: an end, then pads."""
     length, pieces = outside.source.text_length, outside.source.vocabulary - 1
-    end, pad = (pieces - 1, 0) if outside.kind == "CLIP" else (1, 1)
+    end, pad = (pieces - 1, 0) if outside.kind == "CLIP" else (1, outside.pad)
     place, ends = torch.arange(length), torch.randint(0, length, (8, 1))
     tokens = torch.where(place < ends, torch.randint(2, pieces - 1, (8, length)), torch.where(place == ends, end, pad))
     return tokens, torch.where(place <= ends, tokens + 1, 0)
@@ -137,6 +155,12 @@ def tokens_apart() -> list[str]:
     return [text for text, is_same in zip(TEXTS, same, strict=True) if not is_same]
 
 
+def siglip_reads(text: str, folder: Path) -> list[str]:
+    """The pieces of a text by the tokenizer that a run gets from a folder."""
+    outside = read_outside(folder / "open_clip_model.safetensors", ModelConfig(heads=4), Config().router)
+    return Tokenizer(outside.tokenizer_model() or b"").pieces(text, 12)
+
+
 def main() -> None:
     """Compare."""
     folder = Path(sys.argv[1])
@@ -148,6 +172,7 @@ def main() -> None:
         "pieces": tokenizer.pieces("A photo of cats'", 77),
         "words": [piece.word for piece in tokenizer.words("A photo, cats", 77)],
         "counts": tokenizer.encode(["a photo of a cat", ""], 77).counts,
+        "siglip": siglip_reads("A photo, of a_cat: (its) Snake!", folder / "siglip"),
     }
     (folder / "found.json").write_text(json.dumps(found))
 

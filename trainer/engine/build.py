@@ -204,7 +204,7 @@ def build_engine(config: Config, model: LIMoE, processes: Processes, peers: Dist
         mark_experts(model, ep, peers.expert_rank)
     wrap_blocks(model, config)
     optim, mixed = config.optim, config.train.precision != "fp32"
-    groups = parameter_groups(model, optim.weight_decay, ep, mixed, rate_factors(model, config.model.layers, optim))
+    groups = parameter_groups(model, optim.weight_decay, ep, mixed, rate_factors(model, optim))
     optimizer = torch.optim.AdamW(
         [group | {"lr": optim.lr * group["rate_factor"]} for group in groups],
         betas=(optim.beta1, optim.beta2),

@@ -274,7 +274,7 @@ def _look_at_tokenizer(
 
 def _check_rates(config: Config) -> None:
     """Raise UserError when optim.lr_factors names no parameter."""
-    rate_factors(LIMoE.without_values(config.model, config.router), config.model.layers, config.optim)
+    rate_factors(LIMoE.without_values(config.model, config.router), config.optim)
 
 
 def _look_at_architecture(config: Config, weights: Path | None, start: Start | None, found: Findings) -> None:
