@@ -20,7 +20,7 @@ CLIP = [
     *("model.text_width=24", "model.text_mlp=48", "model.text_heads=3", "model.text_layers=2", "model.text_length=7"),
     *("model.image_size=16", "model.patch=4", "model.embedding=20", "model.vocabulary=200"),
     *("model.pool=token", "model.text_mask=causal", "model.image_norm=true"),
-    *("router.noise=0", "data.workers=0", "optim.layer_decay=0.5"),
+    *("router.noise=0", "data.workers=0", "optim.layer_decay=0.5", "schedule.warmup_steps=1"),
 ]
 
 
@@ -44,7 +44,7 @@ def test_it_trains_in_any_layout_continues_and_is_loaded(tmp_path: Path, cache: 
 
     assert several == pytest.approx(alone, rel=1e-4)
     monkeypatch.setattr("sys.argv", ["export", f"run={tmp_path / 'alone'}"])
-    assert export() in (0, None)
+    export()
     loaded = model.load(tmp_path / "alone" / "export")
     assert loaded.module.config.text_tower.width == 24
     assert loaded.embed_texts(["red", "a blue circle"]).shape == (2, 20)

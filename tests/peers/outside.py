@@ -12,10 +12,12 @@ import open_clip
 import timm
 import tokenizers
 import torch
+import transformers
 from open_clip.model import CustomTextCLIP
 from safetensors.torch import save_file
 from timm.models.vision_transformer import _create_vision_transformer
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from model.config import ModelConfig
 from model.limoe import LIMoE
@@ -94,15 +96,15 @@ def written(name: str, folder: Path) -> nn.Module:
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / "open_clip_model.safetensors")
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": MODELS[name], "preprocess_cfg": {}}))
     if "siglip" in name:
-        siglip_tokenizer().save(str(folder / "tokenizer.json"))
+        made_tokenizer(32000).save(str(folder / "tokenizer.json"))
         (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": "</s>"}))
     return model
 
 
-def siglip_tokenizer() -> tokenizers.Tokenizer:
-    """As many pieces as SigLIP's, an end-of-text token that pads too, and words for pieces."""
+def made_tokenizer(count: int) -> tokenizers.Tokenizer:
+    """Words for pieces, and, as in SigLIP's, an end-of-text token that pads too."""
     pieces = ["<pad>", "</s>", "<unk>", "a", "photo", "of", "cat", "snake", "its"]
-    pieces += [f"word{number}" for number in range(32000 - len(pieces))]
+    pieces += [f"word{number}" for number in range(count - len(pieces))]
     made = tokenizers.Tokenizer(
         tokenizers.models.WordLevel({name: place for place, name in enumerate(pieces)}, unk_token="<unk>")
     )
@@ -112,10 +114,45 @@ def siglip_tokenizer() -> tokenizers.Tokenizer:
     return made
 
 
+def written_by_hugging_face(name: str, folder: Path) -> nn.Module:
+    """The same of transformers, which names tensors differently."""
+    vision = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32}
+    text = vision | {"num_attention_heads": 2, "max_position_embeddings": 12, "vocab_size": 60}
+    if name == "clip":
+        ends = {"eos_token_id": 59, "bos_token_id": 58, "pad_token_id": 0}
+        config = transformers.CLIPConfig(vision_config=vision | {"patch_size": 8}, text_config=text | ends, projection_dim=20)
+    else:
+        config = transformers.SiglipConfig(vision_config=vision | {"patch_size": 8}, text_config=text)
+    model = (transformers.CLIPModel if name == "clip" else transformers.SiglipModel)(config).eval().requires_grad_(False)
+    torch.manual_seed(len(name))
+    for parameter in model.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return model
+
+
+@torch.no_grad()
+def apart_from_hugging_face(name: str, folder: Path) -> dict[str, float]:
+    """As apart."""
+    model = written_by_hugging_face(name, folder)
+    outside = read_outside(folder / "model.safetensors", ModelConfig(), Config().router)
+    images, (theirs, tokens) = torch.randn(8, 3, 32, 32), random_tokens(outside)
+    found = ours(outside)(images, tokens)
+    wanted = model(input_ids=theirs, pixel_values=images)
+    return {
+        "images": (found.images - normalize(wanted.image_embeds, dim=-1)).abs().max().item(),
+        "texts": (found.texts - normalize(wanted.text_embeds, dim=-1)).abs().max().item(),
+        "scale": (found.scale / model.logit_scale.exp() - 1).abs().item(),
+    }
+
+
 def ours(outside: Outside) -> LIMoE:
     """The model that starts from the file."""
     config = Config()
-    config.model, config.data.tokenizer = outside.source, None if outside.tokenizer else "clip"
+    config.model, config.data.tokenizer = outside.source, None
+    if outside.tokenizer is None:  # whichever it is: tokens are compared as numbers
+        config.data.tokenizer = str(outside.path.with_name("made.json"))
+        made_tokenizer(outside.source.vocabulary - 1).save(config.data.tokenizer)
     config.data.mean, config.data.std = outside.pixels["mean"], outside.pixels["std"]
     model = LIMoE(config.model, config.router).initialise(1).eval()
     start_from_outside(outside.path, config, "").load(model, None)
@@ -166,7 +203,8 @@ def main() -> None:
     folder = Path(sys.argv[1])
     tokenizer = given_tokenizer("clip")
     found = {
-        "apart": {name: apart(name, folder / name) for name in MODELS},
+        "apart": {name: apart(name, folder / name) for name in MODELS}
+        | {f"{name} of transformers": apart_from_hugging_face(name, folder / f"hub_{name}") for name in ("clip", "siglip")},
         "tokens": tokens_apart(),
         "decoded": tokenizer.decode(tokenizer(["A photo of 2 cats"], 77)[0].tolist()),
         "pieces": tokenizer.pieces("A photo of cats'", 77),
