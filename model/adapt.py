@@ -58,8 +58,8 @@ class Adaptation:
         return name.startswith(("towers.1.", "heads.text.")) or (other_width and name.startswith("tokens."))
 
     def _blocks_of(self, tower: int) -> tuple[int | None, ...]:
-        texts = self.source.text_tower
-        return self.blocks if tower == 0 or texts.layers == self.source.layers else same_blocks(texts.layers)
+        as_deep = all(model.text_tower.layers == model.layers for model in (self.source, self.target))
+        return self.blocks if tower == 0 or as_deep else same_blocks(self.source.text_tower.layers)
 
     def fitted(self, name: str, value: Tensor, new: Tensor) -> Tensor:
         """A tensor of the source in the shape that the target has for it. new: the target's, for the parts that start anew."""

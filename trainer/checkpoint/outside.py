@@ -30,6 +30,7 @@ IN_FOLDERS = (
 """What a folder as on the Hub may have, what is read first being first."""
 SETTINGS, SETTINGS_OF_HUB, TOKENIZER = "open_clip_config.json", "config.json", "tokenizer.json"
 SHOWN = 3
+LFS_POINTER = b"version https://git-lfs"
 
 CLIP_PIXELS = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]}
 """What CLIP's images are normalised with, by OpenAI and, unless its file says otherwise, by open_clip."""
@@ -198,8 +199,8 @@ def _pad(folder: Path, file: "_File") -> int:
 def _facts_of(path: Path, settings: Mapping[str, Any], width: int, text_width: int) -> dict[str, Any]:
     """The fields of ModelConfig that no shape shows, from the settings beside the weights."""
     model = settings.get("model_cfg", {})
-    if not model and _is_program(path):
-        return {"heads": width // 64, "text_heads": text_width // 64, "activation": "quick_gelu"}  # only OpenAI's are
+    if not model and _is_program(path):  # only OpenAI's are
+        return {"heads": max(1, width // 64), "text_heads": max(1, text_width // 64), "activation": "quick_gelu"}
     if not model:
         return _facts_of_hub(_json(path.parent / SETTINGS_OF_HUB))
     vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
@@ -258,8 +259,18 @@ def _open(path: Path) -> _File:
     except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, AttributeError) as problem:
         # torch's own line would have the file run whatever it contains.
         why = "not a file of weights alone" if isinstance(problem, pickle.UnpicklingError) else reason(problem)
+        if _begins(path, LFS_POINTER):
+            why = "a pointer of Git LFS, whose file `git lfs pull` fetches"
         raise UserError(f"{path} cannot be read ({why}): give the weights of a CLIP or SigLIP, or a run of ours") from None
     return _File({name: tuple(value.shape) for name, value in tensors.items()}, tensors.__getitem__)
+
+
+def _begins(path: Path, mark: bytes) -> bool:
+    try:
+        with path.open("rb") as content:
+            return content.read(len(mark)) == mark
+    except OSError:
+        return False
 
 
 def _unpickled(path: Path) -> dict[str, Tensor]:

@@ -57,6 +57,20 @@ def started(path: Path, config: Config) -> LIMoE:
     return model.eval().requires_grad_(False)
 
 
+class Holds(nn.Module):
+    """A module with the tensors of another under the same names, which torch can make a program of."""
+
+    def __init__(self, other: nn.Module) -> None:
+        super().__init__()
+        for name, value in other.named_parameters(recurse=False):
+            self.register_parameter(name, nn.Parameter(value.detach(), requires_grad=False))
+        for name, child in other.named_children():
+            self.add_module(name, Holds(child))
+
+    def forward(self) -> int:
+        return 0
+
+
 def as_saved_by_hugging_face(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same under the names of transformers' CLIPModel."""
     names = {
@@ -231,6 +245,24 @@ def test_a_damaged_file_is_refused(tmp_path: Path, config: Config, name: str):
     with pytest.raises(UserError, match=rf"{name} cannot be read \(.*\): give the weights of a CLIP") as caught:
         read_outside(tmp_path / name, config.model, config.router)
     assert "\n" not in str(caught.value)
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path, config: Config):
+    (tmp_path / "open_clip_model.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 605143316\n"
+    )
+    with pytest.raises(UserError, match="a pointer of Git LFS, whose file `git lfs pull` fetches"):
+        read_outside(tmp_path / "open_clip_model.safetensors", config.model, config.router)
+
+
+def test_a_program_as_openai_saves_it_is_read(tmp_path: Path, config: Config):
+    clip = random_clip(activation=QuickGELU()).half()
+    torch.jit.script(Holds(clip)).save(tmp_path / "ViT.pt")
+    found = read_outside(tmp_path / "ViT.pt", config.model, config.router)
+    assert (found.source.activation, found.source.heads, found.assumed) == ("quick_gelu", 1, ())
+    tensors, table = dict(found.tensors()), clip.token_embedding.weight.float()
+    assert torch.equal(tensors["tokens.table.weight"], torch.cat([table[:1], table]))
+    assert torch.equal(tensors["heads.image.weight"], clip.visual.proj.float().T)
 
 
 @pytest.mark.parametrize(
