@@ -33,10 +33,10 @@ test-cluster: setup  ## jobs of a real SLURM, started on this machine (root; Deb
 
 peers: $(PEERS)/.ready  ## CLIP_benchmark and open_clip beside our own packages; tests/peers needs them
 
-$(PEERS)/.ready: $(READY) requirements-open-clip.txt requirements-clip-benchmark.txt
+$(PEERS)/.ready: $(READY) requirements-open-clip.txt requirements-tokenizers.txt requirements-clip-benchmark.txt
 	$(BIN)/python -m venv $(PEERS)
 	echo "import site; site.addsitedir('$$($(BIN)/python $(PURELIB))')" > $$($(PEERS)/bin/python $(PURELIB))/limoe.pth
-	$(PEERS)/bin/pip install --quiet -r requirements-open-clip.txt -r requirements-clip-benchmark.txt
+	$(PEERS)/bin/pip install --quiet -r requirements-open-clip.txt -r requirements-tokenizers.txt -r requirements-clip-benchmark.txt
 	touch $@
 
 stores: $(STORES)/.ready  ## what reads s3:// and a server that answers so, beside our own packages; tests/stores needs them

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 
-BLOCK = re.compile(r"(towers\.\d+\.blocks\.)(\d+)(\..*)")
+BLOCK = re.compile(r"towers\.(\d+)\.blocks\.(\d+)\.(.*)")
 PATCHES, KERNEL = "patches.position", "patches.project.weight"
 WORDS, TABLE = "tokens.position", "tokens.table.weight"
 LOGITS = ("scale.log_scale", "bias.logit_bias")
@@ -21,8 +21,10 @@ LOGITS = ("scale.log_scale", "bias.logit_bias")
 class Adaptation:
     """What becomes of each tensor of a source model in a target model.
 
-    blocks: for each block of the target, the one of the source that it starts from, or None for a new one; same_pieces: whether a
-    token id means the same piece of text in both.
+    blocks: for each block of the target, the one of the source that it starts from, or None for a new one, in both towers if
+    they are as deep, else in the first; same_pieces: whether a token id means the same piece of text in both.
+
+    Of two towers, one takes the images', and of what is about texts alone the tokens, if they are as wide.
     """
 
     source: ModelConfig
@@ -33,7 +35,7 @@ class Adaptation:
     @property
     def changes_nothing(self) -> bool:
         """Whether every tensor is taken as it is, under its own name."""
-        shapes = [(one.image_size, one.patch, one.text_length, one.vocabulary) for one in (self.source, self.target)]
+        shapes = [(one.towers, one.image_size, one.patch, one.text_length, one.vocabulary) for one in (self.source, self.target)]
         return shapes[0] == shapes[1] and self.same_pieces and self.same_loss and self.blocks == same_blocks(self.source.layers)
 
     @property
@@ -43,13 +45,28 @@ class Adaptation:
 
     def names(self, name: str) -> list[str]:
         """The target's tensors that start from one of the source: none if it is left out, several if its block is used again."""
-        if name in LOGITS and not self.same_loss:
+        if (name in LOGITS and not self.same_loss) or (self.joins_towers and self._left_out(name)):
             return []
         found = BLOCK.fullmatch(name)
         if found is None:
             return [name]
-        before, block, after = found.groups()
-        return [f"{before}{index}{after}" for index, start in enumerate(self.blocks) if start == int(block)]
+        tower, block, after = found.groups()
+        starts = enumerate(self._blocks_of(int(tower)))
+        return [f"towers.{tower}.blocks.{index}.{after}" for index, start in starts if start == int(block)]
+
+    @property
+    def joins_towers(self) -> bool:
+        """Whether two towers become one."""
+        return self.source.towers > self.target.towers
+
+    def _left_out(self, name: str) -> bool:
+        """Whether the one tower has no use for a tensor of two."""
+        other_width = self.source.text_tower.width != self.target.width
+        return name.startswith(("towers.1.", "heads.text.")) or (other_width and name.startswith("tokens."))
+
+    def _blocks_of(self, tower: int) -> tuple[int | None, ...]:
+        as_deep = all(model.text_tower.layers == model.layers for model in (self.source, self.target))
+        return self.blocks if tower == 0 or as_deep else same_blocks(self.source.text_tower.layers)
 
     def fitted(self, name: str, value: Tensor, new: Tensor) -> Tensor:
         """A tensor of the source in the shape that the target has for it. new: the target's, for the parts that start anew."""

@@ -15,11 +15,15 @@ from model.stream import TEXT, Segment, TokenStream
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention. A token sees the valid tokens of its own image or text and no other."""
+    """Multi-head self-attention. A token sees the valid tokens of its own image or text and no other.
 
-    def __init__(self, width: int, heads: int) -> None:
+    text_mask: as ModelConfig's; "causal" leaves pads to come after what they must not be seen by.
+    """
+
+    def __init__(self, width: int, heads: int, text_mask: str = "pads") -> None:
         super().__init__()
         self.heads = heads
+        self.text_mask = text_mask
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
@@ -30,10 +34,12 @@ class Attention(nn.Module):
         for segment, qkv, valid in zip(segments, self.qkv(x_nd).split(sizes), valid_n.split(sizes), strict=True):
             q, k, v = qkv.view(segment.count, segment.length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
             mask = None
-            if segment.modality == TEXT:
+            text_mask = self.text_mask if segment.modality == TEXT else "none"
+            if text_mask == "pads":
                 mask = valid.view(segment.count, 1, 1, segment.length)
                 mask = mask | ~mask.any(-1, keepdim=True)  # a softmax over nothing is NaN: a row of pads may see its pads
-            pieces.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2).flatten(0, 1))
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=text_mask == "causal")
+            pieces.append(y.transpose(1, 2).flatten(2).flatten(0, 1))
         return self.out(torch.cat(pieces))
 
 
@@ -45,13 +51,14 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, router: RouterConfig, peers: Peers, has_experts: bool) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(config.width)
-        self.attention = Attention(config.width, config.heads)
-        self.norm2 = nn.LayerNorm(config.width)
+        width, activation = config.width, config.activation
+        self.norm1 = nn.LayerNorm(width, config.norm_eps)
+        self.attention = Attention(width, config.heads, config.text_mask)
+        self.norm2 = nn.LayerNorm(width, config.norm_eps)
         self.mlp: ExpertLayer | MLP = (
-            ExpertLayer(config.width, config.expert_width, config.routed_experts, router, peers, config.shared_experts)
+            ExpertLayer(width, config.expert_width, config.routed_experts, router, peers, config.shared_experts, activation)
             if has_experts
-            else MLP(config.width, config.mlp)
+            else MLP(width, config.mlp, activation)
         )
 
     def forward(
@@ -82,7 +89,7 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(
             Block(config, router, peers, has_experts=index in config.expert_layers) for index in range(config.layers)
         )
-        self.norm = nn.LayerNorm(config.width)
+        self.norm = nn.LayerNorm(config.width, config.norm_eps)
 
     def forward(
         self, stream: TokenStream, assignments: Mapping[int, Assignment] | None = None

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 
 from model.option import option
 
+ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu")
 TRIMMED = "trimmed"
 """The entry of the `model` section that an export has if parts of its model were left out (model.trim.Trim).
 
@@ -136,6 +137,10 @@ class ModelConfig:
     mlp: int = option(512, "hidden width of an MLP and of an expert", at_least=1, identity=True)
     heads: int = option(4, "attention heads", at_least=1, identity=True)
     layers: int = option(4, "Transformer blocks per tower", at_least=1, identity=True)
+    text_width: int | None = option(None, "width of a token in the texts' tower; null: model.width", at_least=1, identity=True)
+    text_mlp: int | None = option(None, "hidden width of an MLP there; null: model.mlp", at_least=1, identity=True)
+    text_heads: int | None = option(None, "attention heads there; null: model.heads", at_least=1, identity=True)
+    text_layers: int | None = option(None, "Transformer blocks there; null: model.layers", at_least=1, identity=True)
     expert_layers: list[int] = option(
         [], "indices of the blocks whose MLP is a mixture of experts; [] is a dense model", at_least=0, identity=True
     )
@@ -155,7 +160,7 @@ class ModelConfig:
     image_size: int = option(32, "side of an image, in pixels", at_least=1, identity=True)
     patch: int = option(4, "side of a patch in pixels; each patch is one token", at_least=1, identity=True)
     text_length: int = option(16, "most tokens per text, including the end-of-text token", at_least=1, identity=True)
-    vocabulary: int = option(2048, "largest number of SentencePiece tokens", at_least=1, identity=True)
+    vocabulary: int = option(2048, "largest number of token ids, padding included", at_least=1, identity=True)
     embedding: int = option(128, "width of the embedding space shared by images and texts", at_least=1, identity=True)
     loss: str = option(
         "softmax",
@@ -164,6 +169,32 @@ class ModelConfig:
         choices=("softmax", "sigmoid"),
         identity=True,
     )
+    activation: str = option(
+        "gelu",
+        "what is between the two maps of an MLP: gelu, its approximation gelu_tanh, or quick_gelu (OpenAI's CLIP)",
+        choices=ACTIVATIONS,
+        identity=True,
+    )
+    text_activation: str | None = option(
+        None, "the same in the texts' tower; null: model.activation", choices=ACTIVATIONS, identity=True
+    )
+    pool: str = option(
+        "mean",
+        "how tokens become one vector: mean (of all), token (a learned class token of an image, the last token of a text: CLIP), "
+        "or attention (of a learned query, to an image's tokens; the last token of a text: SigLIP)",
+        choices=("mean", "token", "attention"),
+        identity=True,
+    )
+    text_mask: str = option(
+        "pads",
+        "which tokens of its text a token does not see: pads, causal (those that follow it: CLIP), or none (pads are tokens like "
+        "others: SigLIP)",
+        choices=("pads", "causal", "none"),
+        identity=True,
+    )
+    image_norm: bool = option(False, "a LayerNorm of an image's tokens before the first block (CLIP)", identity=True)
+    norm_eps: float = option(1e-5, "what a LayerNorm adds to the variance", above=0, identity=True)
+    head_bias: bool = option(False, "a bias in the projections to the embedding (SigLIP)", identity=True)
     initial_scale: float = option(10.0, "logit scale (1 / temperature) at the start of training", above=0)
     initial_bias: float = option(-10.0, "bias of the logits at the start of training; only with model.loss=sigmoid")
 
@@ -178,6 +209,23 @@ class ModelConfig:
         return self.mlp // self.expert_granularity
 
     @property
-    def image_tokens(self) -> int:
+    def image_patches(self) -> int:
         """Patches of one image."""
         return (self.image_size // self.patch) ** 2
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of one image: its patches and, behind them, the class token if there is one."""
+        return self.image_patches + (self.pool == "token")
+
+    @property
+    def text_tower(self) -> "ModelConfig":
+        """The same model with the sizes of the texts' tower in place of the images'; with one tower, they are the same."""
+        return replace(
+            self,
+            width=self.text_width or self.width,
+            mlp=self.text_mlp or self.mlp,
+            heads=self.text_heads or self.heads,
+            layers=self.text_layers or self.layers,
+            activation=self.text_activation or self.activation,
+        )

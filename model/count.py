@@ -17,13 +17,14 @@ from model.stream import IMAGE, TEXT
 class ParameterCount:
     """Numbers of parameters.
 
-    applied: with top_k of the E experts of each layer and one of the towers; the embedding tables count as applied. trained,
-    trained_experts: those of all, and of the experts, that are not frozen.
+    applied: with top_k of the E experts of each layer and the first of the towers; the embedding tables count as applied.
+    towers: of each tower, with all experts. trained, trained_experts: those of all, and of the experts, that are not frozen.
     """
 
     total: int
     applied: int
     experts: int
+    towers: tuple[int, ...]
     trained: int
     trained_experts: int
 
@@ -43,9 +44,9 @@ def count_parameters(config: ModelConfig, router: RouterConfig, frozen: Sequence
     model = freeze(LIMoE.without_values(config, router), frozen)
     total, trained = _elements(model.parameters())
     experts, trained_experts = _elements(expert_parameters(model))
-    other_towers, _ = _elements(parameter for tower in model.towers[1:] for parameter in tower.parameters())
-    applied = total - other_towers - experts + experts * router.top_k // max(1, config.experts)
-    return ParameterCount(total, applied, experts, trained, trained_experts)
+    towers = tuple(_elements(tower.parameters())[0] for tower in model.towers)
+    applied = total - sum(towers[1:]) - experts + experts * router.top_k // max(1, config.experts)
+    return ParameterCount(total, applied, experts, towers, trained, trained_experts)
 
 
 def _elements(parameters: Iterable[nn.Parameter]) -> tuple[int, int]:
@@ -67,14 +68,15 @@ def step_flops(
     frozen: patterns, as of model.freeze. A frozen weight takes 4, for it has no gradient, or 2 if nothing below it has one.
     image_tokens: of an image, if some of its patches are dropped.
     """
-    counts = count_parameters(model, router)
-    tables = (model.vocabulary + model.image_tokens + model.text_length) * model.width
-    trunk = counts.applied - tables
+    counts, texts = count_parameters(model, router), model.text_tower
+    tables = model.image_tokens * model.width + (model.vocabulary + model.text_length) * texts.width
+    of_image = counts.applied - tables
+    of_text = of_image - counts.towers[0] + counts.towers[-1]
     lengths = {IMAGE: image_tokens or model.image_tokens, TEXT: model.text_length}
-    tokens = sum(lengths.values())
-    attention = 12 * model.layers * model.width * sum(length**2 for length in lengths.values())
+    products = 6.0 * (of_image * lengths[IMAGE] + of_text * lengths[TEXT])
+    squares = {IMAGE: model.layers * model.width * lengths[IMAGE] ** 2, TEXT: texts.layers * texts.width * lengths[TEXT] ** 2}
     saved = _saved_flops(model, router, frozen, lengths) if frozen else 0.0
-    return pairs * (6.0 * trunk * tokens + attention - saved)
+    return pairs * (products + 12 * sum(squares.values()) - saved)
 
 
 def _saved_flops(config: ModelConfig, router: RouterConfig, frozen: Sequence[str], lengths: Mapping[int, int]) -> float:
@@ -84,6 +86,7 @@ def _saved_flops(config: ModelConfig, router: RouterConfig, frozen: Sequence[str
     """
     model = freeze(LIMoE.without_values(config, router), frozen)
     experts = {id(parameter) for parameter in expert_parameters(model)}
+    widths = (config.width, config.text_tower.width)
     saved = 0.0
     for number, (tower, passed) in enumerate(zip(model.towers, blocks_passed_back(model), strict=True)):
         assert isinstance(tower, Encoder)
@@ -94,5 +97,5 @@ def _saved_flops(config: ModelConfig, router: RouterConfig, frozen: Sequence[str
                 products = (not parameter.requires_grad) + (index not in passed)
                 saved += 2 * products * applied * sum(read)
             if index not in passed:
-                saved += 8 * config.width * sum(length**2 for length in read)
+                saved += 8 * widths[number] * sum(length**2 for length in read)
     return saved

@@ -10,13 +10,15 @@ PAD = 0
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping patches, projected linearly, with learned positions (ViT)."""
+    """Non-overlapping patches, projected linearly, with learned positions (ViT); behind them a class token, if it is pooled."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.patch = config.patch
         self.project = nn.Linear(3 * config.patch**2, config.width)
-        self.position = nn.Parameter(torch.empty(config.image_tokens, config.width))
+        self.position = nn.Parameter(torch.empty(config.image_patches, config.width))
+        self.class_token = nn.Parameter(torch.empty(config.width)) if config.pool == "token" else None
+        self.norm = nn.LayerNorm(config.width, config.norm_eps) if config.image_norm else None
 
     def forward(self, images: Tensor, kept_bl: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Normalised images `[B, 3, H, W]` -> tokens `[B, L, D]` and their validity `[B, L]`, all True.
@@ -31,6 +33,10 @@ class PatchEmbed(nn.Module):
             patches = patches.gather(1, kept_bl.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
             position = position[kept_bl]
         x = self.project(patches.to(self.project.weight.dtype)) + position
+        if self.class_token is not None:
+            x = torch.cat([x, self.class_token.expand(b, 1, -1)], dim=1)
+        if self.norm is not None:
+            x = self.norm(x)
         return x, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
 
 
@@ -41,7 +47,8 @@ class TextEmbed(nn.Module):
         super().__init__()
         self.table = nn.Embedding(config.vocabulary, config.width)
         self.position = nn.Parameter(torch.empty(config.text_length, config.width))
+        self.hides_pads = config.text_mask != "none"
 
     def forward(self, texts: Tensor) -> tuple[Tensor, Tensor]:
         """Token ids int64 `[B, L]`, 0 for padding -> tokens `[B, L, D]` and their validity `[B, L]`."""
-        return self.table(texts) + self.position[: texts.shape[1]], texts != PAD
+        return self.table(texts) + self.position[: texts.shape[1]], (texts != PAD) | (not self.hides_pads)

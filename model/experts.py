@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from model.auxiliary import routing_sums
 from model.config import RouterConfig
 from model.dispatch import combine, dispatch
-from model.mlp import MLP
+from model.mlp import ACTIVATIONS, MLP
 from model.peers import Peers
 from model.precision import Float32Module
 from model.regions import region
@@ -34,8 +34,9 @@ BIAS_ROWS = {"none": 0, "shared": 1, "modality": len(MODALITIES)}
 class Experts(nn.Module):
     """This process's experts: MLPs of one shape, their weights stacked so that one batched product serves all."""
 
-    def __init__(self, local_experts: int, width: int, hidden: int) -> None:
+    def __init__(self, local_experts: int, width: int, hidden: int, activation: str = "gelu") -> None:
         super().__init__()
+        self.activation = ACTIVATIONS[activation]
         self.up = nn.Parameter(torch.empty(local_experts, width, hidden))
         self.up_bias = nn.Parameter(torch.empty(local_experts, 1, hidden))
         self.down = nn.Parameter(torch.empty(local_experts, hidden, width))
@@ -43,7 +44,7 @@ class Experts(nn.Module):
 
     def forward(self, x_ecd: Tensor) -> Tensor:
         """`[e, C, D]` -> `[e, C, D]`, row e of the buffers through expert e."""
-        hidden = F.gelu(torch.baddbmm(self.up_bias, x_ecd, self.up))
+        hidden = self.activation(torch.baddbmm(self.up_bias, x_ecd, self.up))
         return torch.baddbmm(self.down_bias, hidden, self.down)
 
 
@@ -83,15 +84,24 @@ class ExpertLayer(nn.Module):
     batch.
     """
 
-    def __init__(self, width: int, hidden: int, experts: int, config: RouterConfig, peers: Peers, shared: int = 0) -> None:
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        experts: int,
+        config: RouterConfig,
+        peers: Peers,
+        shared: int = 0,
+        activation: str = "gelu",
+    ) -> None:
         """shared: experts that every token passes, in one MLP of as many times the hidden width."""
         super().__init__()
         self.num_experts = experts
         self.config = config
         self.peers = peers
         self.router = Router(width, experts, BIAS_ROWS[config.bias.kind])
-        self.experts = Experts(experts // peers.expert_parallel, width, hidden)
-        self.shared = MLP(width, shared * hidden) if shared else None
+        self.experts = Experts(experts // peers.expert_parallel, width, hidden, activation)
+        self.shared = MLP(width, shared * hidden, activation) if shared else None
         # Of a trimmed layer: each expert's row in the stacked weights, int64 [E], -1 for one that was left out.
         self.row_of_expert: Tensor | None
         self.register_buffer("row_of_expert", None, persistent=False)

@@ -47,7 +47,7 @@ def initialise(model: nn.Module, seed: int, first_expert: int, initial_scale: fl
             parameter.fill_(1.0 if leaf == "weight" else 0.0)
         elif leaf.endswith("bias"):
             parameter.zero_()
-        elif isinstance(module, nn.Embedding) or leaf == "position":
+        elif isinstance(module, nn.Embedding) or leaf in ("position", "class_token", "query"):
             parameter.copy_(_draw(parameter.shape, 0.02, seed, name))
         else:  # linear maps `[out, in]`, the router among them
             parameter.copy_(_draw(parameter.shape, 1 / math.sqrt(parameter.shape[1]), seed, name))

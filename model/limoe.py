@@ -15,6 +15,7 @@ from model.embed import PatchEmbed, TextEmbed
 from model.experts import ExpertLayer
 from model.initialise import initialise
 from model.peers import Peers, SingleProcess
+from model.pool import AttentionPool, last_token, mean_token
 from model.precision import Float32Module
 from model.routing import Assignment
 from model.stream import IMAGE, MODALITIES, TEXT, TokenStream, join
@@ -68,7 +69,7 @@ class LogitBias(Float32Module):
 class Output:
     """The result of a forward pass. images, texts: L2-normalised `[B, embedding]`, None for a modality that was not given.
 
-    features: what was projected to these, by modality (IMAGE, TEXT): the mean of its tokens after the last block, `[B, width]`;
+    features: what was projected to these, by modality (IMAGE, TEXT): its tokens after the last block, pooled to `[B, width]`;
     scale: the logit scale, bias: what is added to the scaled cosines, scalars; no bias (None) with the softmax loss; routing:
     packed routing sums of this process by expert layer (model.auxiliary); assignments: what the expert layers decided, by layer,
     for another pass over the same batch.
@@ -92,11 +93,18 @@ class LIMoE(nn.Module):
         if config.towers == 2 and config.expert_layers:
             raise ValueError("two towers are the dense baseline: expert layers need towers=1")
         router = replace(router, top_k=router.top_k * config.expert_granularity)
+        of_modality = (config, config.text_tower)
         self.config = config
         self.patches = PatchEmbed(config)
-        self.tokens = TextEmbed(config)
-        self.towers = nn.ModuleList(Encoder(config, router, peers) for _ in range(config.towers))
-        self.heads = nn.ModuleDict({name: nn.Linear(config.width, config.embedding, bias=False) for name in MODALITIES})
+        self.tokens = TextEmbed(config.text_tower)
+        self.towers = nn.ModuleList(Encoder(of_modality[index], router, peers) for index in range(config.towers))
+        self.pool = AttentionPool(config) if config.pool == "attention" else None
+        self.heads = nn.ModuleDict(
+            {
+                name: nn.Linear(sizes.width, config.embedding, bias=config.head_bias)
+                for name, sizes in zip(MODALITIES, of_modality, strict=True)
+            }
+        )
         by_itself = config.loss == "sigmoid"
         self.scale = LogitScale(math.inf if by_itself else MAX_SCALE)
         self.bias = LogitBias() if by_itself else None
@@ -136,7 +144,7 @@ class LIMoE(nn.Module):
         used: dict[int, Assignment] = {}
         for tower, stream in self._streams(sequences):
             encoded, sums, tower_used = tower(stream, assignments)
-            features |= _pool(encoded)
+            features |= self._pooled(encoded)
             routing |= sums
             used |= tower_used
         embeddings = {modality: self._project(modality, pooled_bd) for modality, pooled_bd in features.items()}
@@ -148,6 +156,17 @@ class LIMoE(nn.Module):
         if len(self.towers) == 1:
             return [(self.towers[0], join(sequences))]
         return [(self.towers[sequence[0]], join([sequence])) for sequence in sequences]
+
+    def _pooled(self, stream: TokenStream) -> dict[int, Tensor]:
+        """By modality: one vector of each image or text, `[B, width]`."""
+        pooled = {}
+        for (segment, x_bld), (_, valid_bl) in zip(stream.sequences(stream.x_nd), stream.sequences(stream.valid_n), strict=True):
+            if self.pool is not None and segment.modality == IMAGE:
+                pooled[segment.modality] = self.pool(x_bld)
+            else:
+                pool = mean_token if self.config.pool == "mean" else last_token
+                pooled[segment.modality] = pool(x_bld, valid_bl)
+        return pooled
 
     def _project(self, modality: int, pooled_bd: Tensor) -> Tensor:
         """Features to embeddings, L2-normalised in float32 at least."""
@@ -164,12 +183,3 @@ def expert_layers(model: LIMoE) -> dict[int, ExpertLayer]:
         for index, block in enumerate(tower.blocks)
         if isinstance(block.mlp, ExpertLayer)
     }
-
-
-def _pool(stream: TokenStream) -> dict[int, Tensor]:
-    """By modality: the average over valid tokens, `[B, width]`."""
-    pooled = {}
-    for (segment, x_bld), (_, valid_bl) in zip(stream.sequences(stream.x_nd), stream.sequences(stream.valid_n), strict=True):
-        weight = valid_bl.unsqueeze(-1).to(x_bld.dtype)
-        pooled[segment.modality] = (x_bld * weight).sum(1) / weight.sum(1).clamp(min=1)
-    return pooled

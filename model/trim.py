@@ -8,7 +8,7 @@ from torch import nn
 
 from model.errors import UserError
 from model.limoe import LIMoE, expert_layers
-from model.stream import MODALITIES
+from model.stream import IMAGE, MODALITIES
 
 
 @dataclass(frozen=True)
@@ -82,5 +82,7 @@ def _leave_out_the_other(model: LIMoE, modality: str) -> None:
     other = 1 - kept
     setattr(model, ("patches", "tokens")[other], Absent(modality))
     model.heads[MODALITIES[other]] = Absent(modality)
+    if other == IMAGE:
+        model.pool = None
     if len(model.towers) > 1:
         model.towers[other] = Absent(modality)

@@ -30,6 +30,32 @@ def fitted(config: ModelConfig, blocks: tuple[int | None, ...] = same_blocks(3),
     return made.eval()
 
 
+def test_chosen_blocks_are_those_of_both_towers_only_if_these_are_as_deep() -> None:
+    source = tiny(towers=2, layers=3, expert_layers=[])
+    name = "towers.{}.blocks.{}.norm1.bias"
+    for changes, of_texts in (({}, [0, 2]), ({"text_layers": 3}, [1])):
+        adaptation = Adaptation(source, replace(source, layers=4, **changes), (1, 0, 1, None))
+        assert adaptation.names(name.format(0, 1)) == [name.format(0, index) for index in (0, 2)]
+        assert adaptation.names(name.format(1, 1)) == [name.format(1, index) for index in of_texts]
+
+
+def test_one_tower_of_two_is_that_of_the_images_and_what_fits_of_the_texts() -> None:
+    two = tiny(towers=2, layers=3, expert_layers=[], image_size=16, patch=4, text_length=8)
+    source = model(two, seed=5).eval()
+    one = replace(two, towers=1)
+    made = model(one, seed=1).eval()
+    fresh = {name: value.clone() for name, value in made.state_dict().items()}
+    adaptation = Adaptation(two, one, same_blocks(3))
+    assert not adaptation.changes_nothing
+    upcycle(made, adaptation.tensors(source.state_dict().items(), made.state_dict()), 0.0, 0)
+    images, _ = pairs(4, two)
+    assert torch.equal(made(images).images, source(images).images)
+    assert torch.equal(made.tokens.table.weight, source.tokens.table.weight)
+    assert torch.equal(made.heads["text"].weight, fresh["heads.text.weight"])
+    narrow = Adaptation(replace(two, text_width=4), one, same_blocks(3))
+    assert narrow.names("tokens.table.weight") == narrow.names("towers.1.norm.bias") == []
+
+
 @pytest.mark.parametrize("patch", [8, 6, 16])
 def test_enlarged_patches_are_embedded_as_before(patch: int) -> None:
     before, weight = torch.rand(5, 3, 4, 4, dtype=torch.float64), torch.randn(6, 48, dtype=torch.float64)

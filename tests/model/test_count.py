@@ -1,9 +1,11 @@
 """Parameter counts, by hand and of the paper's largest model."""
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from model.config import ModelConfig, RouterConfig
-from model.count import count_parameters, expert_parameters
+from model.count import count_parameters, expert_parameters, step_flops
 from model.limoe import LIMoE
 from tests.model.build import tiny
 
@@ -57,3 +59,18 @@ def test_frozen_parameters_are_not_trained() -> None:
     count = count_parameters(tiny(expert_layers=[1]), RouterConfig(), ["*.experts.up", "tokens.table.*"])
     assert count.total - count.trained == 4 * 8 * 12 + 20 * 8
     assert count.experts - count.trained_experts == 4 * 8 * 12
+
+
+def test_towers_of_different_sizes_are_counted_by_their_own_tokens():
+    config = ModelConfig(
+        towers=2, width=96, heads=3, mlp=384, layers=2, text_width=64, text_heads=2, text_mlp=256, text_layers=4,
+        image_size=32, patch=8, text_length=12, vocabulary=100, embedding=16, pool="token", text_mask="causal", image_norm=True,
+    )  # fmt: skip
+    model = LIMoE(config, RouterConfig())
+    with FlopCounterMode(display=False) as counter:
+        found = model(torch.rand(4, 3, 32, 32), torch.randint(1, 100, (4, 12)))
+        (found.images @ found.texts.T).sum().backward()
+    # Attention is not counted on a CPU; step_flops applies the heads to every token.
+    assert 0.85 < counter.get_total_flops() / step_flops(config, RouterConfig(), 4) < 1
+    counts = count_parameters(config, RouterConfig())
+    assert counts.total - counts.applied == sum(value.numel() for value in model.towers[1].parameters())

@@ -1,7 +1,7 @@
 """Whether a configuration describes a checkpoint's model. Shapes are not enough: they do not depend on the number of heads."""
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,17 @@ def check_identity(checkpoint: Path, config: Config, otherwise: str, free: Colle
 
     `otherwise`: what to do if the other model is intended; free: keys that may differ all the same.
     """
-    compared = {name: values for name, values in compared_with(checkpoint, config).items() if name not in free}
+    refuse_other_model(f"checkpoint {checkpoint}", compared_with(checkpoint, config), otherwise, free, f"{checkpoint / CONFIG}")
+
+
+def refuse_other_model(
+    what: str, values: Mapping[str, tuple[Any, Any]], otherwise: str, free: Collection[str], described: str
+) -> None:
+    """Raise UserError when weights would compute a different function than they were trained for.
+
+    values: with what they were trained, and what is asked for, by key; described: the file that has all of the former, if any.
+    """
+    compared = {name: pair for name, pair in values.items() if name not in free}
     is_dense = compared.get("model.expert_layers") == ([], [])
     refused = [
         name
@@ -44,17 +54,22 @@ def check_identity(checkpoint: Path, config: Config, otherwise: str, free: Colle
         shown = "; ".join("{} was {}, is {}".format(name, *compared[name]) for name in refused[:SHOWN])
         more = f"; and {len(refused) - SHOWN} more" if len(refused) > SHOWN else ""
         again = " ".join(f"{name}={_typed(compared[name][0])}" for name in refused)
-        use = f"use {again}" if not more else f"use the model that {checkpoint / CONFIG} describes"
-        raise UserError(f"checkpoint {checkpoint} belongs to another model ({shown}{more}): {use}, or {otherwise}")
+        use = f"use {again}" if not (more and described) else f"use the model that {described} describes"
+        raise UserError(f"{what} belongs to another model ({shown}{more}): {use}, or {otherwise}")
 
 
 def warn_of_other_pictures(checkpoint: Path, config: Config) -> None:
     """Warn when a configuration prepares images differently from a checkpoint's training."""
-    for name, (was, wanted) in compared_with(checkpoint, config).items():
+    tell_other_pictures(checkpoint.name, compared_with(checkpoint, config))
+
+
+def tell_other_pictures(what: str, values: Mapping[str, tuple[Any, Any]]) -> None:
+    """The same, of what weights were trained with and what is asked for, by key."""
+    for name, (was, wanted) in values.items():
         if was != wanted and KEYS[name].option.prepares_input:
             _log.warning(
                 "%s=%s, but %s was trained with %s: the model sees images unlike those it was trained on",
-                *(name, wanted, checkpoint.name, was),
+                *(name, wanted, what, was),
             )
 
 
@@ -73,4 +88,6 @@ def _trained(before: Any, key: Key) -> Any:
 
 
 def _typed(value: Any) -> str:
+    if value is None:
+        return "null"
     return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)

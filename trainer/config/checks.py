@@ -77,12 +77,27 @@ def _is_in(key: str, sections: tuple[str, ...]) -> bool:
     return any(section in ("", key) or key.startswith(f"{section}.") for section in sections)
 
 
+TEXT_TOWER = ("text_width", "text_mlp", "text_heads", "text_layers", "text_activation")
+"""What only a model of two towers can have of its own for texts."""
+
+
 def _check_parts(model: ModelConfig, router: RouterConfig) -> None:
     """Raise UserError for an architecture whose parts do not fit together."""
     if model.width % model.heads:
         raise UserError(
             f"model.width={model.width} is not divisible by model.heads={model.heads}: "
             f"use model.heads={_divisor(model.width, model.heads)}, or change model.width"
+        )
+    texts = model.text_tower
+    if texts.width % texts.heads:
+        raise UserError(
+            f"model.text_width={texts.width} is not divisible by model.text_heads={texts.heads}: "
+            f"use model.text_heads={_divisor(texts.width, texts.heads)}, or change model.text_width"
+        )
+    own = [name for name in TEXT_TOWER if getattr(model, name) is not None]
+    if model.towers == 1 and own:
+        raise UserError(
+            f"model.{own[0]}={getattr(model, own[0])} is for the texts' tower of two: use model.towers=2, or model.{own[0]}=null"
         )
     if model.image_size % model.patch:
         raise UserError(

@@ -36,7 +36,11 @@ class DataConfig:
         None, "whether each line of a .txt is a separate caption; null: only next to CLIP_benchmark's nshards.txt"
     )
     tokenizer: str | None = option(
-        None, "PATH.model of SentencePiece; null: one is trained on the training captions", path=True, filled=True
+        None,
+        "PATH.model of SentencePiece, PATH/tokenizer.json of Hugging Face, or clip; null: that of init_from, else one is trained "
+        "on the training captions",
+        path=True,
+        filled=True,
     )
     tokenizer_captions: int = option(100_000, "the most captions to train the tokenizer on", at_least=1)
     workers: int = option(1, "loader processes per rank; 0: the training process itself reads", at_least=0)
@@ -388,8 +392,9 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     init_from: str | None = option(
         None,
-        "a run or checkpoint directory: start a new run with its weights (and tokenizer) only. Images, patches and texts may "
-        "have other sizes, and experts start as copies of a dense run's MLPs (upcycling); a table says what was changed",
+        "a run or checkpoint directory, or weights of a CLIP or SigLIP from elsewhere: start a new run with these weights (and "
+        "tokenizer) only. Images, patches and texts may have other sizes, and experts start as copies of a dense model's MLPs "
+        "(upcycling); a table says what was changed",
         path=True,
         filled=True,
     )
@@ -416,5 +421,10 @@ class Config:
 
     @property
     def trained_patches(self) -> int:
-        """Patches of an image that a training step sees: tokens, of which train.patch_dropout leaves a share."""
-        return kept_patches(self.model.image_tokens, self.train.patch_dropout)
+        """Patches of an image that a training step sees: those that train.patch_dropout leaves."""
+        return kept_patches(self.model.image_patches, self.train.patch_dropout)
+
+    @property
+    def trained_image_tokens(self) -> int:
+        """Tokens of an image in a training step: these patches, and the class token if there is one."""
+        return self.trained_patches + self.model.image_tokens - self.model.image_patches

@@ -50,7 +50,11 @@ def _without(asked: Any, embedded: dict[str, str], what: str, of_kind: str) -> A
 
 def load_tokenizer(config: Config, path: Path) -> Tokenizer:
     """The run's tokenizer. Raises UserError when the model's table is too small for it."""
-    tokenizer = Tokenizer.load(path)
+    return fitting(Tokenizer.load(path), config, path)
+
+
+def fitting(tokenizer: Tokenizer, config: Config, path: str | Path) -> Tokenizer:
+    """A tokenizer of the configuration's model. Raises UserError when the model's table is too small for it."""
     if tokenizer.vocabulary > config.model.vocabulary:
         raise UserError(
             f"the tokenizer {config.data.tokenizer or path} has {tokenizer.vocabulary} pieces, but model.vocabulary="

@@ -1,5 +1,7 @@
-"""A SentencePiece vocabulary from captions."""
+"""A SentencePiece vocabulary from captions, or one that was given."""
 
+import gzip
+import importlib.util
 import io
 import re
 from collections.abc import Iterable
@@ -7,18 +9,41 @@ from pathlib import Path
 
 import sentencepiece
 
+from model.hub_tokenizer import clip_tokenizer
 from model.paths import user_path
 from model.text import clean_text
 from model.tokenizer import END, PADDING, UNKNOWN
 from model.tokenizer import Tokenizer as Tokenizer
 from trainer.data.shards.captions import training_captions as training_captions  # what a tokenizer is trained on
-from trainer.errors import UserError
+from trainer.errors import UserError, check_extra, reason
 from trainer.files import write_whole
 
 LEARNED_FROM = 4096  # characters of a caption: models do not read much further, and a few huge texts would outweigh all others
 MOST_BYTES = 4  # of a character in UTF-8
 SPECIAL = 3  # tokens: padding, unknown, end-of-text
 SEPARATOR = "\u2585"  # SentencePiece leaves out every text that holds its own separator
+
+CLIP = "clip"
+"""What data.tokenizer says for the tokenizer of CLIP, which comes with open_clip."""
+CLIP_MERGES = "bpe_simple_vocab_16e6.txt.gz"
+CLIP_TOKENS = 49152 - 256 - 2  # as many merges are used, after a line that is none
+
+
+def given_tokenizer(asked: str) -> Tokenizer:
+    """What data.tokenizer names: a file, or CLIP's own. Raises UserError for anything else, and without the extra it needs."""
+    if asked != CLIP:
+        return Tokenizer.load(asked)
+    check_extra("open_clip", "open-clip", f"data.tokenizer={CLIP} needs the vocabulary that comes with open_clip_torch")
+    found = importlib.util.find_spec("open_clip")  # its import would take seconds
+    places = found.submodule_search_locations if found else None
+    path = Path(next(iter(places or ["open_clip"]))) / CLIP_MERGES
+    try:
+        lines = gzip.decompress(path.read_bytes()).decode().split("\n")
+    except (OSError, EOFError, ValueError) as problem:
+        raise UserError(
+            f"data.tokenizer={CLIP}: {path} cannot be read ({reason(problem)}): install open_clip_torch again"
+        ) from None
+    return Tokenizer(clip_tokenizer(lines[1 : CLIP_TOKENS + 1]))
 
 
 def train_tokenizer(captions: Iterable[str], path: str | Path, vocabulary: int, seed: int = 0) -> Tokenizer:

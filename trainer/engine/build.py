@@ -232,7 +232,7 @@ def build_engine(
         mark_experts(model, ep, peers.expert_rank, config.parallel.zero_stage)
     wrap_blocks(model, config)
     optim, mixed = config.optim, config.train.precision != "fp32"
-    factors = rate_factors(model, config.model.layers, optim)
+    factors = rate_factors(model, optim)
     groups = parameter_groups(model, optim.weight_decay, ep, mixed, factors, trained_since)
     optimizer = torch.optim.AdamW(
         [group | {"lr": optim.lr * group["rate_factor"]} for group in groups],

@@ -6,7 +6,6 @@ from model.count import ParameterCount, count_parameters, expert_parameters
 from model.freeze import blocks_passed_back, freeze
 from model.limoe import LIMoE
 from model.routing import capacity
-from model.stream import IMAGE, TEXT
 from trainer.config.schema import Config
 from trainer.distributed.device import dtype_of
 from trainer.distributed.shares import deal, largest_share
@@ -70,7 +69,7 @@ def local_pairs(config: Config, world: int) -> int:
 
 def trained_tokens(config: Config) -> int:
     """Tokens of a pair in training."""
-    return config.trained_patches + config.model.text_length
+    return config.trained_image_tokens + config.model.text_length
 
 
 def contrasted_pairs(config: Config) -> int:
@@ -131,21 +130,27 @@ def _bucket_bytes(config: Config) -> int:
 
 def _activations(config: Config, world: int) -> float:
     """What the forward pass keeps for the backward pass, and the gradients of the block that the backward pass is in."""
-    model, weight = config.model, weight_bytes(config)
+    model, texts, weight = config.model, config.model.text_tower, weight_bytes(config)
     pairs = local_pairs(config, world)
-    tokens = pairs * trained_tokens(config)
-    block = weight * tokens * (9 * model.width + 2 * model.mlp)
+    image_tokens, text_tokens = pairs * config.trained_image_tokens, pairs * model.text_length
+    tokens = image_tokens + text_tokens
+    of_images = weight * image_tokens * (9 * model.width + 2 * model.mlp)
+    of_texts = weight * text_tokens * (9 * texts.width + 2 * texts.mlp)
+    block = of_images + of_texts
     experts = weight * model.routed_experts * expert_slots(config, world) * (4 * model.width + 2 * model.expert_width)
     experts += weight * tokens * 2 * model.shared_experts * model.expert_width
     if config.router.choice == "expert":  # outputs come home to every token from every expert, empty or not
         experts += weight * tokens * model.routed_experts * model.width
     mixed = block - weight * tokens * 2 * model.mlp + experts
     largest = max(block, mixed) if model.expert_layers else block
-    dense_blocks, mixed_blocks = _blocks_kept(config)
+    passed = blocks_with_backward(config)  # of one tower, or of each
+    mixed_blocks = sum(index in model.expert_layers for index in passed[0])
     if config.train.activation_checkpointing == "none":
-        kept = block * dense_blocks + mixed * mixed_blocks + largest
+        dense = of_images * (len(passed[0]) - mixed_blocks) + of_texts * (len(passed[-1]) - mixed_blocks)
+        kept = dense + mixed * mixed_blocks + largest
     else:
-        inputs = weight * tokens * model.width * (dense_blocks + mixed_blocks)  # "offload" keeps them in host memory
+        # "offload" keeps them in host memory
+        inputs = weight * (image_tokens * model.width * len(passed[0]) + text_tokens * texts.width * len(passed[-1]))
         kept = 2 * largest + (inputs if config.train.activation_checkpointing == "blocks" else 0)
     images = 3 * model.image_size**2 * pairs * (1 + weight)
     # The softmax loss in both directions: logits, their softmax and gradient; the sigmoid loss: logits, those of partners
@@ -164,21 +169,8 @@ def blocks_with_backward(config: Config) -> list[list[int]]:
     """By tower, the blocks that the backward pass goes through: all, or those above what is frozen."""
     model = config.model
     if not config.train.freeze:
-        return [list(range(model.layers))] * model.towers
+        return [list(range(sizes.layers)) for sizes in (model, model.text_tower)[: model.towers]]
     return blocks_passed_back(freeze(LIMoE.without_values(model, config.router), config.train.freeze))
-
-
-def _blocks_kept(config: Config) -> tuple[float, int]:
-    """How many blocks keep anything for the backward pass: dense ones, and those with experts.
-
-    A block that only one modality passes, in a model of two towers, counts for that share of a pair's tokens.
-    """
-    model, passed = config.model, blocks_with_backward(config)
-    mixed = sum(index in model.expert_layers for index in passed[0])
-    if model.towers == 1:
-        return len(passed[0]) - mixed, mixed
-    images, texts = len(passed[IMAGE]) * config.trained_patches, len(passed[TEXT]) * model.text_length
-    return (images + texts) / trained_tokens(config), 0
 
 
 def _left_by_pieces(config: Config, world: int) -> float:

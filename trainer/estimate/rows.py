@@ -2,6 +2,7 @@
 
 import os
 
+from model.config import ModelConfig
 from model.count import step_flops
 from model.stream import MODALITIES
 from trainer.config.checks import check_description
@@ -38,13 +39,14 @@ def describe(config: Config, world: int) -> list[tuple[str, str]]:
     rows = [
         (
             "model",
-            f"{model.name}: {model.towers} tower{'s' if model.towers > 1 else ''}, {model.layers} blocks, width {model.width}",
+            f"{model.name}: {model.towers} tower{'s' if model.towers > 1 else ''}, {model.layers} blocks, width {model.width}"
+            f"{_of_texts(model)}",
         ),
         ("parameters", f"{readable(counts.total)} ({counts.total:,})"),
         *frozen_rows(config),
         ("applied per token", f"{readable(counts.applied)} ({counts.applied:,})"),
         ("tokens per pair", f"{model.image_tokens} image + {model.text_length} text{_dropped(config)}"),
-        ("training FLOPs per pair", readable(step_flops(model, router, 1, config.train.freeze, config.trained_patches))),
+        ("training FLOPs per pair", readable(step_flops(model, router, 1, config.train.freeze, config.trained_image_tokens))),
     ]
     if model.expert_layers:
         rows.append(
@@ -65,7 +67,7 @@ def describe(config: Config, world: int) -> list[tuple[str, str]]:
 
 
 def _dropped(config: Config) -> str:
-    seen = config.trained_patches
+    seen = config.trained_image_tokens
     return f"; in training {seen} image" if seen < config.model.image_tokens else ""
 
 
@@ -81,9 +83,9 @@ def frozen_rows(config: Config) -> list[tuple[str, str]]:
         )
     ]
     spared = [
-        f"{_span(config.model.layers - len(blocks))}{f' of the {MODALITIES[tower]} tower' if len(passed) > 1 else ''}"
-        for tower, blocks in enumerate(passed)
-        if len(blocks) < config.model.layers
+        f"{_span(sizes.layers - len(blocks))}{f' of the {MODALITIES[tower]} tower' if len(passed) > 1 else ''}"
+        for tower, (sizes, blocks) in enumerate(zip((config.model, config.model.text_tower), passed, strict=False))
+        if len(blocks) < sizes.layers
     ]
     return [*rows, ("no backward pass", ", ".join(spared))] if spared else rows
 
@@ -91,6 +93,13 @@ def frozen_rows(config: Config) -> list[tuple[str, str]]:
 def _span(count: int) -> str:
     """The first blocks: `block 0`, `blocks 0 to 5`."""
     return "block 0" if count == 1 else f"blocks 0 to {count - 1}"
+
+
+def _of_texts(model: ModelConfig) -> str:
+    """The sizes of the texts' tower, where they are its own."""
+    texts = model.text_tower
+    own = (texts.layers, texts.width) != (model.layers, model.width)
+    return f"; of the texts' tower, {texts.layers} blocks, width {texts.width}" if own else ""
 
 
 def batch_rows(config: Config, world: int) -> list[tuple[str, str]]:

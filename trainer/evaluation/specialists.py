@@ -192,6 +192,7 @@ class Specialists:
         )
         for expert, kept in enumerate(self._patches):
             gate_bl = torch.where(taken_nk & (expert_nk == expert), gate_nk, -1.0).amax(1).view(len(images), -1)
+            gate_bl = gate_bl[:, : columns * columns]  # behind the patches there may be a class token
             best_b, place_b = gate_bl.max(1)
             for image in best_b.argsort(descending=True, stable=True)[: self._most].tolist():
                 gate = float(best_b[image])

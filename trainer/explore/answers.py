@@ -139,12 +139,13 @@ class Explorer:
         texts = [
             {"text": self._gallery.texts[number], "cosine": cosine} for number, cosine in _nearest(self._index.texts_td @ query_d)
         ]
-        by_experts = self._trained.config.router.choice == "expert"
+        by_experts, model = self._trained.config.router.choice == "expert", self._trained.config.model
+        tokens = model.image_patches if modality == IMAGE else model.text_length  # a class token has no place in the image
         return {
             "shown": f"data:image/png;base64,{base64.b64encode(_png(asked[0])).decode()}" if modality == IMAGE else None,
             "pictures": pictures,
             "texts": texts,
-            "layers": [{"layer": index} | _routed(layer, modality, by_experts) for index, layer in layers.items()],
+            "layers": [{"layer": index} | _routed(layer, modality, by_experts, tokens) for index, layer in layers.items()],
         }
 
     def _traced(self, modality: int, asked: Tensor) -> tuple[Output, dict[int, LayerTrace]]:
@@ -168,12 +169,13 @@ def _nearest(cosine_n: Tensor, leave_out: int | None = None) -> list[tuple[int, 
     return [(number, round(float(cosine_n[number]), DIGITS)) for number in order if number != leave_out][:NEAREST]
 
 
-def _routed(layer: LayerTrace, modality: int, by_experts: bool) -> dict[str, Any]:
+def _routed(layer: LayerTrace, modality: int, by_experts: bool, shown: int) -> dict[str, Any]:
     """How the first image or text of a batch was routed: of each of its tokens the experts, gates, and who took it.
 
-    by_experts: whether experts choose; success: of all tokens of each modality in the batch, the share that some expert took.
+    by_experts: whether experts choose; shown: how many of its tokens; success: of all tokens of each modality in the batch, the
+    share that some expert took.
     """
-    of_query = (layer.modality_n == modality) & (layer.sample_n == 0) & layer.valid_n
+    of_query = (layer.modality_n == modality) & (layer.sample_n == 0) & (layer.position_n < shown) & layer.valid_n
     columns = [values[of_query].tolist() for values in (layer.expert_nk, layer.gate_nk, layer.kept_nk)]
     tokens = [_choices(experts, gates, kept, by_experts) for experts, gates, kept in zip(*columns, strict=True)]
     success = {}

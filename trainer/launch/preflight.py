@@ -25,7 +25,8 @@ from trainer.config.checks import layout_problems
 from trainer.config.schema import Config
 from trainer.data.loader import check_reading
 from trainer.data.shapes.write import RECIPES, TRAIN_SHARDS, shapes_folder
-from trainer.data.sources import Shards, all_shards, check_training_data, load_tokenizer, with_shapes
+from trainer.data.sources import Shards, all_shards, check_training_data, fitting, with_shapes
+from trainer.data.tokenizer import Tokenizer, given_tokenizer
 from trainer.distributed.device import choose_device, gpu_memory_gib
 from trainer.distributed.environment import (
     in_allocation,
@@ -124,7 +125,7 @@ def examine(config: Config, world: int) -> Findings:
     shards = None
     if "data.kind" not in wrong:
         shards = _look_at_data(config, world if fits else None, progress, found)
-    _look_at_tokenizer(config, progress, weights, found)
+    _look_at_tokenizer(config, progress, weights, start, found)
     if "log.wandb" not in wrong:
         found.add("Weights & Biases", found.attempt(partial(check_login, config.log.wandb)) or "")
     frozen = found.attempt(partial(frozen_rows, config)) if fits else None
@@ -259,28 +260,35 @@ def _evaluation(config: Config, found: Sequence[Shards | None]) -> str:
     return ", ".join(parts) or "none"
 
 
-def _look_at_tokenizer(config: Config, progress: TrainingProgress, weights: Path | None, found: Findings) -> None:
+def _look_at_tokenizer(
+    config: Config, progress: TrainingProgress, weights: Path | None, start: Start | None, found: Findings
+) -> None:
     """A resume keeps its checkpoint's tokenizer; a new run takes data.tokenizer, or that of the weights it starts with."""
     given = config.data.tokenizer if progress.step == 0 else None
-    if given:
-        path = Path(given)
-    elif weights:
-        path = weights / TOKENIZER
+    outside = start if start and start.outside and not given else None
+    if outside:
+        where = str(outside.checkpoint)
+    elif given or weights:
+        where = given or str(Path(weights or "") / TOKENIZER)
     else:
         found.add("tokenizer", "to be trained on the training captions")
         return
-    tokenizer = found.attempt(partial(load_tokenizer, config, path))
+
+    def look() -> Tokenizer:
+        return fitting(Tokenizer(outside.tokenizer()) if outside else given_tokenizer(where), config, where)
+
+    tokenizer = found.attempt(look)
     if tokenizer:
-        found.add("tokenizer", f"{path}, {tokenizer.vocabulary} pieces")
+        found.add("tokenizer", f"{where}, {tokenizer.vocabulary} pieces")
 
 
 def _check_rates(config: Config) -> None:
     """Raise UserError when optim.lr_factors names no parameter."""
-    rate_factors(LIMoE.without_values(config.model, config.router), config.model.layers, config.optim)
+    rate_factors(LIMoE.without_values(config.model, config.router), config.optim)
 
 
 def _look_at_architecture(config: Config, weights: Path | None, start: Start | None, found: Findings) -> None:
-    if weights is None:
+    if weights is None or (start and start.outside):
         return
     model = start.unfilled() if start else LIMoE.without_values(config.model, config.router)
     wanted = {f"{WEIGHTS}/{name}": tuple(tensor.shape) for name, tensor in named_tensors(model).items()}

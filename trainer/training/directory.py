@@ -22,7 +22,8 @@ from trainer.checkpoint.files import (
 )
 from trainer.checkpoint.identity import check_identity, warn_of_other_pictures
 from trainer.checkpoint.load import check_sound, damage, newest_sound, read_progress
-from trainer.checkpoint.start import Start, start_from
+from trainer.checkpoint.outside import find_outside
+from trainer.checkpoint.start import Start, start_from, start_from_outside
 from trainer.config.compose import load_config
 from trainer.config.schema import Config
 from trainer.distributed.agree import first_reads
@@ -82,8 +83,7 @@ def inspect_run_directory(config: Config, alone: Processes) -> tuple[Path | None
         _check_same_model(checkpoint, config, f"start a new run with {_another(config)}")
     if checkpoint is not None or config.init_from is None:
         return checkpoint, None
-    initial = _sound_in(Path(config.init_from), f"init_from={config.init_from}", alone, digests=False)
-    return None, start_from(initial, config, NEW_WEIGHTS)
+    return None, _start(config, alone, digests=False)
 
 
 def _check_appendable(path: Path) -> None:
@@ -106,15 +106,24 @@ def initial_weights(config: Config, run_dir: Path, processes: Processes) -> Star
     """
     if config.init_from is None:
         return None
-    found = _sound_in(Path(config.init_from), f"init_from={config.init_from}", processes)
-    start = first_reads(lambda: start_from(found, config, NEW_WEIGHTS), processes)
+    start = _start(config, processes)
 
     def take_tokenizer() -> None:
         if config.data.tokenizer is None:
-            shutil.copyfile(found / TOKENIZER, run_dir / TOKENIZER)
+            write_whole(run_dir / TOKENIZER, start.tokenizer())
 
     first_reads(take_tokenizer, processes)
     return start
+
+
+def _start(config: Config, processes: Processes, digests: bool = True) -> Start:
+    """How the run starts from what init_from names: weights from elsewhere, or the newest sound checkpoint. A collective."""
+    place = Path(str(config.init_from))
+    outside = first_reads(lambda: find_outside(place), processes)
+    if outside is not None:
+        return first_reads(lambda: start_from_outside(outside, config, NEW_WEIGHTS), processes)
+    found = _sound_in(place, f"init_from={config.init_from}", processes, digests)
+    return first_reads(lambda: start_from(found, config, NEW_WEIGHTS), processes)
 
 
 def write_config(config: Config, run_dir: Path, processes: Processes) -> None:

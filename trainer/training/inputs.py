@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from model.paths import user_path
 from trainer.checkpoint.files import TOKENIZER
 from trainer.checkpoint.progress import TrainingProgress
 from trainer.config.schema import Config
@@ -29,7 +28,7 @@ from trainer.data.sources import (
     load_tokenizer,
     with_shapes,
 )
-from trainer.data.tokenizer import Tokenizer, train_tokenizer
+from trainer.data.tokenizer import Tokenizer, given_tokenizer, train_tokenizer
 from trainer.distributed.agree import first_reads
 from trainer.distributed.processes import Processes
 from trainer.errors import UserError, reason
@@ -197,15 +196,14 @@ def evaluation_checks(config: Config, training: list[str]) -> list[Callable[[], 
 
 def _make_tokenizer(config: Config, sources: list[FoundSource], path: Path) -> None:
     if path.exists():  # from the checkpoint that the run resumes from
-        if config.data.tokenizer and Tokenizer.load(config.data.tokenizer).model != path.read_bytes():
+        if config.data.tokenizer and given_tokenizer(config.data.tokenizer).model != path.read_bytes():
             _log.warning(
                 "data.tokenizer=%s differs from this run's tokenizer, which stays in use: %s", config.data.tokenizer, path
             )
         return
     try:
         if config.data.tokenizer:
-            Tokenizer.load(config.data.tokenizer)
-            write_whole(path, user_path(config.data.tokenizer).read_bytes())
+            write_whole(path, given_tokenizer(config.data.tokenizer).model)
             return
         train_tokenizer(_captions(config, sources), path, config.model.vocabulary, config.seed)
     except OSError as problem:

@@ -31,7 +31,7 @@ class SeenPatches:
 
     def __init__(self, config: Config, step: int, peers: DistributedPeers) -> None:
         self._key = random.Random(f"{config.seed}/patches/{step}").getrandbits(64)
-        self._patches, self._seen = config.model.image_tokens, config.trained_patches
+        self._patches, self._seen = config.model.image_patches, config.trained_patches
         self._rows = config.train.batch_size // config.train.accumulate  # of a piece, over all ranks
         self._peers = peers
 
@@ -78,7 +78,10 @@ class Passes:
         computing: Callable[[], AbstractContextManager[None]] = nullcontext,
         saw: Callable[[Tensor, Tensor, Tensor | None], None] | None = None,
     ) -> None:
-        """computing: entered around each forward pass; saw: gets each contrastive batch's embeddings, and the logits' scale and bias."""
+        """computing: entered around each forward pass.
+
+        saw: gets each contrastive batch's embeddings, and the scale and bias of the logits.
+        """
         self._engine = engine
         self._config = config
         self._peers = peers
@@ -145,5 +148,5 @@ class Passes:
 
     def _draw(self, images: Tensor, texts: Tensor, generators: list[torch.Generator]) -> dict[int, Assignment]:
         """New assignments of all expert layers for one pass, by layer."""
-        segments = (Segment(IMAGE, len(images), self._config.trained_patches), Segment(TEXT, *texts.shape))
+        segments = (Segment(IMAGE, len(images), self._config.trained_image_tokens), Segment(TEXT, *texts.shape))
         return {index: layer.draw(segments, generators) for index, layer in expert_layers(self._engine.module).items()}

@@ -92,7 +92,7 @@ class Trainer:
         self._data_seconds = 0.0  # of the present step
         self._broken = 0  # shards, when they were last looked at
         self._flops = step_flops(
-            config.model, config.router, config.train.batch_size, config.train.freeze, config.trained_patches
+            config.model, config.router, config.train.batch_size, config.train.freeze, config.trained_image_tokens
         )
 
     def step(self) -> StepOutcome:

@@ -44,7 +44,7 @@ def test_whatever_concerns_experts_alone_may_be_chosen(tmp_path: Path):
 @pytest.mark.parametrize(
     ("was", "wanted", "told"),
     [
-        (["model=two_tower_tiny"], [], "has two towers, which cannot become the one tower of a model with experts: start from a"),
+        ([], ["model=two_tower_tiny"], r"\(model.towers was 1, is 2\): use model.towers=1, or leave out init_from to start"),
         ([], ["model.shared_experts=1"], "model.shared_experts=1 cannot start from the dense run"),
         ([], ["model.expert_granularity=2"], "use model.expert_granularity=1, or leave out init_from to start with new weights"),
         (
@@ -109,6 +109,17 @@ def test_the_table_says_how_the_model_starts(tmp_path: Path, overrides: list[str
     rows = dict(started(tmp_path, ["model=dense_tiny"], ["model=limoe_tiny", *overrides]).rows())
     assert re.search(told, rows["at the start"])
     assert ("with noise of 0.1" in rows["copied into 8 experts each"]) == ("upcycle_noise=0.1" in overrides)
+
+
+def test_the_table_tells_what_becomes_of_two_towers(tmp_path: Path):
+    rows = dict(started(tmp_path, ["model=two_tower_tiny"], ["model=limoe_tiny"]).rows())
+    assert rows["left out"].endswith("parameters: the texts' tower, its projection")
+    assert rows["new"].endswith("the routers of blocks 1, 3, and the projection of texts; the optimizer")
+    assert "was not trained on any" in rows["texts"]
+    two = compose_config(["model=two_tower_tiny"])
+    counts = parameters_in(list(rows.items()))
+    everything = count_parameters(two.model, two.router).total
+    assert counts["taken as it is"] + counts["copied into 8 experts each"] + counts["left out"] == everything
 
 
 def test_the_table_tells_what_is_fitted(tmp_path: Path):

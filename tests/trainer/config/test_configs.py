@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from model.config import RouterConfig
 from model.count import count_parameters, step_flops
 from model.limoe import LIMoE
 from trainer.config.checks import check_layout, check_model, check_schedule
@@ -118,6 +119,26 @@ def test_the_two_towers_are_two_of_the_dense_one(size: str):
     assert (dense.towers, towers.towers) == (1, 2)
     for name in ("width", "mlp", "heads", "layers", "image_size", "patch", "text_length", "vocabulary", "embedding"):
         assert getattr(dense, name) == getattr(towers, name), name
+
+
+OF_OPEN_CLIP = {
+    "clip_b32": 151_277_313,
+    "clip_b16": 149_620_737,
+    "clip_l14": 427_616_513,
+    "clip_h14": 986_109_441,
+    "siglip_b16": 203_155_970,
+    "siglip_l16": 652_150_786,
+}
+"""Parameters as open_clip 3.3.0 counts them; SigLIP's with the bias of its loss."""
+
+
+@pytest.mark.parametrize("name", OF_OPEN_CLIP)
+def test_models_of_others_have_their_parameters(name: str):
+    model = compose_config([f"model={name}"]).model
+    extra = model.text_tower.width  # padding has a row of its own
+    if model.head_bias:
+        extra += (model.width + 1) * model.embedding - 1  # SigLIP has no projection of images; the bias of the logits
+    assert count_parameters(model, RouterConfig()).total == OF_OPEN_CLIP[name] + extra
 
 
 def test_the_largest_model_has_the_papers_size():

@@ -14,7 +14,7 @@ def factors(*overrides: str) -> dict[str, float]:
     """Those of a model of three blocks."""
     config = tiny()
     config.optim = compose_config(list(overrides)).optim
-    return rate_factors(LIMoE(config.model, config.router), config.model.layers, config.optim)
+    return rate_factors(LIMoE(config.model, config.router), config.optim)
 
 
 def test_all_are_one_unless_something_else_is_asked_for() -> None:
@@ -35,6 +35,15 @@ def test_the_rate_decays_from_layer_to_layer() -> None:
     assert [found[f"towers.0.blocks.{block}.norm1.weight"] for block in range(3)] == [0.125, 0.25, 0.5]
     assert found["towers.0.norm.weight"] == 1.0
     assert found["heads.image.weight"] == 2.0
+
+
+def test_each_tower_decays_from_its_own_top() -> None:
+    config = tiny()
+    config.model.towers, config.model.expert_layers, config.model.text_layers = 2, [], 1
+    config.optim.layer_decay = 0.5
+    found = rate_factors(LIMoE.without_values(config.model, config.router), config.optim)
+    assert found["towers.1.blocks.0.norm1.weight"] == found["towers.0.blocks.2.norm1.weight"] == 0.5
+    assert (found["tokens.position"], found["patches.position"]) == (0.5**2, 0.5**4)
 
 
 def test_a_pattern_that_fits_nothing_is_refused() -> None:
