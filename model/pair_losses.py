@@ -13,8 +13,8 @@ AT_ONCE = 1024  # rows of logits
 def pair_losses(pair_bd: Tensor, scale: Tensor, bias: Tensor | None, peers: Peers) -> Tensor:
     """What each of this process's pairs adds to the loss, `[b]`: the mean over the pairs of all processes is that of the batch.
 
-    pair_bd: image and text embeddings as `pair_rows` gives them; scale, bias: of the logits, scalars; with a bias it is the sigmoid loss,
-    where a pair's part is that of its image. A collective.
+    pair_bd: image and text embeddings as `pair_rows` gives them; scale, bias: of the logits, scalars; a bias if it is the
+    sigmoid loss, of which a pair's part is that of its image. A collective.
     """
     scale = scale.to(pair_bd.dtype)
     if bias is None:
