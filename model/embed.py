@@ -26,7 +26,7 @@ class PatchEmbed(nn.Module):
         p = self.patch
         b, c, h, w = images.shape
         patches = images.reshape(b, c, h // p, p, w // p, p).permute(0, 2, 4, 1, 3, 5).reshape(b, -1, c * p * p)
-        position = self.position
+        position: Tensor = self.position
         if kept_bl is not None:
             patches = patches.gather(1, kept_bl.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
             position = position[kept_bl]
