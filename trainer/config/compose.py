@@ -157,6 +157,8 @@ def explain(problem: Exception) -> str:
     if key and isinstance(problem, (ConfigKeyError, ConfigAttributeError)):
         return _no_such_key(key, _beside(key, problem))
     line = _one_line(problem)
+    if key and "not a ListConfig" in line:
+        return f"{key} takes a list: write it in brackets, as in '{key}=[ONE,ANOTHER]'"
     if isinstance(problem, HydraException):  # of which the second line often says what the first is about
         line = " ".join(part.strip() for part in str(problem).splitlines()[:2])
     return line if not key or key in line else f"{key}: {line}"

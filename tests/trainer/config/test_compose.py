@@ -174,6 +174,12 @@ def test_only_values_that_hydra_cannot_read_are_quoted():
     assert quote_text("data.val=/a-{0..1}.tar") == 'data.val="/a-{0..1}.tar"'
 
 
+@pytest.mark.parametrize("key", ["train.freeze", "model.expert_layers"])
+def test_a_list_is_asked_for_where_a_single_value_is_given(key: str):
+    with pytest.raises(UserError, match=rf"^{key} takes a list: write it in brackets, as in '{key}=\[ONE,ANOTHER\]'$"):
+        compose_config([f"{key}=3"])
+
+
 def test_every_key_of_the_default_configuration_is_known():
     def names(values: object, prefix: str = "") -> list[str]:
         if not isinstance(values, dict):
