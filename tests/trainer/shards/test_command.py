@@ -5,6 +5,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from trainer.data.loader import training_loader
 from trainer.data.shards.patterns import list_shards
 from trainer.data.shards.write import ShardWriter
 from trainer.errors import UserError
-from trainer.shards.__main__ import look_only, main
+from trainer.shards.__main__ import STOPS, look_only, main
 from trainer.shards.plan import Item
 from trainer.shards.record import Record, Records
 from trainer.shards.request import read_arguments
@@ -237,6 +238,16 @@ def test_a_look_says_what_would_be_written(tmp_path: Path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.fixture
+def signals_as_they_were() -> Iterator[None]:
+    """Undo what the command does to signals."""
+    before = {number: signal.getsignal(number) for number in STOPS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("signals_as_they_were")
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -270,10 +281,8 @@ def test_a_mistake_is_one_line(
     out.mkdir()
     words = [word.replace("PHOTOS", str(source)).replace("OUT", str(out)) for word in arguments]
     monkeypatch.setattr(sys, "argv", ["shards", *words, "workers=0"])
-    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as left:
         main()
-    signal.signal(signal.SIGTERM, before)
     said = capsys.readouterr().err
     assert left.value.code == 2
     assert told in said and said.count("\n") == 1
