@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,8 @@ def test_the_command_at_the_end_reads_the_same_pairs_in_the_training_loader(tmp_
         start=0,
         progress=None,
     )
-    read = {Path(sample_id).name for sample_id in next(iter(loader)).ids}
+    with closing(loader):
+        read = {Path(sample_id).name for sample_id in next(loader).ids}
     assert read == {Path(key).name for key, _, _ in pairs(out)} and len(read) == 9
     assert not read & {Path(key).name for key, _, _ in pairs(out, "val")}
 
