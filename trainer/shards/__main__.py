@@ -1,6 +1,6 @@
 """Training shards from what people have: `python -m trainer.shards PLACE output=DIR [val=0.01] [short_side=256] …`."""
 
-import os
+import multiprocessing
 import signal
 import sys
 import tempfile
@@ -8,7 +8,7 @@ from pathlib import Path
 from types import FrameType
 
 from trainer.distributed.program import exit_with
-from trainer.distributed.signals import EXIT_INTERRUPTED, EXIT_STOPPED
+from trainer.distributed.signals import exit_code
 from trainer.errors import UserError, reason
 from trainer.output import reader_may_leave
 from trainer.reporting.log_lines import log_to_terminal
@@ -23,7 +23,15 @@ from trainer.shards.source import Source
 from trainer.shards.told import summary, training_command
 from trainer.shards.work import Work
 
-STOPPED = "stopped: the same command goes on where this one was\n"
+STOPS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(BaseException):
+    """By a signal, from anywhere in the program."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 def write_shards(request: Request) -> list[str]:
@@ -90,23 +98,27 @@ def _say(line: str) -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    """Leave at once, as after a crash: nothing is lost by that, and a process that waits for a disk is not waited for."""
-    os.write(2, STOPPED.encode())
-    os._exit(EXIT_STOPPED)
+    """End the workers, even those that wait for a disk, and leave: what they were at is done again by the next writer."""
+    for each in STOPS:
+        signal.signal(each, signal.SIG_IGN)
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    raise Stopped(number)
 
 
 def main() -> None:
     """Read the command line and write the shards."""
     log_to_terminal(rank=0)
-    signal.signal(signal.SIGTERM, _stop)
+    for number in STOPS:
+        signal.signal(number, _stop)
     try:
         request = read_arguments(sys.argv[1:])
         told = look_only(request) if request.dry else write_shards(request)
     except UserError as problem:
         exit_with(problem)
-    except KeyboardInterrupt:
-        os.write(2, STOPPED.encode())
-        sys.exit(EXIT_INTERRUPTED)
+    except Stopped as problem:
+        print("stopped: the same command goes on where this one was", file=sys.stderr, flush=True)
+        sys.exit(exit_code(problem.number))
     with reader_may_leave():
         print("\n".join(told))
 

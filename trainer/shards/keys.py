@@ -22,7 +22,7 @@ class Numbers(NamedTuple):
 
 def numbers_of(key: str, seed: int) -> Numbers:
     """The same everywhere and always; only `order` depends on the seed."""
-    content = key.encode("utf-8", "surrogateescape")
+    content = key.encode("utf-8", "surrogatepass")
     digest = hashlib.blake2b(content, digest_size=16).digest()
     order = hashlib.blake2b(f"{seed} ".encode() + content, digest_size=8).digest()
     return Numbers(int.from_bytes(digest[:8]), int.from_bytes(digest[8:]), int.from_bytes(order))
@@ -43,5 +43,5 @@ def safe_key(key: str, repeat: int) -> str:
     if len(safe.encode()) > LONGEST:
         safe = safe.encode()[-LONGEST:].decode("utf-8", "ignore").lstrip("/")
     if safe != key:
-        safe += f"-{hashlib.blake2b(key.encode('utf-8', 'surrogateescape'), digest_size=4).hexdigest()}"
+        safe += f"-{hashlib.blake2b(key.encode('utf-8', 'surrogatepass'), digest_size=4).hexdigest()}"
     return f"{safe}__{repeat + 1}" if repeat else safe

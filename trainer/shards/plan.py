@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -116,8 +117,7 @@ def _find(
     source: Source, seed: int, path: Path, watch: Callable[[], None]
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64], list[Bad]]:
     """Write down what is found: the place of each line, and Numbers of its key `[lines, 3]`; and what cannot be used."""
-    offsets: list[int] = []
-    numbers: list[bytes] = []
+    offsets, numbers = array("Q"), array("Q")
     bad: list[Bad] = []
 
     def lines() -> Iterator[bytes]:
@@ -129,13 +129,12 @@ def _find(
                 continue
             line = json.dumps([found.key, found.place], separators=(",", ":")).encode() + b"\n"
             offsets.append(offset)
-            numbers.append(np.array(numbers_of(found.key, seed), np.uint64).tobytes())
+            numbers.extend(numbers_of(found.key, seed))
             offset += len(line)
             yield line
 
     write_whole(path, lines())
-    table = np.frombuffer(b"".join(numbers), np.uint64).reshape(-1, 3)
-    return np.array(offsets, np.uint64), table, bad
+    return np.frombuffer(offsets, np.uint64), np.frombuffer(numbers, np.uint64).reshape(-1, 3), bad
 
 
 def _grouped(identity: NDArray[np.uint64], merges: bool, dedup: bool) -> tuple[NDArray[Any], Numbered, Numbered]:

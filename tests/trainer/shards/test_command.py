@@ -5,6 +5,8 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from trainer.data.loader import training_loader
 from trainer.data.shards.patterns import list_shards
 from trainer.data.shards.write import ShardWriter
 from trainer.errors import UserError
-from trainer.shards.__main__ import look_only, main
+from trainer.shards.__main__ import STOPS, look_only, main
 from trainer.shards.plan import Item
 from trainer.shards.record import Record, Records
 from trainer.shards.request import read_arguments
@@ -76,7 +78,8 @@ def test_the_command_at_the_end_reads_the_same_pairs_in_the_training_loader(tmp_
         start=0,
         progress=None,
     )
-    read = {Path(sample_id).name for sample_id in next(iter(loader)).ids}
+    with closing(loader):
+        read = {Path(sample_id).name for sample_id in next(loader).ids}
     assert read == {Path(key).name for key, _, _ in pairs(out)} and len(read) == 9
     assert not read & {Path(key).name for key, _, _ in pairs(out, "val")}
 
@@ -237,6 +240,16 @@ def test_a_look_says_what_would_be_written(tmp_path: Path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.fixture
+def signals_as_they_were() -> Iterator[None]:
+    """Undo what the command does to signals."""
+    before = {number: signal.getsignal(number) for number in STOPS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("signals_as_they_were")
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -270,10 +283,8 @@ def test_a_mistake_is_one_line(
     out.mkdir()
     words = [word.replace("PHOTOS", str(source)).replace("OUT", str(out)) for word in arguments]
     monkeypatch.setattr(sys, "argv", ["shards", *words, "workers=0"])
-    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as left:
         main()
-    signal.signal(signal.SIGTERM, before)
     said = capsys.readouterr().err
     assert left.value.code == 2
     assert told in said and said.count("\n") == 1
