@@ -121,7 +121,7 @@ def evaluate_run(checkpoint: Path, kind: str, config: Config, processes: Process
     metrics = evaluate(located, ModelEncoder(model, config.data, dtype), tokenizer, processes, memory)
     if processes.is_first:
         name = f"{config.run.name}, step {step}" + (", moving average of the weights" if kind == EMA else "")
-        _tell(name, ("checkpoint", str(checkpoint)), metrics, memory, to)
+        _tell(name, ("checkpoint", str(checkpoint)), metrics, memory, to, kind)
     return 0
 
 
@@ -145,15 +145,18 @@ def evaluate_open_clip(asked: str, config: Config, processes: Processes, to: Pat
     return 0
 
 
-def _tell(name: str, origin: tuple[str, str], metrics: dict[str, float], memory: "Memory", to: Path | None) -> None:
-    """Print the table, and write the file if one is asked for."""
+def _tell(
+    name: str, origin: tuple[str, str], metrics: dict[str, float], memory: "Memory", to: Path | None, kind: str | None = None
+) -> None:
+    """Print the table, and write the file if one is asked for. kind: of the weights of a checkpoint."""
     from trainer.evaluation.suite import confusion_rows, summary_rows
     from trainer.reporting.tables import summary_table
 
     confusions, notes = memory.confusions or {}, [origin]
     if to is not None:
         mistaken = {group: [asdict(pair) for pair in worst] for group, worst in confusions.items()}
-        result = {"name": name, origin[0]: origin[1], "metrics": metrics, "confusions": mistaken}
+        weights = {"weights": kind} if kind is not None else {}
+        result = {"name": name, origin[0]: origin[1], **weights, "metrics": metrics, "confusions": mistaken}
         try:
             write_whole(to, (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
         except OSError as problem:
