@@ -152,6 +152,8 @@ def read_arguments(arguments: list[str]) -> Export:
             if name in values:
                 purpose = "to write" if name == "output" else "for"
                 raise UserError(f"{experts.typed}: several numbers only print a table; choose one of them {purpose} {name}=")
+    if "private" in values and "push" not in values:
+        raise UserError(f"private={values['private']} is for push=OWNER/NAME: give both, or leave it out")
     newest = checkpoint_of(values["run"])
     checkpoints = [newest] if "average" not in values else _last(values["average"], values["run"])
     with reading(*checkpoints):
