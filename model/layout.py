@@ -141,7 +141,8 @@ def read_description(folder: Path) -> Description:
 
 def architecture(values: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """The config.json of an export, from a run's configuration as plain values; dtype: of the weights, such as `bfloat16`."""
-    data = {"mean": values["data"]["mean"], "std": values["data"]["std"], "background": values["data"]["background"]}
+    # An old run may lack the last of them.
+    data = {name: values["data"][name] for name in ("mean", "std", "background") if name in values["data"]}
     return {
         "architectures": ["LIMoE"],
         "model_type": MODEL_TYPE,

@@ -90,7 +90,7 @@ class PortableExperts(nn.Module):
 
     def _gates(self, stream: TokenStream) -> Gates:
         layer, config = self.layer, self.layer.config
-        everyone = all_experts(len(stream.x_nd), layer.num_experts, stream.x_nd.device) if config.choice == "expert" else None
+        everyone = all_experts(stream.x_nd.shape[0], layer.num_experts, stream.x_nd.device) if config.choice == "expert" else None
         kept_e = None if layer.row_of_expert is None else layer.row_of_expert >= 0
         bias_ne = layer.router.bias_of(stream.modality_n)
         return choose_experts(layer.router(stream.x_nd), config.top_k, None, everyone, bias_ne, config.gates, kept_e)

@@ -1,8 +1,8 @@
 """Evaluate a trained run: `python -m trainer.evaluate run=DIR [weights=ema] [overrides]`, alone, under torchrun, or under srun.
 
-`run` is a run directory or one of its checkpoints; `weights=ema` evaluates the moving average of the weights (train.ema).
-Overrides such as `eval.zeroshot=PATH` or `parallel.expert_parallel=2` apply to the run's own configuration. With
-`open_clip=NAME:WEIGHTS` instead of `run`, the same code judges a model of open_clip.
+`run` is a run directory, one of its checkpoints, or an export, also `hf://OWNER/NAME`; `weights=ema` evaluates the moving average
+of a run's weights (train.ema). Overrides such as `eval.zeroshot=PATH` or `parallel.expert_parallel=2` apply to the run's own
+configuration. With `open_clip=NAME:WEIGHTS` instead of `run`, the same code judges a model of open_clip.
 """
 
 import json
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 
+from model.hub import local_folder
 from model.paths import user_path
 from trainer.checkpoint.files import CONFIG, TOKENIZER
 from trainer.checkpoint.identity import check_identity, warn_of_other_pictures
@@ -26,9 +27,10 @@ from trainer.checkpoint.load import (
     reading,
     take_newest,
 )
+from trainer.checkpoint.trained import check_export, is_export_alone, origin_of
 from trainer.config.arguments import Argument, Command, Given
 from trainer.config.schema import Config
-from trainer.config.stored import stored_config, with_overrides
+from trainer.config.stored import exported_config, stored_config, with_overrides
 from trainer.distributed.processes import Processes
 from trainer.distributed.program import exit_with, run_program
 from trainer.engine.state import EMA, WEIGHTS
@@ -45,7 +47,11 @@ COMMAND = Command(
     "Evaluate a trained run, alone, under torchrun, or under srun: zero-shot and few-shot classification, and retrieval, "
     "as a table.",
     (
-        Argument("run", "DIR", "a run directory (its newest complete checkpoint), or a checkpoint of one"),
+        Argument(
+            "run",
+            "DIR",
+            "a run directory (its newest complete checkpoint), a checkpoint of one, or an export, also hf://OWNER/NAME",
+        ),
         WEIGHTS_ARGUMENT,
         Argument(
             "open_clip",
@@ -121,7 +127,42 @@ def evaluate_run(checkpoint: Path, kind: str, config: Config, processes: Process
     metrics = evaluate(located, ModelEncoder(model, config.data, dtype), tokenizer, processes, memory)
     if processes.is_first:
         name = f"{config.run.name}, step {step}" + (", moving average of the weights" if kind == EMA else "")
-        _tell(name, ("checkpoint", str(checkpoint)), metrics, memory, to)
+        _tell(name, ("checkpoint", str(checkpoint)), metrics, memory, to, kind)
+    return 0
+
+
+def read_export(given: Given) -> tuple[Path, Config] | None:
+    """The export and the configuration that a command line means, None for a run.
+
+    Raises UserError for an export that cannot be had, and for what does not go together with one.
+    """
+    folder = local_folder(given.values["run"], "run")
+    if not is_export_alone(folder):
+        return None
+    check_export(folder, given.values.get("weights", WEIGHTS), given.overrides)
+    for override in given.overrides:
+        if override.lstrip("+~").startswith("parallel."):
+            raise UserError(f"'{override}': each process holds an export whole; leave it out")
+    return folder, exported_config(folder, given.overrides)
+
+
+def evaluate_export(folder: Path, asked: str, config: Config, processes: Processes, to: Path | None = None) -> int:
+    """Evaluate an export on all ranks together, each of which holds it whole; rank 0 prints the table. asked: as it was typed."""
+    from model.pretrained import load_pretrained
+    from trainer.config.checks import JUDGED, check_evaluation
+    from trainer.distributed.device import dtype_of
+    from trainer.evaluation.encoder import ModelEncoder
+    from trainer.evaluation.suite import Memory, evaluate
+    from trainer.training.inputs import locate_data
+
+    check_evaluation(config, processes.world, JUDGED)
+    dtype = dtype_of(config.train.precision)
+    loaded = load_pretrained(folder, processes.device, dtype)
+    memory = Memory(confusions={})
+    encoder = ModelEncoder(loaded.module, config.data, dtype)
+    metrics = evaluate(locate_data(config, processes), encoder, loaded.tokenizer, processes, memory)
+    if processes.is_first:
+        _tell(origin_of(folder, config), ("export", asked), metrics, memory, to)
     return 0
 
 
@@ -145,15 +186,18 @@ def evaluate_open_clip(asked: str, config: Config, processes: Processes, to: Pat
     return 0
 
 
-def _tell(name: str, origin: tuple[str, str], metrics: dict[str, float], memory: "Memory", to: Path | None) -> None:
-    """Print the table, and write the file if one is asked for."""
+def _tell(
+    name: str, origin: tuple[str, str], metrics: dict[str, float], memory: "Memory", to: Path | None, kind: str | None = None
+) -> None:
+    """Print the table, and write the file if one is asked for. kind: of the weights of a checkpoint."""
     from trainer.evaluation.suite import confusion_rows, summary_rows
     from trainer.reporting.tables import summary_table
 
     confusions, notes = memory.confusions or {}, [origin]
     if to is not None:
         mistaken = {group: [asdict(pair) for pair in worst] for group, worst in confusions.items()}
-        result = {"name": name, origin[0]: origin[1], "metrics": metrics, "confusions": mistaken}
+        weights = {"weights": kind} if kind is not None else {}
+        result = {"name": name, origin[0]: origin[1], **weights, "metrics": metrics, "confusions": mistaken}
         try:
             write_whole(to, (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
         except OSError as problem:
@@ -174,12 +218,14 @@ def _file_to_write(given: Given) -> Path | None:
 
 def main() -> None:
     """Read the command line and evaluate."""
-    arguments = sys.argv[1:]
+    arguments, export = sys.argv[1:], None
     try:
         given = COMMAND.read(arguments)
         to = _file_to_write(given)
         if "open_clip" in given.values:
             asked, config = read_open_clip(given)
+        elif "run" in given.values and (export := read_export(given)) is not None:
+            folder, config = export
         else:
             _, _, config = take_newest(lambda: read_arguments(arguments), lambda found: found)
     except UserError as problem:
@@ -188,6 +234,8 @@ def main() -> None:
     def work(processes: Processes) -> int:
         if "open_clip" in given.values:
             return evaluate_open_clip(asked, config, processes, to)
+        if export is not None:
+            return evaluate_export(folder, given.values["run"], config, processes, to)
         # Chosen again, by rank 0 for all: each rank has looked at a different time, while the run may be training.
         return take_newest(lambda: read_arguments(arguments), lambda found: evaluate_run(*found, processes, to), processes)
 

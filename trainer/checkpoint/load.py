@@ -16,6 +16,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from model.hub import is_on_hub
 from model.paths import user_path
 from model.pretrained import WEIGHTS as EXPORTED
 from trainer.checkpoint.files import PROGRESS, STATE, FileRecord, all_checkpoints, damage_among, find_checkpoint, read_marker
@@ -303,6 +304,8 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 
 def checkpoint_of(run: str) -> Path:
     """The checkpoint that `run=` names: itself, or the newest complete one of a run directory. Raises UserError for neither."""
+    if is_on_hub(run):
+        raise UserError(f"run={run} would be an export: give the run directory; trainer.explore and model.load take exports too")
     where = user_path(run, "run")
     try:
         checkpoint = find_checkpoint(where)

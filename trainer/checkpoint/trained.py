@@ -42,7 +42,7 @@ def place_of(run: str, what: str = "run") -> Path:
     that has neither.
     """
     folder = local_folder(run, what)
-    return folder if _is_export_alone(folder) else checkpoint_of(run)
+    return folder if is_export_alone(folder) else checkpoint_of(run)
 
 
 def open_trained(place: Path, kind: str, overrides: list[str]) -> Trained:
@@ -50,14 +50,28 @@ def open_trained(place: Path, kind: str, overrides: list[str]) -> Trained:
 
     Raises UserError for one that cannot be opened, and for a kind of weights that it does not have.
     """
-    if not _is_export_alone(place):
+    if not is_export_alone(place):
         return open_checkpoint(place, kind, overrides)
-    if kind != WEIGHTS:
-        raise UserError(f"weights={kind}: {place} is an export, which has the weights it was made of; leave weights={kind} out")
+    check_export(place, kind, overrides)
     return open_export(place, overrides)
 
 
-def _is_export_alone(folder: Path) -> bool:
+def check_export(folder: Path, kind: str, overrides: list[str]) -> None:
+    """Raise UserError for a kind of weights that an export does not have, and for overrides of the model's own keys."""
+    if kind != WEIGHTS:
+        raise UserError(f"weights={kind}: {folder} is an export, which has the weights it was made of; leave weights={kind} out")
+    for override in overrides:
+        if override.startswith(("model.", "router.")):
+            raise UserError(f"'{override}': an exported model cannot be changed; leave it out")
+
+
+def origin_of(folder: Path, config: Config) -> str:
+    """What the weights of an export are, in words."""
+    with safe_open(folder / layout.WEIGHTS, "pt") as weights:
+        return str((weights.metadata() or {}).get("origin", config.run.name))
+
+
+def is_export_alone(folder: Path) -> bool:
     """Whether it is an export, and no checkpoint that has been exported into itself."""
     return layout.is_export(folder) and checkpoint_itself(folder) is None
 
@@ -84,15 +98,10 @@ def open_checkpoint(checkpoint: Path, kind: str, overrides: list[str]) -> Traine
 
 
 def open_export(folder: Path, overrides: list[str]) -> Trained:
-    """An exported model. Raises UserError for a damaged one, and for overrides of the model's own keys."""
-    for override in overrides:
-        if override.startswith(("model.", "router.")):
-            raise UserError(f"'{override}': an exported model cannot be changed; leave it out")
+    """An exported model. Raises UserError for a damaged one."""
     config = exported_config(folder, overrides)
     opened = load_pretrained(folder, "cpu", torch.float32)
-    with safe_open(folder / layout.WEIGHTS, "pt") as weights:
-        origin = (weights.metadata() or {}).get("origin", config.run.name)
-    return Trained(_ready(opened.module, config), opened.tokenizer, config, origin, None)
+    return Trained(_ready(opened.module, config), opened.tokenizer, config, origin_of(folder, config), None)
 
 
 def _ready(model: LIMoE, config: Config) -> LIMoE:

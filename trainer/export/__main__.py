@@ -1,7 +1,7 @@
 """Write a trained model for others to use: `python -m trainer.export run=DIR [modality=text] [experts=used] [dtype=bf16] …`.
 
-`model.load` reads what it writes: one model.safetensors with the names and shapes of the model's state_dict, config.yaml and
-tokenizer.model, and a README.md if something was left out. One process; no DeepSpeed.
+`model.load` reads what it writes: a folder laid out as a model on the Hugging Face Hub (model.layout), to which `push=` uploads
+it. One process; no DeepSpeed.
 """
 
 import sys
@@ -10,6 +10,7 @@ from trainer.checkpoint.load import reading, take_newest
 from trainer.distributed.program import exit_with
 from trainer.errors import UserError
 from trainer.export.curve import print_curve
+from trainer.export.publish import check_push, publish
 from trainer.export.request import Export, read_arguments
 from trainer.export.write import write_export
 from trainer.output import reader_may_leave
@@ -23,12 +24,16 @@ def export_newest(arguments: list[str]) -> list[str]:
         with reading(*export.checkpoints):
             if export.is_curve:
                 return print_curve(export)
+            if export.push is not None:
+                check_push(export.push)
             if export.artifact is None:
-                return write_export(export)
-            from trainer.export.artifact import check_artifact, name_artifact  # not everybody waits for wandb's import
+                told = write_export(export)
+            else:
+                from trainer.export.artifact import check_artifact, name_artifact  # not everybody waits for wandb's import
 
-            check_artifact(export)
-            return [*write_export(export), name_artifact(export)]
+                check_artifact(export)
+                told = [*write_export(export), name_artifact(export)]
+            return told if export.push is None else [*told, publish(export)]
 
     return take_newest(lambda: read_arguments(arguments), work)
 

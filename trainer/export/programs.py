@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
 
 from model.config import ModelConfig
 from model.limoe import LIMoE
@@ -84,8 +85,9 @@ def exported(model: LIMoE, modality: str) -> ExportedProgram:
     """The program of one encoder, for batches of any size."""
     inputs = examples(model.config, modality, 3, seed=0)
     program = torch.export.export(portable_encoder(model, modality), (inputs,), dynamic_shapes=({0: Dim("batch", min=1)},))
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # paths of this machine
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # paths of this machine
     return program
 
 
@@ -136,6 +138,8 @@ def _save_onnx(program: ExportedProgram, path: Path, modality: str, scale: float
             dynamic_shapes=({0: "batch"},),
             custom_translation_table={torch.ops.aten.sort.stable: _sorted},
         )
+        for node in graph.model.graph.all_nodes():
+            node.metadata_props.clear()  # what each was made from, with paths of this machine
         graph.model.metadata_props["logit_scale"] = repr(scale)
         graph.save(path)
 

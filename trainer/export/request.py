@@ -61,6 +61,8 @@ COMMAND = Command(
             "FILE",
             "a file of `trainer.evaluate … to=FILE`, for the card's table (default: what the run recorded of these weights)",
         ),
+        Argument("push", "OWNER/NAME", "upload the export to the Hugging Face Hub"),
+        Argument("private", "YES", "with push, whether a new repository is private (default: false)", choices=("true", "false")),
         Argument(
             "artifact",
             "HOW",
@@ -109,7 +111,8 @@ class Export:
 
     checkpoints: oldest first, several are averaged; kind: of weights, `model` or `ema`; modality: the only one to keep, None for
     both; experts: which to keep, None for all; artifact: `reference` or `upload`, None for no artifact in W&B; formats: of the
-    encoders as programs, to write besides; page: for the card.
+    encoders as programs, to write besides; push: a repository of the Hugging Face Hub to upload it to; private: whether a new
+    one is; page: for the card.
     """
 
     checkpoints: list[Path]
@@ -120,6 +123,8 @@ class Export:
     experts: ExpertChoice | None = None
     artifact: str | None = None
     formats: tuple[str, ...] = ()
+    push: str | None = None
+    private: bool = False
     page: Page = field(default_factory=Page)
 
     @property
@@ -143,9 +148,12 @@ def read_arguments(arguments: list[str]) -> Export:
     values = COMMAND.read(arguments).values
     experts = _experts(values["experts"]) if "experts" in values else None
     if experts is not None and len(experts.top) > 1:
-        for name, purpose in (("output", "to write output="), ("artifact", "for artifact="), ("format", "for format=")):
+        for name in ("output", "artifact", "format", "push"):
             if name in values:
-                raise UserError(f"{experts.typed}: several numbers only print a table; choose one of them {purpose}")
+                purpose = "to write" if name == "output" else "for"
+                raise UserError(f"{experts.typed}: several numbers only print a table; choose one of them {purpose} {name}=")
+    if "private" in values and "push" not in values:
+        raise UserError(f"private={values['private']} is for push=OWNER/NAME: give both, or leave it out")
     newest = checkpoint_of(values["run"])
     checkpoints = [newest] if "average" not in values else _last(values["average"], values["run"])
     with reading(*checkpoints):
@@ -160,6 +168,8 @@ def read_arguments(arguments: list[str]) -> Export:
         experts,
         values.get("artifact"),
         _formats(values.get("format")),
+        values.get("push"),
+        values.get("private") == "true",
         _page(values),
     )
 

@@ -1,6 +1,7 @@
 """The card of an export and the files that the Hub's tools read."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import yaml
 
 import model
 from model.errors import UserError
-from model.layout import ARCHITECTURE, CONFIG, PREPROCESSOR
+from model.layout import ARCHITECTURE, CONFIG, PREPROCESSOR, Description, architecture
 from tests.hub import MISSING
-from tests.model.test_pretrained import picture
+from tests.model.test_pretrained import ROUTER, picture, shape
 from tests.trainer.export.runs import config, write_run
 from trainer.checkpoint.files import checkpoint_path
 from trainer.export.__main__ import export_newest
@@ -160,6 +161,13 @@ def test_an_export_without_config_json_loads_as_before(run_dir: Path):
     (out / ARCHITECTURE).unlink()
     (out / PREPROCESSOR).unlink()
     assert torch.equal(model.load(out).embed_texts(["a small set"]), expected)
+
+
+def test_a_run_from_before_some_keys_is_described_too():
+    values = {"model": asdict(shape()), "router": asdict(ROUTER), "data": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    del values["router"]["bias"]
+    described = Description.of(json.loads(json.dumps(architecture(values, "float32"))))
+    assert described.background == [255, 255, 255] and described.router.bias.kind == "none"
 
 
 def test_the_preprocessor_prepares_images_as_we_do(run_dir: Path):

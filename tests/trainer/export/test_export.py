@@ -161,6 +161,7 @@ def test_a_damaged_checkpoint_is_not_exported(run_dir: Path):
         (["run=RUN", "average=last:4"], "has 3 complete checkpoints"),
         (["run=RUN/checkpoints/step-00000030", "average=last:2"], "has 0 complete checkpoints"),
         (["run=RUN", "dtype=fp16"], "dtype=fp16: choose fp32 or bf16"),
+        (["run=RUN", "private=true"], "private=true is for push=OWNER/NAME: give both, or leave it out"),
         (["run=RUN", "weights=best"], "weights=best: choose model or ema"),
     ],
 )
