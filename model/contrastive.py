@@ -46,23 +46,24 @@ def pair_rows(image_bd: Tensor, text_bd: Tensor) -> Tensor:
 def _softmax_loss(pair_bd: Tensor, scale: Tensor, peers: Peers, chunk: int) -> Tensor:
     """InfoNCE, image-to-text and text-to-image averaged."""
     all_bd, first = peers.gather_rows(pair_bd), peers.rank * len(pair_bd)
+    all_images, all_texts = all_bd.chunk(2, dim=1)
     if chunk == len(pair_bd):
-        return _softmax_of_rows(pair_bd, all_bd, scale, first)
-    loss, at_rows, at_all, at_scale = torch.zeros_like(scale), [], torch.zeros_like(all_bd), torch.zeros_like(scale)
+        return _softmax_of_rows(pair_bd, all_images, all_texts, scale, first)
+    loss, at_scale = torch.zeros_like(scale), torch.zeros_like(scale)
+    at_rows, at_all = [torch.zeros_like(rows_cd) for rows_cd in pair_bd.split(chunk)], torch.zeros_like(all_bd)
     for number, rows_cd in enumerate(pair_bd.split(chunk)):
         of_rows = partial(_softmax_of_rows, first=first + number * chunk, share=len(rows_cd) / len(pair_bd))
-        value, (rows_gradient, all_gradient, scale_gradient) = _differentiated(of_rows, rows_cd, all_bd, scale)
-        loss += value
-        at_rows.append(rows_gradient)
-        at_all += all_gradient
-        at_scale += scale_gradient
+        loss += _differentiated(
+            of_rows, (rows_cd, all_images, all_texts, scale), (at_rows[number], *at_all.chunk(2, dim=1), at_scale)
+        )
     return _with_gradients(loss, (pair_bd, all_bd, scale), (torch.cat(at_rows), at_all, at_scale))
 
 
-def _softmax_of_rows(pair_cd: Tensor, all_bd: Tensor, scale: Tensor, first: int, share: float = 1.0) -> Tensor:
+def _softmax_of_rows(
+    pair_cd: Tensor, all_image: Tensor, all_text: Tensor, scale: Tensor, first: int, share: float = 1.0
+) -> Tensor:
     """`share` of the mean loss of some pairs against all of the batch, among which they come from index `first` on."""
     image_cd, text_cd = pair_cd.chunk(2, dim=1)
-    all_image, all_text = all_bd.chunk(2, dim=1)
     target = first + torch.arange(len(pair_cd), device=pair_cd.device)
     image_to_text = F.cross_entropy(scale * image_cd @ all_text.T, target)
     text_to_image = F.cross_entropy(scale * text_cd @ all_image.T, target)
@@ -85,10 +86,9 @@ def _sigmoid_loss(pair_bd: Tensor, scale: Tensor, bias: Tensor, peers: Peers, ch
         for number, image_cd in enumerate(chunks):
             partners = number * chunk if hop == 0 else None  # the process's own texts come first
             of_rows = partial(_sigmoid_of_rows, partners=partners, images=len(image_bd))
-            value, gradients = _differentiated(of_rows, image_cd, visiting_bd, scale, bias)
-            loss += value
-            for total, gradient in zip((at_images[number], at_visiting, at_scale, at_bias), gradients, strict=True):
-                total += gradient
+            loss += _differentiated(
+                of_rows, (image_cd, visiting_bd, scale, bias), (at_images[number], at_visiting, at_scale, at_bias)
+            )
         visiting_bd, at_visiting = peers.pass_on(torch.cat([visiting_bd, at_visiting], dim=1)).chunk(2, dim=1)
     at_pairs = torch.cat([torch.cat(at_images), at_visiting], dim=1)
     return _with_gradients(loss, (pair_bd, scale, bias), (at_pairs, at_scale, at_bias))
@@ -106,12 +106,15 @@ def _sigmoid_of_rows(image_cd: Tensor, text_bd: Tensor, scale: Tensor, bias: Ten
     return -F.logsigmoid(right_cb).sum() / images
 
 
-def _differentiated(term: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
-    """The value of a term, and its gradients at the inputs; its graph is gone."""
+def _differentiated(term: Callable[..., Tensor], inputs: Sequence[Tensor], sums: Sequence[Tensor]) -> Tensor:
+    """The value of a term, whose gradients at the inputs are added to the sums; its graph is gone."""
     with torch.enable_grad():
         leaves = [value.detach().requires_grad_() for value in inputs]
         result = term(*leaves)
-        return result.detach(), torch.autograd.grad(result, leaves)
+        gradients = torch.autograd.grad(result, leaves)
+    for total, gradient in zip(sums, gradients, strict=True):
+        total += gradient
+    return result.detach()
 
 
 def _with_gradients(value: Tensor, inputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:

@@ -160,7 +160,9 @@ def _activations(config: Config, world: int) -> float:
     # Of all pairs; of the sigmoid loss those that visit, and with them their gradients, as they come and as they go.
     embeddings = (2 if model.loss == "softmax" else 4) * 4 * model.embedding * logit_columns(config, world)
     if not config.train.in_pieces:
-        return kept + images + logits + embeddings
+        # Softmax in chunks: all gradients, those of a chunk, and those that the backward pass hands on.
+        in_chunks = model.loss == "softmax" and logit_rows(config, world) < pairs
+        return kept + images + logits + (4 if in_chunks else 1) * embeddings
     # The logits are gone before the second pass begins; what the first one leaves stays, with gradients.
     return max(kept, logits) + images + 2 * embeddings + _left_by_pieces(config, world)
 

@@ -42,7 +42,7 @@ from trainer.engine.state import WEIGHTS, named_tensors
 from trainer.errors import UserError
 from trainer.estimate.memory import checkpoint_bytes, estimate_memory, local_pairs, readable_bytes
 from trainer.estimate.remedy import find_remedy, needed_bytes
-from trainer.estimate.rows import batch_rows, frozen_rows, memory_rows, sent_rows
+from trainer.estimate.rows import batch_rows, frozen_rows, loss_rows, memory_rows, sent_rows
 from trainer.evaluation.benchmark import benchmark_sets
 from trainer.evaluation.fewshot_set import fewshot_sets
 from trainer.evaluation.suite import classification_sets, retrieval_key, retrieval_shards
@@ -136,6 +136,7 @@ def examine(config: Config, world: int) -> Findings:
         found.rows += frozen
         _look_at_disk(config, found)
         found.rows += batch_rows(config, world)
+        found.rows += loss_rows(config, world)
         found.rows += memory_rows(config, world)
         found.rows += sent_rows(config, world)
         works = partial(_check_shards, shards, world, progress) if shards else lambda config: None
