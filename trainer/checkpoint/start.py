@@ -103,7 +103,7 @@ class Start:
     def tokenizer(self) -> bytes:
         """The tokenizer that the weights were trained with. Raises UserError if there is none."""
         if self.outside is None:
-            return Tokenizer.load(self.checkpoint / TOKENIZER).model
+            return (self.checkpoint / TOKENIZER).read_bytes()
         found = self.outside.tokenizer_model()
         if found is None:
             word = f"data.tokenizer={CLIP}, or " if self.outside.kind == "CLIP" else ""

@@ -1,6 +1,7 @@
 """What an expert is said to take is what it took, whatever batches it came in."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -128,3 +129,19 @@ def test_a_word_of_several_pieces_counts_once():
     assert float(layer.share("image")[NEVER_CHOSEN]) == 0
     assert layer._word["red"] == pytest.approx(6)
     assert [len(layer.patches(expert)) for expert in range(5)] == [1, 0, 0, 0, 0]
+
+
+def test_a_class_token_is_taken_like_others_but_is_no_patch():
+    config = replace(CONFIG, pool="token")
+    made = model(config)
+    randomise(made, 3)
+    block = made.towers[0].blocks[1]
+    with torch.no_grad():  # what the first expert is surest of
+        made.patches.class_token.copy_(100 * block.norm2.weight * block.mlp.router.weight[0])
+    images, texts = pairs(20, config)
+    _, traces = trace(made.eval(), images, texts)
+    gates = torch.where(traces[1].modality_n == IMAGE, traces[1].gate_nk[:, 0], -1.0)[: 20 * 17].view(20, 17)
+    assert (gates.argmax(1) == 16).any(), "no class token would have been shown anyway"
+    layer = find_specialists(made, images, texts, [[] for _ in texts], 7, lambda batch: batch)[1]
+    assert layer.tokens["image"] == 20 * 17
+    assert all(0 <= patch.row < 4 for expert in range(3) for patch in layer.patches(expert))
