@@ -188,18 +188,21 @@ _HUB_SIGLIP: list[_Rule] = [
     (r"vision_model\.post_layernorm\.bias", "heads.image.bias", torch.zeros_like, ()),
     (r"text_model\.head\.(weight|bias)", "heads.text.{}", _same, ()),
 ]
-_SCALE: list[_Rule] = [(r"logit_scale", "scale.log_scale", lambda value: value.view(1), ())]
+_LOGITS: list[_Rule] = [
+    (r"logit_scale", "scale.log_scale", lambda value: value.view(1), ()),
+    (r"logit_bias", "bias.logit_bias", lambda value: value.view(1), ()),
+]
 
 FAMILIES: Mapping[str, tuple[str, list[_Rule]]] = {
-    "visual.conv1.weight": (CLIP, [*_OPEN_CLIP, *_OPEN_CLIP_TEXT, *_SCALE]),
-    "visual.trunk.attn_pool.latent": (SIGLIP, [*_TIMM, *_OPEN_CLIP_TEXT, *_SCALE]),
-    "vision_model.embeddings.class_embedding": (CLIP, [*_HUB_TEXT, *_HUB_CLIP, *_SCALE]),
-    "vision_model.head.probe": (SIGLIP, [*_HUB_TEXT, *_HUB_SIGLIP, *_SCALE]),
+    "visual.conv1.weight": (CLIP, [*_OPEN_CLIP, *_OPEN_CLIP_TEXT, *_LOGITS]),
+    "visual.trunk.attn_pool.latent": (SIGLIP, [*_TIMM, *_OPEN_CLIP_TEXT, *_LOGITS]),
+    "vision_model.embeddings.class_embedding": (CLIP, [*_HUB_TEXT, *_HUB_CLIP, *_LOGITS]),
+    "vision_model.head.probe": (SIGLIP, [*_HUB_TEXT, *_HUB_SIGLIP, *_LOGITS]),
 }
 """What is in a file, and how it is translated, by a name that only such a file has."""
 
-ASIDES = re.compile(r"input_resolution|context_length|vocab_size|(.*\.)?attn_mask|.*position_ids|logit_bias")
-"""What files have besides weights, and the bias of SigLIP's loss, which no embedding depends on."""
+ASIDES = re.compile(r"input_resolution|context_length|vocab_size|(.*\.)?attn_mask|.*position_ids")
+"""What files have besides weights."""
 
 
 def translate(names: Iterable[str], pad: int) -> Translation | None:
@@ -249,6 +252,7 @@ def sizes_of(kind: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]
         "embedding": shapes["heads.text.weight"][0],
         "image_norm": "patches.norm.weight" in shapes,
         "head_bias": "heads.text.bias" in shapes,
+        "loss": "sigmoid" if "bias.logit_bias" in shapes else "softmax",
     }
     if kind == SIGLIP:
         return sizes | {"pool": "attention", "text_mask": "none", "norm_eps": 1e-6}

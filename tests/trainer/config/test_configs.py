@@ -129,7 +129,7 @@ OF_OPEN_CLIP = {
     "siglip_b16": 203_155_970,
     "siglip_l16": 652_150_786,
 }
-"""Parameters as open_clip 3.3.0 counts them; SigLIP's with the bias of its loss."""
+"""Parameters as open_clip 3.3.0 counts them; SigLIP's with the bias of the logits."""
 
 
 @pytest.mark.parametrize("name", OF_OPEN_CLIP)
@@ -137,7 +137,7 @@ def test_models_of_others_have_their_parameters(name: str):
     model = compose_config([f"model={name}"]).model
     extra = model.text_tower.width  # padding has a row of its own
     if model.head_bias:
-        extra += (model.width + 1) * model.embedding - 1  # SigLIP has no projection of images; the bias of the logits
+        extra += (model.width + 1) * model.embedding  # SigLIP has no projection of images
     assert count_parameters(model, RouterConfig()).total == OF_OPEN_CLIP[name] + extra
 
 
