@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := .peers-venv
+STORES := .stores-venv
 PURELIB := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
 SHELL := /bin/bash
 
-.PHONY: setup train test test-all test-cluster peers docs lint clean
+.PHONY: setup train test test-all test-cluster peers stores docs lint clean
 
 setup: $(READY)  ## create the environment in .venv; safe to repeat
 
@@ -34,6 +35,14 @@ $(PEERS)/.ready: $(READY) requirements-open-clip.txt requirements-clip-benchmark
 	$(BIN)/python -m venv $(PEERS)
 	echo "import site; site.addsitedir('$$($(BIN)/python $(PURELIB))')" > $$($(PEERS)/bin/python $(PURELIB))/limoe.pth
 	$(PEERS)/bin/pip install --quiet -r requirements-open-clip.txt -r requirements-clip-benchmark.txt
+	touch $@
+
+stores: $(STORES)/.ready  ## what reads s3:// and a server that answers so, beside our own packages; tests/stores needs them
+
+$(STORES)/.ready: $(READY) requirements-s3.txt requirements-stores.txt
+	$(BIN)/python -m venv $(STORES)
+	echo "import site; site.addsitedir('$$($(BIN)/python $(PURELIB))')" > $$($(STORES)/bin/python $(PURELIB))/limoe.pth
+	$(STORES)/bin/pip install --quiet -r requirements-s3.txt -r requirements-stores.txt
 	touch $@
 
 docs: setup  ## docs/configuration.md, from the schema and conf/

@@ -1,11 +1,16 @@
 """Errors for users to fix, as opposed to bugs, which keep their traceback."""
 
+from model.secrets import without_secrets
+
 LONGEST = 200
 """Most characters of a reason, which is only part of a line."""
 
 
 class UserError(Exception):
-    """Bad input: the message is one clear line that says what is wrong, where, and how to fix it."""
+    """Bad input: the message is one clear line that says what is wrong, where, and how to fix it, and never a secret."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_secrets(message))
 
 
 def reason(problem: BaseException | str) -> str:

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-EXTRAS = ("dev", "report", "dashboard", "open-clip", "clip-benchmark")
+EXTRAS = ("dev", "report", "dashboard", "s3", "gs", "hf", "open-clip", "clip-benchmark")
 PINNED = ("requirements.txt", *(f"requirements-{extra}.txt" for extra in EXTRAS))
 BUILT_FROM = ("pyproject.toml", "setup.py", "README.md", *PINNED, "model", "trainer", "conf")
 

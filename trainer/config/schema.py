@@ -22,7 +22,7 @@ class DataConfig:
     )
     train: Any = option(
         None,
-        "training shards: a pattern with {000..123}, a directory, pipe:COMMAND, or a list of these",
+        "training shards: a pattern with {000..123}, a directory, a URL, pipe:COMMAND, or a list of these",
         path=True,
     )
     val: Any = option(None, "evaluation shards, in the same forms", path=True)

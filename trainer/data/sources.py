@@ -12,7 +12,7 @@ from trainer.data.look import Judge, Look, judge_image, judge_pair, look_at
 from trainer.data.shapes.write import fewshot_folders, zeroshot_folders
 from trainer.data.shards.captions import CaptionRule, check_captions
 from trainer.data.shards.names import printable
-from trainer.data.shards.opening import Remote
+from trainer.data.shards.opening import Remote, check_shard_cache
 from trainer.data.shards.patterns import list_shards, name_some, shared_shards
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import UserError, did_you_mean
@@ -73,6 +73,7 @@ class Shards:
 def check_training_data(config: Config) -> Shards:
     """The training shards, looked at. Raises UserError when one is missing, or none of the samples looked at can be used."""
     what = "data.train"
+    check_shard_cache(config.data)
     shards = list_shards(config.data.train, what)
     look = look_at(shards, config.data, judge_pair)
     look.check_readable(what)

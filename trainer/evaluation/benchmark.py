@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from model.paths import user_path
+from trainer.data.shards.remote.path import Place, named, place_of
 from trainer.data.text_files import decode_text
 from trainer.errors import UserError, did_you_mean, reason
 from trainer.evaluation.classification_set import CLASSES
@@ -60,7 +59,7 @@ def benchmark_sets(suite: Any) -> list[BenchmarkSet]:
     return sets
 
 
-def _folders(suite: Any) -> Iterator[tuple[str | None, Path]]:
+def _folders(suite: Any) -> Iterator[tuple[str | None, Place]]:
     named = isinstance(suite, Mapping)
     entries = list(suite.items()) if named else [(None, folder) for folder in (suite if isinstance(suite, list) else [suite])]
     for name, folder in entries:
@@ -68,24 +67,25 @@ def _folders(suite: Any) -> Iterator[tuple[str | None, Path]]:
             continue
         if not isinstance(folder, str) or not folder:
             raise UserError(f"eval.suite: {folder!r} is not a folder; give one, a list of them, or {{name: folder}}")
-        yield (str(name) if named else None), user_path(folder, "eval.suite")
+        yield (str(name) if named else None), place_of(folder, "eval.suite")
 
 
-def _sets_in(folder: Path, name: str | None) -> list[BenchmarkSet]:
+def _sets_in(folder: Place, name: str | None) -> list[BenchmarkSet]:
     if not folder.is_dir():
         raise UserError(f"eval.suite: {folder} is not a folder; give one in CLIP_benchmark's layout, or one that contains such")
     if kind := _kind_of(folder):
-        return [BenchmarkSet(name or folder.resolve().name, kind, str(folder))]
-    inner = [(path, kind) for path in sorted(folder.iterdir()) if path.is_dir() and (kind := _kind_of(path))]
+        return [BenchmarkSet(name or folder.resolve().name, kind, named(folder))]
+    paths: list[Place] = sorted(folder.iterdir(), key=str)
+    inner = [(path, kind) for path in paths if path.is_dir() and (kind := _kind_of(path))]
     if not inner:
         raise UserError(
             f"eval.suite: neither {folder} nor a folder in it has {TYPE} or {CLASSES}: write one of {', '.join(KINDS)} into "
             f"{folder / TYPE}"
         )
-    return [BenchmarkSet(f"{name}_{path.name}" if name else path.name, kind, str(path)) for path, kind in inner]
+    return [BenchmarkSet(f"{name}_{path.name}" if name else path.name, kind, named(path)) for path, kind in inner]
 
 
-def _kind_of(folder: Path) -> str | None:
+def _kind_of(folder: Place) -> str | None:
     """The kind that the folder's own files name; None if it is not a set."""
     path = folder / TYPE
     if not path.is_file():

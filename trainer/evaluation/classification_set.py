@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.paths import user_path
 from model.text import clean_text
 from trainer.data.shards.patterns import list_shards
+from trainer.data.shards.remote.path import Place, named, place_of
 from trainer.errors import UserError
 from trainer.evaluation.wording import OWN, Wording, read_classes, read_names, read_prompts, read_templates, read_text
 
@@ -39,15 +39,16 @@ def read_classification_set(folder: str | Path, what: str = "eval.zeroshot", wor
     those of `FOLDER/test/`, else `FOLDER/test-*.tar`, else `FOLDER/*.tar` but for training shards.
     Raises UserError when anything is missing or malformed.
     """
-    root = user_path(folder, what)
+    root = place_of(folder, what)
     if not root.is_dir():
         raise UserError(f"{what}: {root} is not a folder; give one with {CLASSES}, {TEMPLATES} and test shards")
     classes = read_names(root / CLASSES) if wording.classes is None else read_classes(wording.classes)
     templates = read_templates(root / TEMPLATES) if wording.prompts is None else read_prompts(wording.prompts)
-    return ClassificationSet(classes, templates, _read_attributes(root / ATTRIBUTES, len(classes)), list_shards(root, what))
+    attributes = _read_attributes(root / ATTRIBUTES, len(classes))
+    return ClassificationSet(classes, templates, attributes, list_shards(named(root), what))
 
 
-def _read_attributes(path: Path, classes: int) -> dict[str, list[str]]:
+def _read_attributes(path: Place, classes: int) -> dict[str, list[str]]:
     """The attributes, `{}` if there is no file."""
     if not path.is_file():
         return {}

@@ -14,6 +14,7 @@ from typing import Any
 
 from model.text import clean_text
 from trainer.config.schema import EvalConfig
+from trainer.data.shards.remote.path import Place
 from trainer.data.text_files import decode_text, split_lines
 from trainer.errors import UserError, check_extra, did_you_mean, reason
 
@@ -92,7 +93,7 @@ def read_classes(asked: str) -> list[str]:
     raise UserError(f"{what} is no file and no word{did_you_mean(asked, OPEN_CLIP_CLASSES)}: the words are {words}")
 
 
-def read_names(path: Path) -> list[str]:
+def read_names(path: Place) -> list[str]:
     """The class names in a file. Raises UserError when there are none, or one is empty."""
     names = _read_lines(path, "one class name per line, in label order")
     if "" in names:
@@ -100,7 +101,7 @@ def read_names(path: Path) -> list[str]:
     return names
 
 
-def read_templates(path: Path) -> list[str]:
+def read_templates(path: Place) -> list[str]:
     """The prompts in a file. Raises UserError when there are none, or one has no place for the class name."""
     templates = [line for line in _read_lines(path, "one prompt per line, with {c} for the class name") if line]
     for template in templates:
@@ -109,7 +110,7 @@ def read_templates(path: Path) -> list[str]:
     return templates
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Place) -> str:
     """The text of a file. Raises UserError when it cannot be read."""
     try:
         return decode_text(path.read_bytes())
@@ -119,7 +120,7 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path} {problem}") from None
 
 
-def _read_lines(path: Path, content: str) -> list[str]:
+def _read_lines(path: Place, content: str) -> list[str]:
     """The lines, cleaned (model.text), empty ones at the beginning and the end left out; at least one."""
     if not path.is_file():
         raise UserError(f"{path} is missing; write {content}")

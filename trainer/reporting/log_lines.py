@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from model.secrets import without_secrets
 from trainer.errors import UserError, reason
 
 _log = logging.getLogger(__name__)
@@ -21,11 +22,11 @@ class _StandardError(logging.Handler):
 
 
 class _Line(logging.Formatter):
-    """What is told stays in its line, whatever the names in it hold; a traceback follows as it is."""
+    """What is told stays in its line, whatever the names in it hold, and holds no secret; a traceback follows as it is."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """The line, encodable."""
-        line = " ".join(super().formatMessage(record).splitlines())
+        line = " ".join(without_secrets(super().formatMessage(record)).splitlines())
         return line.encode("utf-8", "backslashreplace").decode()
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from typing import Any
 import wandb
 
 import trainer
+from model.secrets import cleared
 from trainer.config.schema import LogConfig
 from trainer.errors import UserError, reason
 from trainer.reporting.alerts import Alert
@@ -297,6 +299,7 @@ def _init(log: LogConfig, run_dir: Path, run_name: str, config: dict[str, Any], 
         git_root=os.fspath(_code()),
         x_label=socket.gethostname() if mode == "shared" else None,
         x_disable_stats=log.system_metrics == "none",
+        x_disable_meta=cleared(sys.argv) != sys.argv,  # wandb would upload the command line
         **QUIET,
     )
     run = wandb.init(
@@ -310,7 +313,7 @@ def _init(log: LogConfig, run_dir: Path, run_name: str, config: dict[str, Any], 
         id=run_id,
         resume="allow",
         dir=os.fspath(run_dir),
-        config=config,
+        config=cleared(config),
         settings=settings,
     )
     # Our own step axis: wandb drops points whose own step goes back, as it does after a resume from an older checkpoint.

@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from model.secrets import cleared
 from trainer.checkpoint.files import CONFIG
 from trainer.config.compose import load_config
 from trainer.config.schema import Config
@@ -47,7 +48,7 @@ def differing(before: DictConfig, config: Config) -> dict[str, tuple[Any, Any]]:
 
     A key that did not exist then had its default, or what BEFORE_THEY_EXISTED says.
     """
-    asked = OmegaConf.structured(config)
+    asked = OmegaConf.create(cleared(OmegaConf.to_container(OmegaConf.structured(config))))
     formerly = BEFORE_THEY_EXISTED if _value(before, "train.accumulate", 1) > 1 else {}
     changes = {}
     for key, default in _leaves(OmegaConf.to_container(OmegaConf.structured(Config))):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from model.secrets import cleared
 from trainer.checkpoint.files import (
     BEST,
     CONFIG,
@@ -138,7 +139,7 @@ def _prepare(run_dir: Path, checkpoint: Path | None) -> None:
 def _write_config(config: Config, run_dir: Path) -> None:
     try:
         # Atomically: a start that is killed here must not leave a partial file for the next one.
-        write_whole(run_dir / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
+        write_whole(run_dir / CONFIG, OmegaConf.to_yaml(cleared(OmegaConf.to_container(OmegaConf.structured(config)))).encode())
     except OSError as problem:
         raise _unwritable(run_dir, problem) from problem
 

@@ -18,6 +18,9 @@ from trainer.config.schema import DataConfig
 from trainer.data.shards.images import image_bytes
 from trainer.data.shards.names import DOTS_REMEDY, file_named
 from trainer.data.shards.opening import Remote
+from trainer.data.shards.remote.path import Place, RemotePath, is_listed
+from trainer.data.shards.remote.persistent import ReadFailed
+from trainer.data.shards.remote.secret import address_of
 from trainer.data.shards.samples import Sample, Unusable, read_samples
 from trainer.data.text_files import decode_text, split_lines
 from trainer.errors import UserError, reason
@@ -45,13 +48,18 @@ class CaptionRule:
 
     def splits(self, shard: str) -> bool:
         """Whether each line of a `.txt` in this shard is a separate caption."""
-        return _is_clip_benchmark(str(Path(shard).parent)) if self.lines is None else self.lines
+        if self.lines is not None:
+            return self.lines
+        return _is_counted(RemotePath(address_of(shard)).parent if is_listed(shard) else Path(shard).parent)
 
 
 @lru_cache
-def _is_clip_benchmark(folder: str) -> bool:
+def _is_counted(folder: Place) -> bool:
+    """Whether a folder has CLIP_benchmark's layout. Raises UserError when a store does not say: a guess would be learned."""
     try:
-        return (Path(folder) / CLIP_BENCHMARK).is_file()
+        return (folder / CLIP_BENCHMARK).is_file()
+    except ReadFailed as problem:
+        raise UserError(f"{problem}: whether a line of a .txt is a caption depends on it; set data.caption_lines") from None
     except (OSError, ValueError):  # of a command or a URL, whose "folder" may be no path at all
         return False
 

@@ -13,8 +13,8 @@ from trainer.data.shards.archive import Archive
 from trainer.data.shards.litter import is_litter
 from trainer.data.shards.names import printable
 from trainer.data.shards.opening import is_remote, unreadable_scheme
-from trainer.data.shards.remote.path import WEB, RemotePath
-from trainer.data.shards.remote.secret import hide_secret
+from trainer.data.shards.remote.path import WEB, Place, RemotePath
+from trainer.data.shards.remote.secret import SecretAddress, address_of, hide_secret
 from trainer.data.shards.remote.store import STORES, scheme_of
 from trainer.errors import UserError, reason
 
@@ -34,8 +34,6 @@ ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 
 Identity = str | tuple[int, int]
 """What two names of the same shard have in common: device and inode of a file; for a command or URL, its text."""
-
-Place = Path | RemotePath
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +62,8 @@ def list_shards(pattern: Any, what: str, parts: tuple[str, ...] | None = None) -
         wanted = _Wanted(parts, tell=False) if parts else _Wanted(_wanted_parts(what))
         shards = [shard for text in _texts(pattern, what) for shard in _expand(text, what, wanted)]
     except OSError as problem:  # a folder without read permission
-        raise UserError(f"{what}={pattern}: {problem.filename}: {reason(problem)}") from None
+        told = f"{problem.filename}: {reason(problem)}" if problem.filename else str(problem)
+        raise UserError(f"{what}={pattern}: {told}") from None
     if not shards:
         raise UserError(
             f"{what}={pattern}: no shards match; give a pattern such as /path/name-{{000..123}}.tar or a directory of *.tar"
@@ -95,7 +94,7 @@ def name_some(shards: Sequence[str | Place]) -> str:
 
 def _texts(pattern: Any, what: str) -> list[str]:
     if isinstance(pattern, (str, Path)):
-        texts = [str(pattern).strip()]
+        texts = [(address_of(pattern) if isinstance(pattern, SecretAddress) else str(pattern)).strip()]
     # OmegaConf's lists are sequences, but not lists.
     elif isinstance(pattern, Sequence):
         texts = [text for entry in pattern for text in _texts(entry, what)]
@@ -255,7 +254,9 @@ def _matching(pattern: Place, what: str, wanted: _Wanted) -> list[str]:
 def _glob(pattern: Place) -> list[Place]:
     if isinstance(pattern, RemotePath):
         return list(pattern.glob())
-    return sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
+    found: list[Place] = []
+    found += sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
+    return found
 
 
 def _is_folder_of_shards(path: Place) -> bool:

@@ -3,13 +3,15 @@
 import contextlib
 import importlib.util
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import fsspec
 
-from trainer.data.shards.remote.persistent import ReadFailed, persistently
-from trainer.data.shards.remote.secret import hide_secret
-from trainer.data.shards.remote.store import failure_of, file_system, missing_package, scheme_of
+from model.paths import expand, user_path
+from trainer.data.shards.remote.persistent import Failure, ReadFailed, persistently
+from trainer.data.shards.remote.secret import address_of, hide_secret
+from trainer.data.shards.remote.store import STORES, failure_of, file_system, missing_package, scheme_of
 from trainer.data.shards.remote.web import WebFile
 
 TIMEOUT, TRIES = 30.0, 4
@@ -28,7 +30,8 @@ class RemotePath:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._is_web = scheme_of(url) in WEB
+        self._scheme = scheme_of(url)
+        self._is_web = self._scheme in WEB
 
     def __str__(self) -> str:
         return str(self.shard)
@@ -37,6 +40,17 @@ class RemotePath:
     def shard(self) -> str:
         """As the name of a shard, which may be shown."""
         return hide_secret(self._url.rstrip("/"))
+
+    @property
+    def folder(self) -> str:
+        """As the name of a folder with shards, which may be shown."""
+        start, mark, query = self._url.partition("?") if self._is_web else (self._url, "", "")
+        return hide_secret(f"{start.rstrip('/')}/{mark}{query}")
+
+    @property
+    def parent(self) -> "RemotePath":
+        """The folder that it is in."""
+        return RemotePath(self._url.partition("?")[0].rstrip("/").rpartition("/")[0])
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -53,9 +67,6 @@ class RemotePath:
         start, mark, query = self._url.partition("?") if self._is_web else (self._url, "", "")
         return RemotePath(f"{start.rstrip('/')}/{name}{mark}{query}")
 
-    def __lt__(self, other: "RemotePath") -> bool:
-        return str(self) < str(other)
-
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RemotePath) and str(self) == str(other)
 
@@ -67,22 +78,34 @@ class RemotePath:
         return self
 
     def is_file(self) -> bool:
-        """Whether it can be read."""
-        if not self._is_web:
-            return self._ask(lambda system: bool(system.isfile(self._url)))
-        try:
-            persistently(str(self), TRIES, WebFile(self._url, TIMEOUT).describe)
-        except ReadFailed as problem:
-            if str(problem).startswith("HTTP 4"):
+        """Whether it can be read. Many a store denies access to what is not there."""
+
+        def ask() -> bool:
+            try:
+                if self._is_web:
+                    WebFile(self._url, TIMEOUT).describe()
+                    return True
+                return bool(self._system().info(self._url)["type"] == "file")
+            except Exception as problem:
+                failure = failure_of(problem, self._scheme)
+                if failure.again:
+                    raise failure from None
                 return False
-            raise
-        return True
+
+        return self._persistently(ask)
 
     def is_dir(self) -> bool:
         """Whether there is something in it."""
         if self._is_web:
-            return self._url.endswith("/") or (self / COUNT).is_file()
-        return self._ask(lambda system: bool(system.isdir(self._url)))
+            return self._url.endswith("/") or any((self / name).is_file() for name in (COUNT, f"test/{COUNT}"))
+
+        def ask(system: fsspec.AbstractFileSystem) -> bool:
+            try:
+                return bool(system.info(self._url)["type"] == "directory")
+            except FileNotFoundError:
+                return False
+
+        return self._ask(ask)
 
     def iterdir(self) -> Iterator["RemotePath"]:
         """What is in it, sorted."""
@@ -117,18 +140,18 @@ class RemotePath:
         return [RemotePath(name) for name in sorted(names) if name != self._url.rstrip("/")]
 
     def _ask(self, question: Callable[[fsspec.AbstractFileSystem], T]) -> T:
-        scheme = scheme_of(self._url)
-        if advice := missing_package(self._url):
-            raise self._failed(advice)
-
         def ask() -> T:
-            system = fsspec.filesystem(scheme) if self._is_web else file_system(scheme, TIMEOUT)
             try:
-                return question(system)
+                return question(self._system())
             except Exception as problem:
-                raise failure_of(problem, scheme) from None
+                raise failure_of(problem, self._scheme) from None
 
         return self._persistently(ask)
+
+    def _system(self) -> fsspec.AbstractFileSystem:
+        if advice := missing_package(self._url):
+            raise Failure(advice, again=False)
+        return fsspec.filesystem(self._scheme) if self._is_web else file_system(self._scheme, TIMEOUT)
 
     def _persistently(self, ask: Callable[[], T]) -> T:
         try:
@@ -137,10 +160,29 @@ class RemotePath:
             raise self._failed(str(problem)) from None
 
     def _failed(self, told: str) -> ReadFailed:
-        problem = ReadFailed(told)
-        problem.filename = str(self)
-        return problem
+        return ReadFailed(f"{self}: {told}")
 
 
 def _full_names(system: fsspec.AbstractFileSystem, names: list[str]) -> list[str]:
     return [system.unstrip_protocol(name) for name in names]
+
+
+Place = Path | RemotePath
+"""Where a data set is; both are asked in the same way."""
+
+
+def is_listed(text: str) -> bool:
+    """Whether a text is the URL of a store or server, which knows folders."""
+    return "://" in text and scheme_of(text) in (*STORES, *WEB)
+
+
+def place_of(text: str | Path, what: str) -> Place:
+    """The folder or file that a user means (model.paths), also in a store or on a server. Raises UserError for any other URL."""
+    written = address_of(text) if isinstance(text, str) else str(text)
+    expanded = expand(written, what)
+    return RemotePath(expanded) if is_listed(expanded) else user_path(written, what)
+
+
+def named(place: Place) -> str:
+    """A folder as `place_of` reads it again, and as it may be shown."""
+    return place.folder if isinstance(place, RemotePath) else str(place)

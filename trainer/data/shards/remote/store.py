@@ -14,9 +14,9 @@ from typing import Any, BinaryIO, cast
 
 import fsspec
 
+from model.secrets import without_secrets
 from trainer.data.shards.names import printable
 from trainer.data.shards.remote.persistent import Description, Failure
-from trainer.data.shards.remote.secret import without_secrets
 from trainer.data.shards.remote.web import WORTH_ANOTHER_TRY
 
 FIRST_PART, LARGEST_PART = 1 << 18, 1 << 22
@@ -182,8 +182,11 @@ def failure_of(problem: Exception, scheme: str) -> Failure:
     """A package's error in our words: what happened, whether another try may succeed, and what to do if not."""
     if isinstance(problem, Failure):
         return problem
+    if isinstance(problem, IndexError) and isinstance(problem.__context__, OSError):
+        problem = problem.__context__  # s3fs looks for a number in every OSError, and not every one has one
     status = _status_of(problem)
-    told = " ".join(printable(without_secrets(str(problem))).split())[:LONGEST_REASON] or type(problem).__name__
+    words = str(getattr(problem, "strerror", None) or problem)
+    told = " ".join(printable(without_secrets(words)).split())[:LONGEST_REASON] or type(problem).__name__
     login = STORES[scheme].login if scheme in STORES else "check the address"
     if isinstance(problem, FileNotFoundError) or status == 404:
         return Failure("no such file or folder (HTTP 404)", again=False)
@@ -198,14 +201,16 @@ def failure_of(problem: Exception, scheme: str) -> Failure:
     return Failure(told, not isinstance(problem, FINAL_ERRORS))
 
 
-def _status_of(problem: BaseException | None) -> int | None:
-    """The HTTP status that an error of a package is about."""
-    if problem is None:
-        return None
-    response = getattr(problem, "response", None)
-    found: Any = getattr(response, "status_code", None)
-    if isinstance(response, dict):
-        found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    for name in ("code", "status"):
-        found = found or getattr(problem, name, None)
-    return int(found) if str(found).isdigit() else _status_of(problem.__cause__)
+def _status_of(problem: Exception) -> int | None:
+    """The HTTP status that an error of a package is about.
+
+    Only an answer's own: what a client calls the end of a connection has a number too, 400.
+    """
+    found: Any = getattr(problem, "code", None) or getattr(problem, "status", None)
+    for error in (problem, problem.__cause__):
+        response = getattr(error, "response", None)
+        if isinstance(response, dict):
+            found = found or response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        else:
+            found = found or getattr(response, "status_code", None)
+    return int(found) if str(found).isdigit() else None

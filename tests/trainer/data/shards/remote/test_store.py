@@ -102,6 +102,11 @@ class Answered(Exception):
         self.__dict__ |= details
 
 
+def caused_by(cause: Exception, problem: Exception) -> Exception:
+    problem.__cause__ = cause
+    return problem
+
+
 @pytest.mark.parametrize(
     ("problem", "scheme", "told", "again"),
     [
@@ -118,6 +123,7 @@ class Answered(Exception):
         (Answered("Bad Request", code="400"), "gs", "HTTP 400", False),
         (Answered("slow down", code=429), "gs", "HTTP 429", True),
         (Answered("x", response={"ResponseMetadata": {"HTTPStatusCode": 503}}), "s3", "HTTP 503", True),
+        (caused_by(Answered("Not enough data", code=400), OSError("payload is not completed")), "s3", "not completed", True),
         (TimeoutError("Read timeout on endpoint"), "s3", "no data came in time", True),
         (ConnectionResetError(errno.ECONNRESET, "reset by peer"), "s3", "reset by peer", True),
         (OSError("https://u:hush@x.example failed"), "s3", "https://x.example failed", True),
