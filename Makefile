@@ -47,6 +47,14 @@ $(STORES)/.ready: $(READY) requirements-s3.txt requirements-stores.txt
 	$(STORES)/bin/pip install --quiet -r requirements-s3.txt -r requirements-stores.txt
 	touch $@
 
+stores: $(STORES)/.ready  ## what reads s3:// and a server that answers so, beside our own packages; tests/stores needs them
+
+$(STORES)/.ready: $(READY) requirements-s3.txt requirements-stores.txt
+	$(BIN)/python -m venv $(STORES)
+	echo "import site; site.addsitedir('$$($(BIN)/python $(PURELIB))')" > $$($(STORES)/bin/python $(PURELIB))/limoe.pth
+	$(STORES)/bin/pip install --quiet -r requirements-s3.txt -r requirements-stores.txt
+	touch $@
+
 docs: setup  ## docs/configuration.md, from the schema and conf/
 	$(BIN)/python -m trainer.config.document > docs/configuration.md
 

@@ -1,1 +1,1 @@
-"""Object stores as they are: a real client and a real server, which may be slow, fail and stall; skipped without `make stores`."""
+"""Object stores as they are: a real client, and a real server that is slow, fails and stalls; skipped without `make stores`."""

@@ -1,5 +1,6 @@
 """What is between a reader and a server: it passes requests on, and does to some answers what networks and stores do."""
 
+import contextlib
 import http.client
 import socket
 import struct
@@ -74,6 +75,10 @@ class BadNetwork:
         self._http.server_close()
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
+        with contextlib.suppress(ConnectionError):  # a reader that has had enough
+            self._answer(request)
+
+    def _answer(self, request: BaseHTTPRequestHandler) -> None:
         part = request.headers.get("Range", "").removeprefix("bytes=")
         fault = None
         if request.command == "GET" and part:

@@ -1,6 +1,5 @@
 """Shards at s3://: s3fs reads them from moto's server, through a network that is slow, fails and stalls."""
 
-import logging
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -113,15 +112,17 @@ def test_what_passes_is_passed_over(
     server: tuple[int, list[str]], network: BadNetwork, faults: list[Fault], cached: bool, tmp_path: Path
 ) -> None:
     network.faults = list(faults)
-    remote = replace(QUICK, cache=ShardCache(str(tmp_path), 1 << 20) if cached else None)
+    waits = any(isinstance(fault, Stall) for fault in faults)
+    remote = Remote(timeout=1.0 if waits else 20.0, tries=9, cache=ShardCache(str(tmp_path), 1 << 20) if cached else None)
     assert read(remote) == content(server)
     assert network.faults == []
     failed = sum(not (fault is None or isinstance(fault, Slow)) for fault in faults)
-    parts = -(-len(content(server)) // PART)
-    assert len(network.asked) == parts + failed, "a part that failed is asked for again, and nothing else"
+    parts, asked = -(-len(content(server)) // PART), len(network.asked)
+    # On a machine that is busy, what does not stall may seem to.
+    assert asked >= parts + failed if waits else asked == parts + failed, "a part that failed is asked for again, nothing else"
     if cached:
         assert read(remote) == content(server)
-        assert len(network.asked) == parts + failed, "the second reading asks for no part at all"
+        assert len(network.asked) == asked, "the second reading asks for no part at all"
 
 
 @pytest.mark.parametrize(
@@ -189,18 +190,22 @@ def batches(shards: list[str], tmp_path: Path, data: DataConfig) -> list[tuple[l
     return [([name.partition("train-")[2] for name in batch.ids], batch.images, batch.texts) for batch in found]
 
 
+@pytest.mark.parametrize(
+    ("workers", "faults"),
+    [(0, [None, 503, Cut(100), Stall(5), None, 500, Cut(0), Slow(1000)]), (2, [503])],
+    ids=["in the training process", "in workers"],
+)
 def test_a_training_gets_the_same_pairs_in_the_same_order_whatever_the_network_does(
-    server: tuple[int, list[str]], network: BadNetwork, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    server: tuple[int, list[str]], network: BadNetwork, tmp_path: Path, workers: int, faults: list[Fault]
 ) -> None:
-    data = DataConfig(workers=2, shuffle_buffer=6, streams=4, remote_timeout=1.0, remote_tries=4)
-    expected = batches(server[1], tmp_path, data)
-    network.faults = [None, 503, Cut(100), Stall(5), None, 500, Cut(0)]
+    data = DataConfig(workers=workers, shuffle_buffer=6, streams=4, remote_timeout=1.0, remote_tries=12)
+    expected = batches(server[1], tmp_path, replace(data, workers=0))
+    network.faults = list(faults)
     kept = replace(data, shard_cache=str(tmp_path / "kept"), shard_cache_gib=1e-4)
-    with caplog.at_level(logging.WARNING):
-        found = batches([url(number) for number in range(4)], tmp_path, kept)
+    found = batches([url(number) for number in range(4)], tmp_path, kept)
     assert network.faults == []
     for (ids, images, texts), (other_ids, other_images, other_texts) in zip(found, expected, strict=True):
         assert ids == other_ids
         assert torch.equal(images, other_images)
         assert torch.equal(texts, other_texts)
-    assert sum(file.stat().st_size for file in (tmp_path / "kept").iterdir() if file.is_file()) <= 1e-4 * 2**30
+    assert 0 < sum(file.stat().st_size for file in (tmp_path / "kept").iterdir() if file.is_file()) <= 1e-4 * 2**30

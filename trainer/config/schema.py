@@ -23,11 +23,11 @@ class DataConfig:
     )
     train: Any = option(
         None,
-        "training shards: a pattern with {000..123}, a directory, pipe:COMMAND, or a list of these; or several sources by name, "
-        "as in {cc12m:{shards:PATTERN,weight:2},coco:PATTERN}, whose keys are below",
+        "training shards: a pattern with {000..123}, a directory, a URL, pipe:COMMAND, or a list of these; or several sources by "
+        "name, as in {cc12m:{shards:PATTERN,weight:2},coco:PATTERN}, whose keys are below",
         path=True,
     )
-    val: Any = option(None, "evaluation shards: a pattern, a directory, pipe:COMMAND, or a list of these", path=True)
+    val: Any = option(None, "evaluation shards: a pattern, a directory, a URL, pipe:COMMAND, or a list of these", path=True)
     caption_key: str | None = option(
         None,
         "the key of .json that holds the caption, or a list to draw one from; without a .json, the caption is read from .txt",

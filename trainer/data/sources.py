@@ -15,7 +15,7 @@ from trainer.data.order.mixture import Source
 from trainer.data.shapes.write import fewshot_folders, zeroshot_folders
 from trainer.data.shards.captions import CaptionRule, Labels, check_captions, has_key
 from trainer.data.shards.names import printable
-from trainer.data.shards.opening import Remote
+from trainer.data.shards.opening import Remote, check_shard_cache
 from trainer.data.shards.patterns import list_shards, name_some, shared_shards
 from trainer.data.survey import estimate_pairs
 from trainer.data.tokenizer import Tokenizer
@@ -98,6 +98,7 @@ def check_training_data(config: Config) -> list[FoundSource]:
 
     Raises UserError when a shard is missing, or none of the samples of a source that were looked at can be used.
     """
+    check_shard_cache(config.data)
     found = [_check_source(config, options) for options in read_sources(config.data.train)]
     for index, first in enumerate(found):
         for second in found[index + 1 :]:

@@ -88,9 +88,7 @@ def _is_counted(folder: Place) -> bool:
     try:
         return (folder / CLIP_BENCHMARK).is_file()
     except ReadFailed as problem:
-        raise UserError(
-            f"{folder / CLIP_BENCHMARK}: {problem}: whether a line of a .txt is a caption depends on it; set data.caption_lines"
-        ) from None
+        raise UserError(f"{problem}: whether a line of a .txt is a caption depends on it; set data.caption_lines") from None
     except (OSError, ValueError):  # of a command or a URL, whose "folder" may be no path at all
         return False
 

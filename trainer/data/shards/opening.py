@@ -23,6 +23,7 @@ from trainer.data.shards.remote.persistent import Persistent, ReadFailed, Remote
 from trainer.data.shards.remote.secret import address_of
 from trainer.data.shards.remote.store import STORES, StoreFile, missing_package, scheme_of
 from trainer.data.shards.remote.web import WebFile
+from trainer.errors import UserError, reason
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,17 @@ class Remote:
         """What a configuration says."""
         cache = ShardCache(data.shard_cache, round(data.shard_cache_gib * GIB)) if data.shard_cache else None
         return cls(data.remote_timeout, data.remote_tries, cache)
+
+
+def check_shard_cache(data: DataConfig) -> None:
+    """Raise UserError when data.shard_cache cannot be used on this machine. Where it fails later, shards are streamed."""
+    cache = Remote.of(data).cache
+    try:
+        if cache is not None:
+            cache.check()
+    except OSError as problem:
+        remedy = "give a folder on the node's own disk, or null to stream shards"
+        raise UserError(f"data.shard_cache={data.shard_cache}: {reason(problem)}: {remedy}") from None
 
 
 def is_remote(shard: str) -> bool:

@@ -62,7 +62,8 @@ def list_shards(pattern: Any, what: str, parts: tuple[str, ...] | None = None) -
         wanted = _Wanted(parts, tell=False) if parts else _Wanted(_wanted_parts(what))
         shards = [shard for text in _texts(pattern, what) for shard in _expand(text, what, wanted)]
     except OSError as problem:  # a folder without read permission
-        raise UserError(f"{what}={pattern}: {problem.filename}: {reason(problem)}") from None
+        told = f"{problem.filename}: {reason(problem)}" if problem.filename else str(problem)
+        raise UserError(f"{what}={pattern}: {told}") from None
     if not shards:
         raise UserError(
             f"{what}={pattern}: no shards match; give a pattern such as /path/name-{{000..123}}.tar or a directory of *.tar"

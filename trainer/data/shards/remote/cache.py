@@ -58,7 +58,7 @@ class ShardCache:
             return None
         key = _key(name, description)
         try:
-            (Path(self.folder) / ".locks").mkdir(parents=True, exist_ok=True)
+            self.check()
             with _locked(Path(self.folder) / ".lock"):
                 file = self._opened(key, size)
         except OSError as problem:
@@ -68,6 +68,12 @@ class ShardCache:
             _tell_once(f"{self.folder}: shards that are being read fill data.shard_cache_gib: others are not kept meanwhile")
             return None
         return _Kept(file, size, stream, Path(self.folder) / ".locks" / f"{int(key[:8], 16) % STRIPES:02}")
+
+    def check(self) -> None:
+        """Raise OSError when the folder cannot be made, written or locked on this machine."""
+        (Path(self.folder) / ".locks").mkdir(parents=True, exist_ok=True)
+        with _locked(Path(self.folder) / ".lock"):
+            pass
 
     def _opened(self, key: str, size: int) -> "_File | None":
         """The file of a shard, new or known, in use from now on; None if there is no room. Under the folder's lock."""
@@ -110,7 +116,7 @@ class ShardCache:
 class _File:
     """An open file of the cache. A shared lock on it says that it is in use."""
 
-    def __init__(self, descriptor: int, part: Path | None = None, whole: Path | None = None) -> None:
+    def __init__(self, descriptor: int, part: Path, whole: Path) -> None:
         self.descriptor = descriptor
         self._part, self._whole = part, whole
         fcntl.flock(descriptor, fcntl.LOCK_SH)
@@ -149,13 +155,13 @@ class _File:
     def finish(self) -> None:
         """Give the whole file its name, once its bytes are on disk."""
         os.fsync(self.descriptor)
-        with contextlib.suppress(FileNotFoundError):  # another reader was faster
-            if self._part is not None and self._whole is not None:
-                self._part.rename(self._whole)
+        # Under the lock: whoever makes room meanwhile must count it, under one name or the other.
+        with _locked(self._whole.with_name(".lock")), contextlib.suppress(FileNotFoundError):  # another reader was faster
+            self._part.rename(self._whole)
 
     def abandon(self) -> None:
         """Take back what cannot be completed."""
-        if self._part is not None and self._part != self._whole:
+        if self._part != self._whole:
             self._part.unlink(missing_ok=True)
 
     def close(self) -> None:

@@ -160,9 +160,7 @@ class RemotePath:
             raise self._failed(str(problem)) from None
 
     def _failed(self, told: str) -> ReadFailed:
-        problem = ReadFailed(told)
-        problem.filename = str(self)
-        return problem
+        return ReadFailed(f"{self}: {told}")
 
 
 def _full_names(system: fsspec.AbstractFileSystem, names: list[str]) -> list[str]:

@@ -182,8 +182,11 @@ def failure_of(problem: Exception, scheme: str) -> Failure:
     """A package's error in our words: what happened, whether another try may succeed, and what to do if not."""
     if isinstance(problem, Failure):
         return problem
+    if isinstance(problem, IndexError) and isinstance(problem.__context__, OSError):
+        problem = problem.__context__  # s3fs looks for a number in every OSError, and not every one has one
     status = _status_of(problem)
-    told = " ".join(printable(without_secrets(str(problem))).split())[:LONGEST_REASON] or type(problem).__name__
+    words = str(getattr(problem, "strerror", None) or problem)
+    told = " ".join(printable(without_secrets(words)).split())[:LONGEST_REASON] or type(problem).__name__
     login = STORES[scheme].login if scheme in STORES else "check the address"
     if isinstance(problem, FileNotFoundError) or status == 404:
         return Failure("no such file or folder (HTTP 404)", again=False)
