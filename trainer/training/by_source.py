@@ -32,11 +32,14 @@ class LossBySource:
         if self._is_wanted:
             self._drawn += [self.names.index(source) for source in sources]
 
-    def saw(self, pair_bd: Tensor, scale: Tensor) -> None:
-        """The embeddings of a contrastive batch's pairs on this process, as `pair_rows` gives them. A collective if wanted."""
+    def saw(self, pair_bd: Tensor, scale: Tensor, bias: Tensor | None = None) -> None:
+        """The embeddings of a contrastive batch's pairs on this process, as `pair_rows` gives them; scale, bias: of the logits.
+
+        A collective, if the step is recorded.
+        """
         if self._is_wanted:
             of_batch, self._drawn = self._drawn[: len(pair_bd)], self._drawn[len(pair_bd) :]
-            losses = pair_losses(pair_bd.detach(), scale.detach(), self._peers)
+            losses = pair_losses(pair_bd.detach(), scale.detach(), self._peers, bias)
             self.sums.index_add_(0, torch.tensor(of_batch, device=self._device), losses.double())
 
     def _nothing(self) -> Tensor:
