@@ -15,7 +15,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from yaml import MarkedYAMLError, YAMLError
 
 from trainer.config.keys import KEYS as VALUE_KEYS
-from trainer.config.nested import OPEN, quote_within
+from trainer.config.nested import OPEN, KeyTwice, quote_within
 from trainer.config.paths import expand_paths
 from trainer.config.schema import Config
 from trainer.errors import UserError, did_you_mean
@@ -84,7 +84,10 @@ def quote_text(argument: str) -> str:
     key, _, value = argument.partition("=")
     if not _takes_text(key.lstrip("+")) or value[:1] in ("", "'", '"'):
         return argument
-    quoted = quote_within(value, _is_readable) if value[0] in OPEN else None
+    try:
+        quoted = quote_within(value, _is_readable) if value[0] in OPEN else None
+    except KeyTwice as problem:
+        raise UserError(f"'{argument}' {problem}") from None
     if _is_readable(value):
         return argument
     if quoted is None:

@@ -5,15 +5,17 @@ In `{cc12m: {shards: /x/{000..999}.tar, weight: 2}}` the braces of the pattern a
 
 from collections.abc import Callable
 
-from trainer.errors import UserError
-
 OPEN, CLOSE = "[{", "]}"
+
+
+class KeyTwice(Exception):
+    """A key stands twice in one mapping, of which Hydra would silently take the last."""
 
 
 def quote_within(value: str, is_readable: Callable[[str], bool]) -> str:
     """A list or mapping with every text in it in quotes that is not readable as it is; as it is where brackets do not match.
 
-    Raises UserError for a key that stands twice in one mapping: Hydra would silently take the last.
+    Raises KeyTwice.
     """
     try:
         text, end = _value(value, 0, is_readable)
@@ -64,7 +66,7 @@ def _mapping(text: str, at: int, is_readable: Callable[[str], bool]) -> tuple[st
         colon = text.index(":", at) if ":" in text[at:] else len(text)
         key = text[at:colon].strip().strip("\"'")
         if key in keys:
-            raise UserError(f"'{text}' names '{key}' twice: give each a name of its own")
+            raise KeyTwice(f"names '{key}' twice: give each a name of its own")
         keys.add(key)
         part, end = _value(text, colon + 1, is_readable)
         made += text[at:colon] + ":" + part

@@ -82,7 +82,7 @@ def _pairs_of_passes(options: SourceOptions, size: int | None, drawn: int) -> in
 
 def _fresh(options: Sequence[SourceOptions], sizes: Mapping[str, int | None]) -> dict[str, int]:
     """The shares of a run's beginning, for one that goes on after all passes are done."""
-    return _whole({each.name: Fraction(round((each.epochs or 0) * (sizes[each.name] or 0))) for each in options})
+    return _whole({each.name: Fraction(str(each.epochs)) * (sizes[each.name] or 1) for each in options})
 
 
 def _whole(shares: Mapping[str, Fraction]) -> dict[str, int]:
@@ -97,7 +97,7 @@ def other_epochs(options: Sequence[SourceOptions], sizes: Mapping[str, int | Non
     """What to say when all sources have epochs that do not fill the run: how often each comes instead; "" if there is nothing."""
     if not all(each.epochs for each in options) or not budget.left:
         return ""
-    wanted = sum(round((each.epochs or 0) * (sizes[each.name] or 0)) for each in options)
+    wanted = max(1, sum(round((each.epochs or 0) * (sizes[each.name] or 0)) for each in options))
     total = budget.total
     if abs(total / wanted - 1) <= NEAR:
         return ""

@@ -55,6 +55,8 @@ def test_passes_that_are_done_do_not_count_again() -> None:
     both = options(b={"epochs": 4.0}, c={"epochs": 1.0})
     assert work_out(both, SIZES, {"b": 100, "c": 100}, Budget(100, 64, 200)) == {"b": 1, "c": 1}
     assert work_out(both, SIZES, {"b": 200, "c": 200}, Budget(100, 64, 400)) == {"b": 1, "c": 1}, "and so on"
+    tiny = options(b={"epochs": 0.001}, c={"epochs": 0.001})
+    assert work_out(tiny, SIZES, {}, Budget(100, 64)) == {"b": 1, "c": 4}, "less than a pair"
 
 
 def test_epochs_of_unknown_length_ask_for_it() -> None:

@@ -36,6 +36,13 @@ def test_every_key_that_differs_is_told_with_both_values(tmp_path: Path, caplog:
     ]
 
 
+def test_of_named_sources_only_what_differs_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    before = changed(data__train={"a": {"shards": "/x", "weight": 1}, "b": "/y"})
+    now = changed(data__train={"a": {"shards": "/x", "weight": 2}, "c": "/z"})
+    (line,) = told(tmp_path, before, now, caplog)
+    assert line.endswith("data.train.a.weight: 1 -> 2, data.train.b: /y -> null, data.train.c: null -> /z")
+
+
 def test_where_it_lies_and_how_it_is_shown_cannot_matter(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     before = changed(run__dir="/x", resume="never", init_from="/y")
     assert (

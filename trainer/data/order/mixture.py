@@ -28,7 +28,7 @@ PRIMES = (2, 3, 5, 7, 11)  # one for each halving of the most sources after the 
 
 @dataclass(frozen=True)
 class Source:
-    """Where pairs come from. name: "" for the only one of a run that names none; replacement: of the shards, when drawn."""
+    """Where pairs come from. name: "" for the only one of a run that names none; replacement: whether shards are drawn so."""
 
     name: str
     shards: list[str]
@@ -147,7 +147,8 @@ def _places(halved: int, streams: int) -> list[int]:
     if halved == 0:
         return list(range(streams))
     in_order = sorted(range(streams), key=lambda stream: _radical_inverse(stream, PRIMES[halved - 1]))
-    return [in_order.index(stream) for stream in range(streams)]
+    place_of = {stream: place for place, stream in enumerate(in_order)}
+    return [place_of[stream] for stream in range(streams)]
 
 
 def _radical_inverse(number: int, base: int) -> Fraction:

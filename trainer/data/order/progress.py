@@ -101,7 +101,7 @@ def changed(shard: str, pairs: int, known: int) -> UserError:
     """The error for a shard that has fewer usable pairs than it had."""
     return UserError(
         f"shard {shard} has {pairs} usable pairs, but had {known} when this run read it before: restore the shard "
-        f"(and data.caption_key), or start a new run with the weights of this one (run.name and init_from)"
+        f"(and its data.caption_key, or captions), or start a new run with the weights of this one (run.name and init_from)"
     )
 
 
