@@ -13,6 +13,7 @@ from model.dispatch import combine, dispatch
 from model.mlp import MLP
 from model.peers import Peers
 from model.precision import Float32Module
+from model.products import expert_mlps
 from model.regions import region
 from model.routing import (
     Assignment,
@@ -32,7 +33,7 @@ BIAS_ROWS = {"none": 0, "shared": 1, "modality": len(MODALITIES)}
 
 
 class Experts(nn.Module):
-    """This process's experts: MLPs of one shape, their weights stacked so that one batched product serves all."""
+    """This process's experts: MLPs of one shape, their weights stacked (model.products)."""
 
     def __init__(self, local_experts: int, width: int, hidden: int) -> None:
         super().__init__()
@@ -43,8 +44,7 @@ class Experts(nn.Module):
 
     def forward(self, x_ecd: Tensor) -> Tensor:
         """`[e, C, D]` -> `[e, C, D]`, row e of the buffers through expert e."""
-        hidden = F.gelu(torch.baddbmm(self.up_bias, x_ecd, self.up))
-        return torch.baddbmm(self.down_bias, hidden, self.down)
+        return expert_mlps(x_ecd, self.up, self.up_bias, self.down, self.down_bias)
 
 
 class Router(Float32Module):
@@ -167,7 +167,9 @@ class ExpertLayer(nn.Module):
         if self.shared is not None:
             y_nd = y_nd + self.shared(stream.x_nd)
         sigma = (config.noise or 1.0) / self.num_experts
-        return y_nd, routing_sums(gates, slots.kept_nk, stream, sigma, config.gates, self._by_experts)
+        with region("statistics"):
+            sums = routing_sums(gates, slots.kept_nk, stream, sigma, config.gates, self._by_experts, bool(config.aux.load))
+        return y_nd, sums
 
     @property
     def _by_experts(self) -> bool:
