@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import reduce
 from operator import add
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from model.config import AuxiliaryConfig
-from model.routing import Gates, log_gates
+from model.routing import Gates, gate_scores
 from model.stream import IMAGE, MODALITIES, TEXT, TokenStream
 
 M = len(MODALITIES)
@@ -61,38 +63,92 @@ def sum_over(passes: Sequence[Mapping[int, RoutingSums]]) -> dict[int, RoutingSu
     return {layer: reduce(add, [routing[layer] for routing in passes]) for layer in passes[0]}
 
 
+class _GateSums(torch.autograd.Function):
+    """Sums over tokens, whose gates are `softmax(scores)`: of the entropies `[M]`, the squared logsumexp, the gates `[M, E]`.
+
+    With its gradient written out: an expert layer has few experts and many tokens, so that each pass over `[N, E]` counts.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, scores_ne: Tensor, member_mn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        lse_n1 = scores_ne.logsumexp(-1, keepdim=True)
+        log_gate_ne = scores_ne - lse_n1
+        gate_ne = log_gate_ne.exp()
+        ctx.save_for_backward(log_gate_ne, gate_ne, lse_n1, member_mn)
+        entropy_n = -(gate_ne * log_gate_ne).sum(-1)
+        return member_mn @ entropy_n, (lse_n1.square().squeeze(1) * member_mn.sum(0)).sum(), member_mn @ gate_ne
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_entropy_m: Tensor, grad_z: Tensor, grad_gate_me: Tensor) -> tuple[Tensor, None]:
+        log_gate_ne, gate_ne, lse_n1, member_mn = ctx.saved_tensors
+        # At the gates; what is the same for all experts of a token has no effect through a softmax.
+        grad_ne = member_mn.T @ grad_gate_me
+        grad_ne.addcmul_(log_gate_ne, (grad_entropy_m @ member_mn).unsqueeze(1), value=-1)
+        mean_n1 = (gate_ne * grad_ne).sum(-1, keepdim=True)
+        from_z_n1 = 2 * grad_z * member_mn.sum(0).unsqueeze(1) * lse_n1
+        return grad_ne.sub_(mean_n1 - from_z_n1).mul_(gate_ne), None
+
+
+class _ChanceSum(torch.autograd.Function):
+    """Sum over the valid tokens of the probability that noise lifts an expert's logit above the token's threshold: `[E]`."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_ne: Tensor, threshold_n1: Tensor, valid_n: Tensor, noise_std: float) -> Tensor:
+        distance_ne = (logits_ne - threshold_n1).div_(noise_std)
+        ctx.save_for_backward(distance_ne, valid_n)
+        ctx.noise_std = noise_std
+        return valid_n @ torch.special.ndtr(distance_ne)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_e: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        distance_ne, valid_n = ctx.saved_tensors
+        grad_ne = distance_ne.square().mul_(-0.5).exp_().mul_(grad_e)
+        grad_ne.mul_((valid_n / (ctx.noise_std * math.sqrt(2 * math.pi))).unsqueeze(1))
+        return grad_ne, -grad_ne.sum(-1, keepdim=True), None, None
+
+
 def routing_sums(
-    gates: Gates, kept_nk: Tensor, stream: TokenStream, noise_std: float, kind: str = "softmax", by_experts: bool = False
+    gates: Gates,
+    kept_nk: Tensor,
+    stream: TokenStream,
+    noise_std: float,
+    kind: str = "softmax",
+    by_experts: bool = False,
+    chances: bool = True,
 ) -> Tensor:
     """This process's RoutingSums of one layer, packed into one vector: `[3M + 1 + E + 2ME]`.
 
     noise_std: sigma of the noise that the load loss imagines drawn again; kind: of the gates, which losses and statistics take
-    normalised; by_experts: whether experts chose their tokens, so that their load is what they took.
+    normalised; by_experts: whether experts chose their tokens, so that their load is what they took; chances: whether to compute
+    `chance_e`, which nothing but the load loss needs; else it is 0.
     """
     logits_ne = gates.logits_ne
     top_k = gates.expert_nk.shape[1]
     member_mn = torch.stack([(stream.modality_n == m) & stream.valid_n for m in range(M)]).to(logits_ne.dtype)
     valid_n = member_mn.sum(0)
-    log_gate_ne = log_gates(logits_ne, kind)
-    gate_ne = log_gate_ne.exp()
-    entropy_n = -(gate_ne * log_gate_ne).sum(-1)
-    one_hot_ne = torch.zeros_like(logits_ne)
-    if by_experts:
-        one_hot_ne.copy_(kept_nk)
+    scores_ne = gate_scores(logits_ne, kind)
+    entropy_m, z, gate_me = _GateSums.apply(scores_ne, member_mn)
+    if scores_ne is not logits_ne:
+        z = (logits_ne.logsumexp(-1).square() * valid_n).sum()
+    if chances:
+        # eta_K: what noise must lift an expert's logit above, for it to be among the top K.
+        noisy_ne = gates.noisy_ne
+        threshold_n1 = noisy_ne.max(-1, keepdim=True).values if top_k == 1 else noisy_ne.topk(top_k).values[:, -1:]
+        chance_e = _ChanceSum.apply(logits_ne, threshold_n1, valid_n, noise_std)
     else:
-        one_hot_ne.scatter_(1, gates.expert_nk, 1.0)
-    # eta_K - l_e, in units of the noise: how far redrawn noise must lift expert e into the top K.
-    threshold_n1 = gates.noisy_ne.topk(top_k, dim=-1).values[:, -1:]
-    chance_ne = torch.special.ndtr((logits_ne - threshold_n1) / noise_std)
+        chance_e = logits_ne.new_zeros(logits_ne.shape[1])
+    load_ne = kept_nk.to(logits_ne.dtype) if by_experts else torch.zeros_like(logits_ne).scatter_(1, gates.expert_nk, 1.0)
     return torch.cat(
         [
             member_mn.sum(1),
             member_mn @ kept_nk.any(1).to(logits_ne.dtype),
-            member_mn @ entropy_n,
-            (logits_ne.logsumexp(-1).square() * valid_n).sum().view(1),
-            valid_n @ chance_ne,
-            (member_mn @ gate_ne).flatten(),
-            (member_mn @ one_hot_ne).flatten(),
+            entropy_m,
+            z.view(1),
+            chance_e,
+            gate_me.flatten(),
+            (member_mn @ load_ne).flatten(),
         ]
     )
 

@@ -16,6 +16,10 @@ def _rows_or_zero(rows: Tensor, index: Tensor) -> Tensor:
     return rows.index_select(0, index.clamp(min=0)).masked_fill_((index < 0).unsqueeze(1), 0)
 
 
+def _sum_over_choices(rows_nkd: Tensor) -> Tensor:
+    return rows_nkd.squeeze(1) if rows_nkd.shape[1] == 1 else rows_nkd.sum(1)
+
+
 class _Dispatch(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_nd: Tensor, choice_of_slot: Tensor, slot_of_choice: Tensor) -> Tensor:
@@ -29,20 +33,31 @@ class _Dispatch(torch.autograd.Function):
     def backward(ctx: Any, grad_ecd: Tensor) -> tuple[Tensor, None, None]:
         (slot_of_choice,) = ctx.saved_tensors
         grad_nkd = _rows_or_zero(grad_ecd.flatten(0, 1), slot_of_choice.flatten()).view(*slot_of_choice.shape, -1)
-        return grad_nkd.squeeze(1) if grad_nkd.shape[1] == 1 else grad_nkd.sum(1), None, None
+        return _sum_over_choices(grad_nkd), None, None
 
 
-class _Collect(torch.autograd.Function):
+class _Combine(torch.autograd.Function):
+    """gate_nk: in the dtype of the outputs, 0 for a choice without a slot, whatever row is then multiplied with it.
+
+    The gates meet the rows where these have been gathered already: tokens in the forward pass, slots in the backward pass.
+    """
+
     @staticmethod
-    def forward(ctx: Any, y_ecd: Tensor, choice_of_slot: Tensor, slot_of_choice: Tensor) -> Tensor:
-        ctx.save_for_backward(choice_of_slot)
-        return _rows_or_zero(y_ecd.flatten(0, 1), slot_of_choice.flatten()).view(*slot_of_choice.shape, -1)
+    def forward(ctx: Any, y_ecd: Tensor, gate_nk: Tensor, choice_of_slot: Tensor, slot_of_choice: Tensor) -> Tensor:
+        ctx.save_for_backward(y_ecd, gate_nk, choice_of_slot, slot_of_choice)
+        y_nkd = y_ecd.flatten(0, 1).index_select(0, slot_of_choice.clamp(min=0).flatten()).view(*slot_of_choice.shape, -1)
+        return _sum_over_choices(y_nkd.mul_(gate_nk.unsqueeze(-1)))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_nkd: Tensor) -> tuple[Tensor, None, None]:
-        (choice_of_slot,) = ctx.saved_tensors
-        return _rows_or_zero(grad_nkd.flatten(0, 1), choice_of_slot.flatten()).view(*choice_of_slot.shape, -1), None, None
+    def backward(ctx: Any, grad_nd: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        y_ecd, gate_nk, choice_of_slot, slot_of_choice = ctx.saved_tensors
+        choice, slot = choice_of_slot.clamp(min=0).flatten(), slot_of_choice.clamp(min=0).flatten()
+        grad_sd = grad_nd.index_select(0, choice // gate_nk.shape[1])
+        grad_gate_s = (grad_sd * y_ecd.flatten(0, 1)).sum(-1)
+        gate_s = gate_nk.flatten().index_select(0, choice).masked_fill_(choice_of_slot.flatten() < 0, 0)
+        grad_gate_nk = grad_gate_s.index_select(0, slot).view_as(slot_of_choice).masked_fill_(slot_of_choice < 0, 0)
+        return grad_sd.mul_(gate_s.unsqueeze(1)).view_as(y_ecd), grad_gate_nk, None, None
 
 
 def dispatch(x_nd: Tensor, choice_of_slot: Tensor, slot_of_choice: Tensor) -> Tensor:
@@ -59,5 +74,5 @@ def combine(y_ecd: Tensor, gate_nk: Tensor, choice_of_slot: Tensor, slot_of_choi
 
     A choice without a slot adds nothing, so a token without any gets zeros: only its residual passes.
     """
-    y_nkd = _Collect.apply(y_ecd, choice_of_slot, slot_of_choice)
-    return (y_nkd * gate_nk.to(y_nkd.dtype).unsqueeze(-1)).sum(1)
+    kept_gate_nk = gate_nk.to(y_ecd.dtype).masked_fill(slot_of_choice < 0, 0)
+    return _Combine.apply(y_ecd, kept_gate_nk, choice_of_slot, slot_of_choice)

@@ -177,7 +177,9 @@ class ExpertLayer(nn.Module):
         if self.shared is not None:
             y_nd = y_nd + self.shared(stream.x_nd)
         sigma = (config.noise or 1.0) / self.num_experts
-        return y_nd, routing_sums(gates, slots.kept_nk, stream, sigma, config.gates, self._by_experts)
+        with region("statistics"):
+            sums = routing_sums(gates, slots.kept_nk, stream, sigma, config.gates, self._by_experts, bool(config.aux.load))
+        return y_nd, sums
 
     @property
     def _by_experts(self) -> bool:

@@ -29,13 +29,10 @@ def _softmax(pair_bd: Tensor, scale: Tensor, peers: Peers) -> Tensor:
     for rows_cd in pair_bd.split(AT_ONCE):
         image_cd, text_cd = rows_cd.chunk(2, dim=1)
         target = first + torch.arange(len(rows_cd), device=rows_cd.device)
+        image_to_text = F.cross_entropy(scale * image_cd @ texts_bd.T, target, reduction="none")
+        text_to_image = F.cross_entropy(scale * text_cd @ images_bd.T, target, reduction="none")
+        losses.append((image_to_text + text_to_image) / 2)
         first += len(rows_cd)
-        if bias is not None:
-            losses.append(_sigmoid(scale * image_cd @ texts_bd.T + bias, target))
-        else:
-            image_to_text = F.cross_entropy(scale * image_cd @ texts_bd.T, target, reduction="none")
-            text_to_image = F.cross_entropy(scale * text_cd @ images_bd.T, target, reduction="none")
-            losses.append((image_to_text + text_to_image) / 2)
     return torch.cat(losses)
 
 

@@ -96,9 +96,9 @@ def capacity(tokens: int, experts: int, top_k: int, factor: float) -> int:
     return min(tokens, max(1, math.ceil(round(factor * top_k * tokens / experts, 6))))
 
 
-def log_gates(logits_ne: Tensor, kind: str) -> Tensor:
-    """Logarithms of the gates, normalised over the experts where they are not so by themselves (sigmoid)."""
-    return (F.logsigmoid(logits_ne) if kind == "sigmoid" else logits_ne).log_softmax(-1)
+def gate_scores(logits_ne: Tensor, kind: str) -> Tensor:
+    """What the gates, normalised over the experts, are the softmax of: sigmoids are so of their logarithms."""
+    return F.logsigmoid(logits_ne) if kind == "sigmoid" else logits_ne
 
 
 def all_experts(tokens: int, experts: int, device: torch.device) -> Tensor:
@@ -128,11 +128,14 @@ def choose_experts(
     noisy_ne = logits_ne if noise_ne is None else logits_ne + noise_ne
     gates_ne = noisy_ne.sigmoid() if kind == "sigmoid" else noisy_ne.softmax(-1)
     if expert_nk is None:
-        # By logits, as gates may underflow to ties; a stable sort, unlike topk, has a defined order among equal ones.
+        # By logits, as gates may underflow to ties; a stable sort and max, unlike topk, have a defined order among equal ones.
         wanted_ne = noisy_ne.detach() if bias_ne is None else gates_ne.detach() + bias_ne
         if kept_e is not None:
             wanted_ne = wanted_ne.masked_fill(~kept_e, -torch.inf)
-        expert_nk = wanted_ne.sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
+        if top_k == 1:
+            expert_nk = wanted_ne.max(dim=-1, keepdim=True).indices
+        else:
+            expert_nk = wanted_ne.sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
     return Gates(logits_ne, noisy_ne, gates_ne.gather(1, expert_nk), expert_nk)
 
 
@@ -144,10 +147,23 @@ def normalised_gates(gates: Gates, kept_nk: Tensor, kind: str = "softmax") -> Te
     reaches the router.
     """
     logits_nk = gates.noisy_ne.gather(1, gates.expert_nk)
-    log_nk = F.logsigmoid(logits_nk) if kind == "sigmoid" else logits_nk
     # From logarithms: gates that underflow still have a ratio. Not -inf, which would make NaN of a row without any slot.
-    shares_nk = log_nk.masked_fill(~kept_nk, torch.finfo(log_nk.dtype).min).softmax(-1)
+    shares_nk = gate_scores(logits_nk, kind).masked_fill(~kept_nk, torch.finfo(logits_nk.dtype).min).softmax(-1)
     return shares_nk.masked_fill(~kept_nk, 0)
+
+
+_KEYS = 2**32
+"""The keys of `_descending_keys` are less."""
+
+
+def _descending_keys(gate: Tensor) -> Tensor:
+    """Keys from 0 to 2^32 - 1 that ascend as the gates (at least 0) descend, equal for equal gates: `[n]` -> int64 `[n]`."""
+    if gate.dtype == torch.float32:  # the bits of numbers that are not negative are in the numbers' order
+        return torch.iinfo(torch.int32).max - gate.view(torch.int32).to(torch.int64)
+    descending = torch.sort(gate, descending=True, stable=True)
+    steps = torch.zeros_like(descending.indices)
+    steps[1:] = descending.values[1:] != descending.values[:-1]
+    return torch.empty_like(steps).scatter_(0, descending.indices, steps.cumsum(0))
 
 
 @torch.no_grad()
@@ -170,21 +186,21 @@ def assign_slots(
     buffers = experts * groups
     buffer = torch.where(valid_n.repeat(top_k), buffer, buffers)  # pads sort behind every buffer
     if priority == "order":
-        first = torch.arange(choices, device=device)
+        sorted_buffer, order = torch.sort(buffer, stable=True)
     else:
         rank_nk = gates.gate_nk if priority == "gate" else gates.gate_nk.amax(1, keepdim=True).expand(n, top_k)
-        by_gate = torch.sort(rank_nk.T, dim=1, descending=True, stable=True).indices
-        first = (by_gate + n * torch.arange(top_k, device=device).unsqueeze(1)).reshape(-1)
-    order = first[torch.sort(buffer[first], stable=True).indices]
+        # One sort of whole numbers by (buffer, which choice, gate).
+        claim = buffer * top_k + torch.arange(top_k, device=device).repeat_interleave(n)
+        sorted_key, order = torch.sort(claim * _KEYS + _descending_keys(rank_nk.T.reshape(-1)), stable=True)
+        sorted_buffer = sorted_key // (_KEYS * top_k)
 
     # In `order` the claimants of a buffer are adjacent, best first; their place is the distance from the first of them.
-    sorted_buffer = buffer[order]
     starts = torch.searchsorted(sorted_buffer, torch.arange(buffers + 1, device=device))
     place = torch.arange(choices, device=device) - starts[sorted_buffer]
     kept = (place < slots) & (sorted_buffer < buffers)
     slot = torch.where(kept, sorted_buffer * slots + place, -1)
 
-    choice = order % n * top_k + order // n  # back to `token * K + choice`
+    choice = order if top_k == 1 else order % n * top_k + order // n  # back to `token * K + choice`
     slot_of_choice = torch.empty(choices, dtype=torch.int64, device=device).scatter_(0, choice, slot)
     # The claimant at each place of each buffer, read straight from the sorted list: again a gather.
     position = starts[:-1, None] + torch.arange(slots, device=device)

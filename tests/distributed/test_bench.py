@@ -2,12 +2,13 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from model.count import count_parameters
 from tests.distributed.spawn import run_distributed
-from trainer.bench import accumulate, watching
+from trainer.bench import accumulate, layer, watching
 from trainer.bench.checkpoint import COLUMNS, bench
 from trainer.config.compose import compose_config
 from trainer.distributed.processes import Processes
@@ -75,3 +76,42 @@ def test_it_measures_pieces_beside_micro_batches_and_the_memory_of_a_piece():
     assert least <= float(cells[4]) <= most
     pieces, _, at_once = (float(cells[column].removesuffix(" MiB")) for column in (6, 7, 8))
     assert pieces < 0.6 * at_once
+
+
+def measure_layers(processes: Processes) -> tuple[str, list[dict[str, Any]]]:
+    """The table of expert layers, small and in few rounds."""
+    layer.WARM_UP, layer.REPEATS, layer.ONE_HOT_TOKENS = 0, 2, 64
+    report = layer.bench(processes, ["64:16:4:fp32", "64:16:4:bf16", "128:16:4:fp32"])
+    return report.markdown, report.rows
+
+
+def test_it_measures_our_layer_beside_those_of_others():
+    table, rows = run_distributed(measure_layers, 1)[0]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if " 16 | 4 " in line]
+    assert {len(row) for row in cells} == {len(layer.COLUMNS)}
+    assert [row[3] for row in cells] == ["fp32", "bf16", "fp32"]
+    assert all(cells[0]) and all(cells[1])
+    assert [name for name, cell in zip(layer.COLUMNS, cells[2], strict=True) if not cell] == ["FairScale"]  # too many tokens
+    assert [len(row["seconds"]) for row in rows] == [5, 5, 4]
+    for row, told in zip(rows, cells, strict=True):
+        assert {len(seconds) for seconds in row["seconds"].values()} == {2}
+        ratios = sorted(ours / dense for ours, dense in zip(row["seconds"]["ours"], row["seconds"]["dense"], strict=True))
+        assert told[6] == f"{sum(ratios) / 2:.2f} ({ratios[0]:.2f} … {ratios[1]:.2f})"
+
+
+def spoilt(processes: Processes) -> str:
+    """What is said where a layer has other weights."""
+    layer.PEERS["loop"] = layer._Ours
+    try:
+        layer.check(layer.Shape(64, 16, 4, "fp32"), processes.device)
+        other = layer._layer(layer.Shape(64, 16, 4, "fp32"), processes.device, noise=0.0)
+        layer.PEERS["loop"] = lambda _: layer._Ours(other)
+        layer.check(layer.Shape(64, 16, 4, "fp32"), processes.device)
+    except AssertionError as problem:
+        return str(problem)
+    return ""
+
+
+def test_a_layer_with_other_results_is_not_timed():
+    said = run_distributed(spoilt, 1)[0]
+    assert "loop at Shape" in said and "output is off by" in said

@@ -117,6 +117,15 @@ def test_the_default_is_the_papers_recipe() -> None:
     assert_close([total], [expected])
 
 
+def test_chances_are_left_out_where_no_load_loss_needs_them() -> None:
+    layer = Layer(3, token_stream(3, 3, 3, 4, 2))
+    packed = routing_sums(layer.gates, layer.kept_nk, layer.stream, SIGMA, chances=False)
+    sums = RoutingSums.unpack(packed, EXPERTS)
+    assert not sums.chance_e.any() and layer.sums.chance_e.all()
+    config = AuxiliaryConfig(load=0.0)
+    assert_close(list(layer_losses(sums, config).values()), list(layer_losses(layer.sums, config).values()), tolerance=0)
+
+
 def test_perfect_balance_costs_nothing_and_collapse_costs_what_theory_says() -> None:
     stream = token_stream(0, 2, 4, 4, 2)
     stream.valid_n.fill_(True)

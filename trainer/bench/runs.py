@@ -3,8 +3,9 @@
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -18,6 +19,14 @@ from trainer.distributed.agree import first_reads
 from trainer.distributed.processes import Processes
 
 Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a benchmark found: a table in Markdown, and its rows as values, for JSON."""
+
+    markdown: str
+    rows: list[dict[str, Any]]
 
 
 def config_of(name: str, pairs: int, processes: Processes, *more: str) -> Config:
