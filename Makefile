@@ -14,9 +14,9 @@ SHELL := /bin/bash
 
 setup: $(READY)  ## create the environment in .venv; safe to repeat
 
-$(READY): pyproject.toml setup.py requirements.txt requirements-dev.txt requirements-report.txt requirements-dashboard.txt requirements-hub.txt requirements-onnx.txt
+$(READY): pyproject.toml setup.py requirements.txt requirements-dev.txt requirements-report.txt requirements-dashboard.txt requirements-hf.txt requirements-onnx.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -e '.[dev,report,dashboard,hub,onnx]'
+	$(BIN)/pip install --quiet -e '.[dev,report,dashboard,hf,onnx]'
 	touch $@
 
 train: setup  ## the demo: a LIMoE with its experts on two processes
@@ -37,14 +37,6 @@ $(PEERS)/.ready: $(READY) requirements-open-clip.txt requirements-tokenizers.txt
 	$(BIN)/python -m venv $(PEERS)
 	echo "import site; site.addsitedir('$$($(BIN)/python $(PURELIB))')" > $$($(PEERS)/bin/python $(PURELIB))/limoe.pth
 	$(PEERS)/bin/pip install --quiet -r requirements-open-clip.txt -r requirements-tokenizers.txt -r requirements-clip-benchmark.txt
-	touch $@
-
-stores: $(STORES)/.ready  ## what reads s3:// and a server that answers so, beside our own packages; tests/stores needs them
-
-$(STORES)/.ready: $(READY) requirements-s3.txt requirements-stores.txt
-	$(BIN)/python -m venv $(STORES)
-	echo "import site; site.addsitedir('$$($(BIN)/python $(PURELIB))')" > $$($(STORES)/bin/python $(PURELIB))/limoe.pth
-	$(STORES)/bin/pip install --quiet -r requirements-s3.txt -r requirements-stores.txt
 	touch $@
 
 stores: $(STORES)/.ready  ## what reads s3:// and a server that answers so, beside our own packages; tests/stores needs them

@@ -110,7 +110,7 @@ def _snapshot(place: HubPlace, names: tuple[str, ...], typed: HubPlace | None = 
 
 
 def _library(asked: str) -> Any:
-    check_extra("huggingface_hub", "hub", f"{asked}: the Hugging Face Hub needs huggingface_hub")
+    check_extra("huggingface_hub", "hf", f"{asked}: the Hugging Face Hub needs huggingface_hub")
     import huggingface_hub
 
     return huggingface_hub

@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-MISSING = "huggingface_hub is not installed (requirements-hub.txt)"
+MISSING = "huggingface_hub is not installed (requirements-hf.txt)"
 
 
 @dataclass

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRAS = (
-    "dev", "report", "dashboard", "s3", "gs", "hf", "hub", "onnx", "tokenizers", "open-clip", "clip-benchmark", "parquet",
+    "dev", "report", "dashboard", "s3", "gs", "hf", "onnx", "tokenizers", "open-clip", "clip-benchmark", "parquet",
 )  # fmt: skip
 PINNED = ("requirements.txt", *(f"requirements-{extra}.txt" for extra in EXTRAS))
 BUILT_FROM = ("pyproject.toml", "setup.py", "README.md", *PINNED, "model", "trainer", "conf")

@@ -14,7 +14,7 @@ def check_push(name: str) -> None:
     """Raise UserError, before anything is written, where the repository cannot be written to."""
     if not NAME.fullmatch(name):
         raise UserError(f"push={name}: give a repository of the Hugging Face Hub, push=OWNER/NAME")
-    check_extra("huggingface_hub", "hub", f"push={name}: the Hugging Face Hub needs huggingface_hub")
+    check_extra("huggingface_hub", "hf", f"push={name}: the Hugging Face Hub needs huggingface_hub")
     import huggingface_hub
     from huggingface_hub.errors import LocalTokenNotFoundError
 
