@@ -125,6 +125,11 @@ class RouterConfig:
         return replace(self, eval_capacity_factor=None) if self.choice == "token" else self
 
 
+def kept_patches(patches: int, share: float) -> int:
+    """How many of an image's patches stay when a share is dropped: the nearest number, at least one."""
+    return max(1, round(patches * (1 - share)))
+
+
 @dataclass
 class ModelConfig:
     """The architecture: everything that determines a tensor's shape."""

@@ -12,11 +12,6 @@ BLOCK = 4
 """64-bit numbers of a step of Philox's counter (Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3")."""
 
 
-def kept_patches(patches: int, share: float) -> int:
-    """How many of an image's patches stay when a share is dropped: the nearest number, at least one."""
-    return max(1, round(patches * (1 - share)))
-
-
 def draw_kept(key: int, first: int, images: int, patches: int, kept: int) -> Tensor:
     """The patches that stay of consecutive images: int64 `[images, kept]`, on the CPU, each row ascending.
 

@@ -36,12 +36,12 @@ def test_what_is_told_to_nobody_ends_well(arguments: list[str]):
 def test_a_table_that_nobody_reads_does_not_end_what_prints_it():
     program = (
         "import sys\n"
-        "from trainer.reporting.bar import _print_line\n"
+        "from trainer.reporting.bar import print_line\n"
         "from trainer.reporting.tables import facts_table, summary_table\n"
         "for _ in range(3):\n"
         "    facts_table([('a', 'b' * 9999)])\n"
         "    summary_table('x', [('a', 'b', '')], [('c', 'd')])\n"
-        "    _print_line('e')\n"
+        "    print_line('e')\n"
         "print('went on', file=sys.stderr)"
     )
     done = without_reader("-c", program)

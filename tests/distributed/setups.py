@@ -15,10 +15,11 @@ from torch.distributed.tensor import DTensor
 
 from model.auxiliary import sum_over
 from model.balance import update_biases
+from model.config import kept_patches
 from model.freeze import freeze
 from model.limoe import LIMoE
 from model.objective import training_losses
-from model.patch_dropout import draw_kept, kept_patches
+from model.patch_dropout import draw_kept
 from model.peers import SingleProcess
 from trainer.checkpoint.files import checkpoint_path
 from trainer.checkpoint.load import SavedState, load_state, read_progress, resumed_kinds, trained_since

@@ -169,5 +169,5 @@ def test_a_model_of_another_kind_says_what_it_is(hub: FakeHub, content: dict[str
 
 def test_without_the_client_a_line_names_what_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r'needs huggingface_hub: pip install "limoe-trainer\[hub\]"$'):
+    with pytest.raises(UserError, match=r'needs huggingface_hub: pip install "limoe-trainer\[hf\]"$'):
         model.load("hf://owner/name")

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from model.config import kept_patches
 from model.limoe import LIMoE
-from model.patch_dropout import draw_kept, kept_patches
+from model.patch_dropout import draw_kept
 from tests.distributed.setups import batch, tiny
 
 KEY = 2**63 + 7

@@ -7,9 +7,8 @@ involve several fields are in `trainer.config.checks`.
 from dataclasses import dataclass, field
 from typing import Any
 
-from model.config import ModelConfig, RouterConfig
+from model.config import ModelConfig, RouterConfig, kept_patches
 from model.option import option
-from model.patch_dropout import kept_patches
 
 
 @dataclass

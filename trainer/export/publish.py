@@ -19,11 +19,11 @@ def check_push(name: str) -> None:
     from huggingface_hub.errors import LocalTokenNotFoundError
 
     try:
-        huggingface_hub.whoami()
+        huggingface_hub.HfApi().whoami()
     except LocalTokenNotFoundError as problem:
         raise UserError(f"push={name}: not logged in to the Hugging Face Hub: `hf auth login`, or set HF_TOKEN") from problem
-    except OSError as problem:
-        raise UserError(f"push={name}: the Hugging Face Hub does not know you ({reason(problem)}): `hf auth login`") from problem
+    except Exception as problem:  # the client's own errors, and those of its HTTP library
+        raise UserError(f"push={name}: the Hugging Face Hub does not know you ({reason(problem)}): check the network, or `hf auth login`") from problem
 
 
 def publish(export: Export) -> str:
@@ -41,7 +41,7 @@ def publish(export: Export) -> str:
             delete_patterns=["*.onnx", "*.onnx.data", "*.pt2"],  # of an earlier export
             commit_message=f"Export of {export.run_dir.name}",
         )
-    except (OSError, ValueError) as problem:
+    except Exception as problem:  # as above
         raise UserError(
             f"the export is complete in {export.output}, but push={export.push} failed ({reason(problem)}): "
             f"run the same command again"

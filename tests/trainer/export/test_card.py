@@ -132,8 +132,9 @@ def test_a_word_that_the_hub_would_refuse(run_dir: Path, word: str):
 
 def test_the_hubs_own_reader_finds_the_results(run_dir: Path):
     cards = pytest.importorskip("huggingface_hub.repocard", reason=MISSING)
-    card_of(checkpoint_path(run_dir, 20), "license=mit")
-    data = cards.ModelCard.load(run_dir.parent / "out" / "README.md").data
+    checkpoint = checkpoint_path(run_dir, 20)
+    card_of(checkpoint, "license=mit")
+    data = cards.ModelCard.load(checkpoint.parent / "out" / "README.md").data
     found = {(result.dataset_name, result.metric_name): result.metric_value for result in data.eval_results}
     assert found["animals", "zero-shot top-1"] == 0.25 and len(found) == 4
     assert (data.license, data.library_name, data.model_name) == ("mit", "limoe-trainer", "photos")

@@ -50,6 +50,16 @@ def test_who_may_not_write_is_told_before_anything_is_written(run_dir: Path, hub
     assert not (run_dir / "export").exists()
 
 
+def test_a_hub_that_cannot_be_reached_is_told_before_anything_is_written(
+    run_dir: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HF_TOKEN", hub.writer)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    with pytest.raises(UserError, match=r"^push=owner/photos: the Hugging Face Hub does not know you \(.*check the network"):
+        export_newest([f"run={run_dir}", "push=owner/photos"])
+    assert not (run_dir / "export").exists()
+
+
 def test_an_export_is_complete_even_if_the_upload_fails(run_dir: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_TOKEN", hub.writer)
     monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", fail)
@@ -70,5 +80,5 @@ def test_a_repository_has_an_owner_and_a_name(run_dir: Path, name: str):
 
 def test_without_the_client_a_line_names_what_to_install(run_dir: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r'needs huggingface_hub: pip install "limoe-trainer\[hub\]"$'):
+    with pytest.raises(UserError, match=r'needs huggingface_hub: pip install "limoe-trainer\[hf\]"$'):
         export_newest([f"run={run_dir}", "push=owner/photos"])

@@ -26,10 +26,10 @@ def test_pairs_are_counted_to_their_source_in_micro_batches_and_in_one(micro: bo
         losses.begin(is_recorded=True)
         losses.drew(["a", "a", "b", "a"])
         if micro:
-            losses.saw(first, scale)
+            losses.saw(first, scale, None)
         losses.drew(["b", "a", "b", "b"])
-        losses.saw(second if micro else torch.cat([first, second]), scale)
-    of = [pair_losses(pairs, scale, SingleProcess()) for pairs in ([first, second] if micro else [torch.cat([first, second])])]
+        losses.saw(second if micro else torch.cat([first, second]), scale, None)
+    of = [pair_losses(pairs, scale, None, SingleProcess()) for pairs in ([first, second] if micro else [torch.cat([first, second])])]
     each = torch.cat(of).double()
     torch.testing.assert_close(losses.sums, torch.stack([each[[0, 1, 3, 5]].sum(), each[[2, 4, 6, 7]].sum()]))
 
@@ -40,5 +40,5 @@ def test_a_step_that_is_not_recorded_costs_nothing(monkeypatch: pytest.MonkeyPat
         losses = LossBySource(names, SingleProcess(), CPU)
         losses.begin(is_recorded)
         losses.drew(["a", "b", "b", "a"])
-        losses.saw(embeddings(1), torch.tensor(7.0))
+        losses.saw(embeddings(1), torch.tensor(7.0), None)
         assert losses.sums.tolist() == [0.0] * len(names)

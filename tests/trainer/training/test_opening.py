@@ -70,11 +70,12 @@ class Stages:
 
     def put_in_place(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Let `open_run` use these."""
-        loader = SimpleNamespace(close=self.closer("the loader"), streams=1)
+        mixture = SimpleNamespace(recorded=lambda: None)
+        loader = SimpleNamespace(close=self.closer("the loader"), streams=1, mixture=mixture)
         values = {
             "open_run_directory": (Path("run"), None),
             "find_pairs": SimpleNamespace(loader=self.stage("the loader", loader)),
-            "TrainingProgress": SimpleNamespace(pairs=0, streams=None, data=None, step=0),
+            "TrainingProgress": SimpleNamespace(pairs=0, streams=None, data=None, step=0, mixture=None),
             "Recorder": SimpleNamespace(close=self.closer("Recorder")),
         }
         for name in STAGES:
