@@ -23,7 +23,9 @@ def check_push(name: str) -> None:
     except LocalTokenNotFoundError as problem:
         raise UserError(f"push={name}: not logged in to the Hugging Face Hub: `hf auth login`, or set HF_TOKEN") from problem
     except Exception as problem:  # the client's own errors, and those of its HTTP library
-        raise UserError(f"push={name}: the Hugging Face Hub does not know you ({reason(problem)}): check the network, or `hf auth login`") from problem
+        raise UserError(
+            f"push={name}: the Hugging Face Hub does not know you ({reason(problem)}): check the network, or `hf auth login`"
+        ) from problem
 
 
 def publish(export: Export) -> str:

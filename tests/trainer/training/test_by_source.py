@@ -29,7 +29,9 @@ def test_pairs_are_counted_to_their_source_in_micro_batches_and_in_one(micro: bo
             losses.saw(first, scale, None)
         losses.drew(["b", "a", "b", "b"])
         losses.saw(second if micro else torch.cat([first, second]), scale, None)
-    of = [pair_losses(pairs, scale, None, SingleProcess()) for pairs in ([first, second] if micro else [torch.cat([first, second])])]
+    of = [
+        pair_losses(pairs, scale, None, SingleProcess()) for pairs in ([first, second] if micro else [torch.cat([first, second])])
+    ]
     each = torch.cat(of).double()
     torch.testing.assert_close(losses.sums, torch.stack([each[[0, 1, 3, 5]].sum(), each[[2, 4, 6, 7]].sum()]))
 
