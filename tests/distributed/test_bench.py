@@ -8,7 +8,7 @@ import pytest
 
 from model.count import count_parameters
 from tests.distributed.spawn import run_distributed
-from trainer.bench import accumulate, layer, watching
+from trainer.bench import accumulate, layer, step, watching
 from trainer.bench.checkpoint import COLUMNS, bench
 from trainer.config.compose import compose_config
 from trainer.distributed.processes import Processes
@@ -58,6 +58,25 @@ def test_it_measures_watched_steps_beside_unwatched_ones_and_leaves_nothing(tmp_
     assert least <= float(cells[3]) <= most
     assert float(cells[6].removesuffix("%")) == pytest.approx(100 * record / (10 * unwatched), rel=0.1)
     assert list(tmp_path.iterdir()) == []
+
+
+def step_by_step(processes: Processes) -> str:
+    """The table of steps, plain alone: compiling takes long."""
+    step.WARM_UP, step.STEPS, step.REPEATS, step.WAYS = 1, 1, 2, {"plain": ()}
+    return step.bench(processes, ["limoe_tiny"])
+
+
+def test_it_measures_a_step_beside_the_dense_twins():
+    lines = run_distributed(step_by_step, 1)[0].splitlines()
+    dense, sparse = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines if "_tiny" in line)
+    assert len(dense) == len(sparse) == len(step.COLUMNS)
+    assert (dense[0], sparse[0], dense[4], dense[5]) == ("dense_tiny", "limoe_tiny", "1.000", "1.000 … 1.000")
+    least, most = map(float, sparse[5].split(" … "))
+    assert least <= float(sparse[4]) <= most
+    # As many FLOPs in the time, within what the two differ in.
+    assert float(sparse[6]) * float(sparse[3].removesuffix(" ms")) == pytest.approx(
+        float(dense[6]) * float(dense[3].removesuffix(" ms")), rel=0.03
+    )
 
 
 def accumulate_in_few_steps(processes: Processes) -> str:
