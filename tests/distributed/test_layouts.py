@@ -57,10 +57,14 @@ def expected(changes: tuple[tuple[str, object], ...]) -> Trained:
 
 
 def assert_same_state(actual: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float = 1e-5) -> None:
-    """Tensor by tensor; moments, which are small, relative to the largest value in the tensor."""
+    """Tensor by tensor; moments, which are small, relative to the largest value in the tensor.
+
+    Three times as far for these: after three steps, what float32 rounds differently in a sum is more than a hundred of its units
+    in a gradient that is a difference of large ones.
+    """
     assert actual.keys() == wanted.keys()
     for name, value in wanted.items():
-        scale = 1.0 if name.startswith(f"{WEIGHTS}/") else max(value.abs().max().item(), 1e-9)
+        scale = 1.0 if name.startswith(f"{WEIGHTS}/") else 3 * max(value.abs().max().item(), 1e-9)
         assert actual[name].shape == value.shape, name
         off = (actual[name] - value).abs().max().item()
         assert off <= tolerance * scale, f"{name}: off by {off:.2e}, values up to {value.abs().max():.2e}"
