@@ -312,7 +312,7 @@ def checkpoint_of(run: str) -> Path:
     except OSError as problem:
         raise UserError(f"run={run}: {problem.filename} cannot be read ({reason(problem)})") from problem
     if checkpoint is None and (where / EXPORTED).is_file():
-        raise UserError(f"run={run} is an export, for model.load alone; give the run directory that it was exported from")
+        raise UserError(f"run={run} is an export, which has no checkpoints; give the run directory that it was exported from")
     if checkpoint is None:
         raise UserError(f"run={run}: no complete checkpoint there; give a run directory, or one of its checkpoints")
     return checkpoint

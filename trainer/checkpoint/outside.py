@@ -16,6 +16,7 @@ from model.config import ModelConfig, RouterConfig
 from model.hub_tokenizer import canonical
 from model.limoe import LIMoE
 from model.outside import CLIP, SIGLIP, Translation, as_asked, sizes_of, translate
+from model.peers import Peers
 from trainer.engine.state import named_tensors
 from trainer.errors import UserError, reason
 
@@ -73,7 +74,7 @@ class Outside:
 
     tokenizer_name = TOKENIZER
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+    def tensors(self, peers: Peers | None = None) -> Iterator[tuple[str, Tensor]]:
         """Ours, one after another, in float32. Raises UserError where the file cannot be read."""
         file = _open(self.path)
         for name, part in _translation(self.path, file, self.pad).parts.items():

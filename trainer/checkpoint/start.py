@@ -17,6 +17,7 @@ from model.limoe import LIMoE
 from model.paths import user_path
 from model.peers import Peers
 from model.upcycle import copies, upcycle
+from trainer.checkpoint.exported import read_exported
 from trainer.checkpoint.files import CONFIG, TOKENIZER
 from trainer.checkpoint.identity import OF_EXPERTS, compared_with, refuse_other_model, tell_other_pictures
 from trainer.checkpoint.load import load_state
@@ -54,7 +55,7 @@ OF_TEXT_TOWER = (
 class Start:
     """A checkpoint as the start of the model of a configuration. router: the one that the checkpoint was trained with.
 
-    outside: the file of weights that it is, if it is none of our checkpoints.
+    outside: the file of weights that it is, if it is none of our checkpoints: from elsewhere, or of an export.
     """
 
     checkpoint: Path
@@ -97,7 +98,7 @@ class Start:
 
     def _tensors(self, sharding: ExpertSharding | None, peers: Peers | None) -> Iterator[tuple[str, Tensor]]:
         if self.outside is not None:
-            return self.outside.tensors()
+            return self.outside.tensors(peers)
         return load_state(self.checkpoint, self.unfilled(peers), sharding, (WEIGHTS,)).tensors(WEIGHTS)
 
     def tokenizer(self) -> bytes:
@@ -150,6 +151,24 @@ def start_from_outside(path: Path, config: Config, otherwise: str) -> Start:
     _check_upcycling(start, otherwise)
     if config.data.tokenizer is None:
         Tokenizer(start.tokenizer())
+    return start
+
+
+def start_from_export(folder: Path, config: Config, otherwise: str) -> Start:
+    """How the model of a configuration starts from an export of ours.
+
+    `otherwise`: as of start_from. Raises UserError for a part of a model, and for a model that cannot be fitted.
+    """
+    exported = read_exported(folder)
+    trained = deepcopy(config)
+    trained.model, trained.router = exported.source, exported.router
+    trained.data.mean, trained.data.std = exported.pixels["mean"], exported.pixels["std"]
+    compared = {name: (value_of(trained, name), value_of(config, name)) for name in KEYS}
+    _check_same(str(folder), trained.model, config, compared, otherwise, FITTED)
+    blocks = _blocks(str(folder), exported.source, config, otherwise)
+    adaptation = Adaptation(exported.source, config.model, blocks, _same_pieces(folder, config))
+    start = Start(folder, config, exported.router, adaptation, exported)
+    _check_upcycling(start, otherwise)
     return start
 
 

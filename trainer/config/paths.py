@@ -7,6 +7,9 @@ from model.paths import expand, expand_local
 from trainer.config.keys import KEYS, value_of
 from trainer.config.schema import Config
 
+ON_HUB = "hf://"
+"""How an export on the Hugging Face Hub is named (model.hub)."""
+
 
 def expand_paths(config: Config) -> None:
     """Expand each path of the configuration for this user; `pipe:` commands and URLs stay as they are.
@@ -19,7 +22,8 @@ def expand_paths(config: Config) -> None:
         if key.option.path and value != key.default:
             section, _, leaf = key.name.rpartition(".")
             # Those that name shards may be anything; the others are each one path.
-            expanded = _expanded(value, key.name) if key.kind is Any else value and expand_local(value, key.name)
+            may_be_remote = key.kind is Any or str(value).startswith(ON_HUB)
+            expanded = _expanded(value, key.name) if may_be_remote else value and expand_local(value, key.name)
             setattr(value_of(config, section) if section else config, leaf, expanded)
 
 

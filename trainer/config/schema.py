@@ -391,9 +391,9 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     init_from: str | None = option(
         None,
-        "a run or checkpoint directory, or weights of a CLIP or SigLIP from elsewhere: start a new run with these weights (and "
-        "tokenizer) only. Images, patches and texts may have other sizes, and experts start as copies of a dense model's MLPs "
-        "(upcycling); a table says what was changed",
+        "a run or checkpoint directory, an export (or hf://OWNER/NAME), or weights of a CLIP or SigLIP from elsewhere: start a "
+        "new run with these weights (and tokenizer) only. Images, patches and texts may have other sizes, and experts start as "
+        "copies of a dense model's MLPs (upcycling); a table says what was changed",
         path=True,
         filled=True,
     )

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from model.hub import local_folder
 from model.secrets import cleared
+from trainer.checkpoint.exported import is_exported
 from trainer.checkpoint.files import (
     BEST,
     CONFIG,
@@ -23,7 +25,7 @@ from trainer.checkpoint.files import (
 from trainer.checkpoint.identity import check_identity, warn_of_other_pictures
 from trainer.checkpoint.load import check_sound, damage, newest_sound, read_progress
 from trainer.checkpoint.outside import find_outside
-from trainer.checkpoint.start import Start, start_from, start_from_outside
+from trainer.checkpoint.start import Start, start_from, start_from_export, start_from_outside
 from trainer.config.compose import load_config
 from trainer.config.schema import Config
 from trainer.distributed.agree import first_reads
@@ -117,8 +119,14 @@ def initial_weights(config: Config, run_dir: Path, processes: Processes) -> Star
 
 
 def _start(config: Config, processes: Processes, digests: bool = True) -> Start:
-    """How the run starts from what init_from names: weights from elsewhere, or the newest sound checkpoint. A collective."""
-    place = Path(str(config.init_from))
+    """How the run starts from what init_from names: an export, weights from elsewhere, or the newest sound checkpoint.
+
+    A collective."""
+    asked = str(config.init_from)
+    first_reads(lambda: local_folder(asked), processes)  # of an export on the Hub; the other ranks find it in the cache
+    place = local_folder(asked)
+    if first_reads(lambda: is_exported(place), processes):
+        return first_reads(lambda: start_from_export(place, config, NEW_WEIGHTS), processes)
     outside = first_reads(lambda: find_outside(place), processes)
     if outside is not None:
         return first_reads(lambda: start_from_outside(outside, config, NEW_WEIGHTS), processes)
