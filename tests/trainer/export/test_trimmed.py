@@ -183,7 +183,9 @@ def test_a_reader_from_before_names_what_it_does_not_know(place: Path):
 
 def test_an_export_is_not_evaluated_and_says_so(place: Path):
     exported(place, "small", "modality=text")
-    with pytest.raises(UserError, match=r"is an export, which has no checkpoints; give the run directory that it was exported from"):
+    with pytest.raises(
+        UserError, match=r"is an export, which has no checkpoints; give the run directory that it was exported from"
+    ):
         evaluate_arguments([f"run={place / 'small'}"])
 
 
