@@ -125,12 +125,12 @@ def start_from(checkpoint: Path, config: Config, otherwise: str) -> Start:
     `otherwise`: what to do if that is not what is wanted. Raises UserError for a checkpoint of a model that cannot be fitted.
     """
     trained = stored_config(checkpoint / CONFIG, []) if (checkpoint / CONFIG).is_file() else config
+    compared, described = compared_with(checkpoint, config), str(checkpoint / CONFIG)
+    _check_same(f"checkpoint {checkpoint}", trained.model, config, compared, otherwise, FITTED, described)
     blocks = _blocks(f"checkpoint {checkpoint}", trained.model, config, otherwise)
     adaptation = Adaptation(trained.model, config.model, blocks, _same_pieces(checkpoint, config))
     start = Start(checkpoint, config, trained.router, adaptation)
     _check_upcycling(start, otherwise)
-    compared, described = compared_with(checkpoint, config), str(checkpoint / CONFIG)
-    _check_same(f"checkpoint {checkpoint}", trained.model, config, compared, otherwise, FITTED, described)
     return start
 
 
@@ -188,7 +188,14 @@ def _check_same(
     free = [*fitted, *(() if source.expert_layers else OF_EXPERTS)]
     if source.towers > config.model.towers:
         free += OF_TEXT_TOWER
-    refuse_other_model(what, compared, otherwise, free, described)
+    try:
+        refuse_other_model(what, compared, otherwise, free, described)
+    except UserError:
+        # All at once: whoever sets what is named, is not to be told next that the blocks do not fit.
+        lost = not set(source.expert_layers) <= set(config.model.expert_layers)
+        blocks = {"model.layers", *(["model.expert_layers"] if lost else [])} if not config.init_blocks else set()
+        refuse_other_model(what, compared, otherwise, [name for name in free if name not in blocks], described)
+        raise
     tell_other_pictures(what, compared)
 
 

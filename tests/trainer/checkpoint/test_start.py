@@ -162,3 +162,13 @@ def test_the_table_of_tokens_is_new_for_another_tokenizer_alone(tmp_path: Path):
         start = started(tmp_path, [], [f"data.tokenizer={tmp_path / name}"])
         assert start.adaptation.same_pieces == (name == "same")
         assert dict(start.rows()).get("token table") == (None if name == "same" else "new, for another tokenizer")
+
+
+def test_all_that_must_be_changed_is_named_at_once_and_the_proposal_works(tmp_path: Path):
+    was = ["model=limoe_tiny"]
+    wanted = ["model.width=64", "model.layers=2", "model.expert_layers=[1]"]
+    with pytest.raises(UserError, match=r"model.width was 128, is 64") as caught:
+        started(tmp_path, was, wanted)
+    proposal = re.search(r": use (.*), or leave out", str(caught.value))
+    assert proposal
+    assert not list(started(tmp_path, was, [*wanted, *proposal[1].split()]).upcycled)
