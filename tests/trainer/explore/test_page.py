@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     folder = tmp_path_factory.mktemp("explore")
     run = write_run(folder / "photos", [0, 1], steps=(10,))
     command = [sys.executable, "-m", "trainer.explore", f"run={run}", "port=0", f"data.cache={folder / 'cache'}"]
-    serving = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell lets what it starts in the background, these tests too, ignore Ctrl-C.
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    serving = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeds)
     assert serving.stdout is not None
     try:
         told = [serving.stdout.readline() for _ in range(3)]
