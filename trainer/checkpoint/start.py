@@ -140,15 +140,8 @@ def start_from_outside(path: Path, config: Config, otherwise: str) -> Start:
     `otherwise`: as of start_from. Raises UserError for a file of anything else, and for a model that cannot be fitted.
     """
     outside = read_outside(path, config.model, config.router)
-    trained = deepcopy(config)
-    trained.model, trained.data.mean, trained.data.std = outside.source, outside.pixels["mean"], outside.pixels["std"]
-    compared = {name: (value_of(trained, name), value_of(config, name)) for name in KEYS}
-    free = [name for name in FITTED if config.init_blocks or name != "model.layers"]
-    _check_same(str(path), trained.model, config, compared, otherwise, free)
-    blocks = _blocks(str(path), outside.source, config, otherwise)
-    adaptation = Adaptation(outside.source, config.model, blocks, _same_pieces_outside(outside, config))
-    start = Start(path, config, config.router, adaptation, outside)
-    _check_upcycling(start, otherwise)
+    fitted = [name for name in FITTED if config.init_blocks or name != "model.layers"]
+    start = _start_from_file(path, outside, config.router, config, otherwise, fitted, _same_pieces_outside(outside, config))
     if config.data.tokenizer is None:
         Tokenizer(start.tokenizer())
     return start
@@ -160,14 +153,20 @@ def start_from_export(folder: Path, config: Config, otherwise: str) -> Start:
     `otherwise`: as of start_from. Raises UserError for a part of a model, and for a model that cannot be fitted.
     """
     exported = read_exported(folder)
+    return _start_from_file(folder, exported, exported.router, config, otherwise, FITTED, _same_pieces(folder, config))
+
+
+def _start_from_file(
+    path: Path, weights: Outside, router: RouterConfig, config: Config, otherwise: str, fitted: Iterable[str], same_pieces: bool
+) -> Start:
+    """From weights that are in none of our checkpoints. router: theirs; fitted: see _check_same; same_pieces: see Adaptation."""
     trained = deepcopy(config)
-    trained.model, trained.router = exported.source, exported.router
-    trained.data.mean, trained.data.std = exported.pixels["mean"], exported.pixels["std"]
+    trained.model, trained.router = weights.source, router
+    trained.data.mean, trained.data.std = weights.pixels["mean"], weights.pixels["std"]
     compared = {name: (value_of(trained, name), value_of(config, name)) for name in KEYS}
-    _check_same(str(folder), trained.model, config, compared, otherwise, FITTED)
-    blocks = _blocks(str(folder), exported.source, config, otherwise)
-    adaptation = Adaptation(exported.source, config.model, blocks, _same_pieces(folder, config))
-    start = Start(folder, config, exported.router, adaptation, exported)
+    _check_same(str(path), weights.source, config, compared, otherwise, fitted)
+    blocks = _blocks(str(path), weights.source, config, otherwise)
+    start = Start(path, config, router, Adaptation(weights.source, config.model, blocks, same_pieces), weights)
     _check_upcycling(start, otherwise)
     return start
 
