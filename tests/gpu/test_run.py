@@ -109,13 +109,19 @@ def test_two_ranks_learn_what_one_learns(tmp_path: Path) -> None:
     assert together.keys() == alone.keys()
 
 
+def struck(signal_number: int, folder: Path) -> subprocess.Popen[str]:
+    """A long run on two ranks, the second of which has been sent a signal while they train."""
+    settings = [*SMALL, "train.steps=100000", "parallel.expert_parallel=2", "parallel.lost_after_seconds=15"]
+    process = start([*settings, "checkpoint.every_steps=5"], folder, ranks=2)
+    wait_for(folder / "run" / "checkpoints" / "step-00000005", process)
+    os.kill(ranks_of(process)[1], signal_number)
+    return process
+
+
 @on_gpu
 @over_nccl
 def test_a_rank_that_dies_is_named_and_nobody_waits_for_it(tmp_path: Path) -> None:
-    settings = [*SMALL, "train.steps=100000", "parallel.expert_parallel=2", "parallel.lost_after_seconds=15"]
-    process = start([*settings, "checkpoint.every_steps=5"], tmp_path, ranks=2)
-    wait_for(tmp_path / "run" / "checkpoints" / "step-00000005", process)
-    os.kill(ranks_of(process)[1], signal.SIGKILL)
+    process = struck(signal.SIGKILL, tmp_path)
     printed = end(process)
     assert process.returncode != 0
     assert "rank 1" in printed or "exitcode: -9" in printed.lower() or "Signal 9" in printed, printed
@@ -125,10 +131,7 @@ def test_a_rank_that_dies_is_named_and_nobody_waits_for_it(tmp_path: Path) -> No
 @over_nccl
 def test_a_rank_that_hangs_is_named_and_nobody_waits_for_it(tmp_path: Path) -> None:
     """NCCL itself waits for ever; the watchdog does not."""
-    settings = [*SMALL, "train.steps=100000", "parallel.expert_parallel=2", "parallel.lost_after_seconds=15"]
-    process = start([*settings, "checkpoint.every_steps=5"], tmp_path, ranks=2)
-    wait_for(tmp_path / "run" / "checkpoints" / "step-00000005", process)
-    os.kill(ranks_of(process)[1], signal.SIGSTOP)
+    process = struck(signal.SIGSTOP, tmp_path)
     printed = end(process)
     assert process.returncode != 0
     assert "rank 1" in printed, printed
