@@ -119,9 +119,10 @@ def estimate_memory(config: Config, world: int) -> Memory:
 
 
 def _bucket_bytes(config: Config) -> int:
-    """Bytes of an element of the buffer: stage 1 fills it with its sums, the others with gradients as they come, and they
+    """Bytes of an element of the buffer: stage 1 fills it with its sums.
 
-    send a copy of another dtype."""
+    The others fill it with gradients as they come, and send a copy of another dtype.
+    """
     weight, gradient = weight_bytes(config), gradient_bytes(config)
     if config.parallel.zero_stage == 1:
         return gradient

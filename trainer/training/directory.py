@@ -121,7 +121,8 @@ def initial_weights(config: Config, run_dir: Path, processes: Processes) -> Star
 def _start(config: Config, processes: Processes, digests: bool = True) -> Start:
     """How the run starts from what init_from names: an export, weights from elsewhere, or the newest sound checkpoint.
 
-    A collective."""
+    A collective.
+    """
     asked = str(config.init_from)
     first_reads(lambda: local_folder(asked), processes)  # of an export on the Hub; the other ranks find it in the cache
     place = local_folder(asked)
